@@ -15,7 +15,7 @@ __all__ = ['load_ipython_extension']
 _HOME = {
     "connect": "store.connect",
 }
-__all__ = ["__version__", "load_ipython_extension", *_HOME]  # noqa: F822, PLE0604
+__all__ = ["__version__", "load_ipython_extension", *_HOME]
 
 # %% ../nbs/99_init.ipynb #getattr
 def __getattr__(name: str) -> Any:

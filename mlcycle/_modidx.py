@@ -42,4 +42,11 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'mlcycle.errors.StoreFullError': ('errors.html#storefullerror', 'mlcycle/errors.py'),
                                 'mlcycle.errors.StoreVersionError': ('errors.html#storeversionerror', 'mlcycle/errors.py'),
                                 'mlcycle.errors.UnsafeModelError': ('errors.html#unsafemodelerror', 'mlcycle/errors.py'),
-                                'mlcycle.errors.UsageError': ('errors.html#usageerror', 'mlcycle/errors.py')}}}
+                                'mlcycle.errors.UsageError': ('errors.html#usageerror', 'mlcycle/errors.py')},
+            'mlcycle.notebooks.entry': { 'mlcycle.notebooks.entry.Engine': ('notebooks/entry.html#engine', 'mlcycle/notebooks/entry.py'),
+                                         'mlcycle.notebooks.entry.Engine.execute_notebook': ( 'notebooks/entry.html#engine.execute_notebook',
+                                                                                              'mlcycle/notebooks/entry.py'),
+                                         'mlcycle.notebooks.entry.Engine.nb_kernel_name': ( 'notebooks/entry.html#engine.nb_kernel_name',
+                                                                                            'mlcycle/notebooks/entry.py'),
+                                         'mlcycle.notebooks.entry.Engine.nb_language': ( 'notebooks/entry.html#engine.nb_language',
+                                                                                         'mlcycle/notebooks/entry.py')}}}
