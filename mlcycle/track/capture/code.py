@@ -19,20 +19,22 @@ __all__ = ['HIDDEN', 'MAX_MODULES', 'MAX_SOURCE', 'redact', 'local_modules', 'ca
 
 # %% ../../../nbs/track/capture/07_code.ipynb #secrets
 HIDDEN = "***"
-_SECRET_NAME = re.compile(
-    r"(?:^|[-_.\s])(?:password|passwd|passphrase|pwd|pass|secret|token|credentials?|auth|bearer|(?:api|access|secret|private|account|auth)[-_.]?key)$", re.I,
+# Patterns as text: `re` compiles and keeps them when they are first used, which most runs, having no arguments, never do
+_SECRET_NAME = (
+    r"(?i)(?:^|[-_.\s])(?:password|passwd|passphrase|pwd|pass|secret|token|credentials?|auth|bearer"
+    r"|(?:api|access|secret|private|account|auth)[-_.]?key)$"
 )
-_SECRET_SHAPE = re.compile(
+_SECRET_SHAPE = (
     r"gh[pousr]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}|hf_\w{20,}|sk-[\w-]{20,}|pypi-[\w-]{20,}|xox[abprs]-[\w-]{10,}"
-    r"|(?:AKIA|ASIA)[0-9A-Z]{16}|AIza[\w-]{30,}|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]*",
+    r"|(?:AKIA|ASIA)[0-9A-Z]{16}|AIza[\w-]{30,}|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]*"
 )
-_URL_PASSWORD = re.compile(r"(?<=://)([^/\s:@]*):[^/\s@]*@")
-_INLINE = re.compile(r"""(["']?)(\w[\w.-]*)\1(\s*[=:]\s*)("[^"]*"|'[^']*'|[^\s,;&}"']+)""")
+_URL_PASSWORD = r"(?<=://)([^/\s:@]*):[^/\s@]*@"
+_INLINE = r"""(["']?)(\w[\w.-]*)\1(\s*[=:]\s*)("[^"]*"|'[^']*'|[^\s,;&}"']+)"""
 
 
-def _words(name: str) -> str:
-    "A name in camel case with its words apart: `dbPassword` as `db-Password`."
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", name)
+def _is_secret(name: str) -> bool:
+    "Whether an option or key of this name holds a secret; `dbPassword` is read as `db-Password`."
+    return bool(re.search(_SECRET_NAME, re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", name.lstrip("-"))))
 
 
 def redact(
@@ -45,13 +47,13 @@ def redact(
             hidden.append(HIDDEN)
             expected = False
             continue
-        expected = argument.startswith("-") and "=" not in argument and bool(_SECRET_NAME.search(_words(argument.lstrip("-"))))
-        text = _URL_PASSWORD.sub(rf"\1:{HIDDEN}@", argument)
-        text = _INLINE.sub(lambda m: m[1] + m[2] + m[1] + m[3] + HIDDEN if _SECRET_NAME.search(_words(m[2])) else m[0], text)
+        expected = argument.startswith("-") and "=" not in argument and _is_secret(argument)
+        text = re.sub(_URL_PASSWORD, rf"\1:{HIDDEN}@", argument)
+        text = re.sub(_INLINE, lambda m: m[1] + m[2] + m[1] + m[3] + HIDDEN if _is_secret(m[2]) else m[0], text)
         option, equals, _ = text.partition("=")
-        if equals and _SECRET_NAME.search(_words(option.lstrip("-"))):
+        if equals and _is_secret(option):
             text = f"{option}={HIDDEN}"
-        hidden.append(_SECRET_SHAPE.sub(HIDDEN, text))
+        hidden.append(re.sub(_SECRET_SHAPE, HIDDEN, text))
     return hidden
 
 # %% ../../../nbs/track/capture/07_code.ipynb #modules

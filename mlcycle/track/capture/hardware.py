@@ -59,7 +59,8 @@ def _cgroup(root: str | Path = "/sys/fs/cgroup", membership: str | Path = "/proc
             found["memory"] = min(found.get("memory", sys.maxsize), int(memory))
         if level == base:
             break
-    quota, period, memory = (_read(base / name) for name in ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us", "memory/memory.limit_in_bytes"))
+    quota, period = _read(base / "cpu/cpu.cfs_quota_us"), _read(base / "cpu/cpu.cfs_period_us")
+    memory = _read(base / "memory/memory.limit_in_bytes")
     if quota.isdigit() and period.isdigit() and int(period):
         found["cpus"] = round(int(quota) / int(period), 3)
     if memory.isdigit() and int(memory) < 2**60:  # Version 1 says "no limit" with a huge number

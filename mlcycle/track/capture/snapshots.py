@@ -11,6 +11,7 @@ import shutil
 import stat
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,7 @@ REFS = "refs/mlcycle"
 MAX_FILE = 10 * 2**20    # Bytes of the largest untracked file that is kept
 MAX_TOTAL = 100 * 2**20  # Bytes of all untracked files that are kept
 MAX_COUNT = 2_000        # Number of untracked files that are kept
-SECRETS = re.compile(rb"\.env(\..*)?|\.netrc|\.pgpass|id_(rsa|ed25519).*|.*\.(pem|key|p12|pfx|kdbx)")  # Untracked file names that are left out
+SECRETS = rb"\.env(\..*)?|\.netrc|\.pgpass|id_(rsa|ed25519).*|.*\.(pem|key|p12|pfx|kdbx)"  # Untracked files that are left out
 
 # %% ../../../nbs/track/capture/04_snapshots.ipynb #choose
 @dataclass(frozen=True, slots=True)
@@ -43,54 +44,61 @@ def choose(
     changes: tuple[Change, ...],   # What differs from HEAD
 ) -> Chosen:                       # What of it is kept
     "Decide what a snapshot holds."
-    root, warnings = os.fsencode(top), []
     keep, untracked, stats, newest = [], [], [], 0
-    left: dict[str, list[bytes]] = {}
+    left: dict[str, list[bytes]] = {}  # Why a path is left out, to the paths
     for change in changes:
         if change.submodule[0] == "S" and change.submodule[2:] != "..":
             left.setdefault("has uncommitted changes of its own: commit them in the submodule", []).append(change.path)
         if change.gone:
             continue
-        if change.path.endswith(b"/"):
-            left.setdefault("is a repository of its own: add it as a submodule, or ignore it", []).append(change.path)
-            continue
+        path = os.path.join(os.fsencode(top), change.path)
         try:
-            info = os.lstat(os.path.join(root, change.path))
+            info = os.lstat(path)
         except OSError:
             continue  # Gone since the status was taken; the next run will see it
-        if stat.S_ISREG(info.st_mode) and not os.access(os.path.join(root, change.path), os.R_OK):
-            left.setdefault("cannot be read: check its permissions", []).append(change.path)
-        elif change.untracked and SECRETS.fullmatch(os.path.basename(change.path)):
-            left.setdefault("looks like a secret: list it in .gitignore", []).append(change.path)
-        elif change.untracked and info.st_size > MAX_FILE:
-            left.setdefault(f"is untracked and over {MAX_FILE >> 20} MiB: list it in .gitignore, or track it with DVC or Git LFS", []).append(change.path)
-        else:
-            stats.append((change.path, info.st_mode, info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino))
-            newest = max(newest, info.st_mtime_ns)
-            (untracked if change.untracked else keep).append((info.st_size, change.path))
+        if reason := _obstacle(change, path, info):
+            left.setdefault(reason, []).append(change.path)
+            continue
+        stats.append((change.path, info.st_mode, info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino))
+        newest = max(newest, info.st_mtime_ns)
+        (untracked if change.untracked else keep).append((info.st_size, change.path))
     total = 0
     for number, (size, path) in enumerate(sorted(untracked)):
         total += size
-        if number >= MAX_COUNT or total > MAX_TOTAL:
-            reason = f"is one of too many untracked files (limits: {MAX_COUNT} files, {MAX_TOTAL >> 20} MiB): list their folder in .gitignore"
-            left.setdefault(reason, []).append(path)
-        else:
+        if number < MAX_COUNT and total <= MAX_TOTAL:
             keep.append((size, path))
-    for reason, paths in left.items():
-        more = f" (and {len(paths) - 3} more)" if len(paths) > 3 else ""
-        warnings.append(f"not in the snapshot: {', '.join(printable(p) for p in sorted(paths)[:3])}{more}, which {reason}")
-    gone = tuple(c.path for c in changes if c.gone)
-    return Chosen(tuple(path for _, path in keep), gone, tuple(stats), newest, tuple(warnings))
+            continue
+        limits = f"{MAX_COUNT} files, {MAX_TOTAL >> 20} MiB"
+        left.setdefault(f"is beyond the limits for untracked files ({limits}): list such files in .gitignore", []).append(path)
+    gone = tuple(change.path for change in changes if change.gone)
+    return Chosen(tuple(path for _, path in keep), gone, tuple(stats), newest, tuple(map(_warning, left, left.values())))
+
+
+def _obstacle(change: Change, path: bytes, info: os.stat_result) -> str:
+    "Why a file cannot or should not be read, and what to do; empty when it can."
+    if change.path.endswith(b"/"):
+        return "is a repository of its own: add it as a submodule, or list it in .gitignore"
+    if stat.S_ISREG(info.st_mode) and not os.access(path, os.R_OK):
+        return "cannot be read: check its permissions"
+    if change.untracked and re.fullmatch(SECRETS, os.path.basename(path)):
+        return "looks like a secret: list it in .gitignore"
+    if change.untracked and info.st_size > MAX_FILE:
+        return f"is untracked and over {MAX_FILE >> 20} MiB: list it in .gitignore, or track it with DVC or Git LFS"
+    return ""
+
+
+def _warning(reason: str, paths: list[bytes]) -> str:
+    "One line on what is left out, naming at most three paths."
+    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+    return f"not in the snapshot: {', '.join(map(printable, sorted(paths)[:3]))}{more}: {'each ' if len(paths) > 1 else ''}{reason}"
 
 # %% ../../../nbs/track/capture/04_snapshots.ipynb #make
 def _tree(repository: Repository, chosen: Chosen) -> str:
     "Write the chosen state as a tree object, through an index that is thrown away."
     with tempfile.TemporaryDirectory(prefix="mlcycle-index-") as folder:
         index = Path(folder, "index")
-        try:
+        with suppress(FileNotFoundError):  # There is none before the first `git add`
             shutil.copy2(repository.folder / "index", index)
-        except FileNotFoundError:
-            pass  # Nothing was ever added
         env = {"GIT_INDEX_FILE": str(index)}
         update = ("-c", "core.fsmonitor=false", "-c", "core.splitIndex=false", "update-index", "-z")
         if chosen.gone:
@@ -124,8 +132,8 @@ _last: dict[Path, tuple[tuple, str | GitTimeout, tuple[str, ...]]] = {}  # Git f
 def snapshot(
     repository: Repository,  # Which one
     state: Status,           # Its state, just taken
-) -> tuple[str | None, tuple[str, ...]]:  # The commit that holds the state (HEAD for a clean tree, None before a first commit without files), and what it lacks
-    "Keep the work tree as it is. Raises `GitError` when Git cannot."
+) -> tuple[str | None, tuple[str, ...]]:  # The commit that holds it, None in an empty repository; what it lacks
+    "Keep the work tree as it is; HEAD's own commit when it is clean. Raises `GitError` when Git cannot."
     if not state.changes:
         if state.commit:
             _hold(repository, state.commit)  # An amended or rebased commit would be lost otherwise
@@ -159,5 +167,5 @@ def restore(
     commit: str,             # The snapshot
     folder: Path,            # A folder that does not exist yet
 ) -> None:
-    "Check a snapshot out into a folder of its own, as `git worktree add --detach FOLDER COMMIT` does; `git worktree remove` undoes it. Raises `GitError`."
+    "Check a snapshot out into a folder of its own; `git worktree remove` undoes it. Raises `GitError`."
     run_git(repository.top, "worktree", "add", "--quiet", "--detach", str(folder), commit, timeout=600)
