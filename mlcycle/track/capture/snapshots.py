@@ -100,12 +100,13 @@ def _tree(repository: Repository, chosen: Chosen) -> str:
         with suppress(FileNotFoundError):  # There is none before the first `git add`
             shutil.copy2(repository.folder / "index", index)
         env = {"GIT_INDEX_FILE": str(index)}
-        update = ("-c", "core.fsmonitor=false", "-c", "core.splitIndex=false", "update-index", "-z")
+        plain = ("-c", "core.fsmonitor=false", "-c", "core.splitIndex=false")  # Else parts of the copy land in the user's Git folder
+        update = (*plain, "update-index", "-z")
         if chosen.gone:
             run_git(repository.top, *update, "--force-remove", "--stdin", stdin=b"\0".join(chosen.gone) + b"\0", env=env)
         if chosen.keep:
             run_git(repository.top, *update, "--add", "--replace", "--remove", "--stdin", stdin=b"\0".join(chosen.keep) + b"\0", env=env)
-        return run_git(repository.top, "write-tree", "--missing-ok", env=env).decode().strip()
+        return run_git(repository.top, *plain, "write-tree", "--missing-ok", env=env).decode().strip()
 
 
 def _commit(repository: Repository, tree: str, parent: str | None, seconds: int) -> str:
