@@ -61,7 +61,7 @@ def footprint(top: Path) -> dict[str, object]:
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         name = path.relative_to(folder).as_posix()
         if not name.startswith(("objects/", "refs/mlcycle/")):
-            changed = 0 if name.startswith("sharedindex.") else path.stat().st_mtime_ns  # Git itself marks that one as used when it reads it
+            changed = 0 if name.startswith("sharedindex.") else path.stat().st_mtime_ns  # Git marks that one when it reads it
             found[name] = (hashlib.sha256(path.read_bytes()).hexdigest(), changed)
     for path in sorted(p for p in top.rglob("*") if ".git" not in p.relative_to(top).parts):
         info = path.lstat()
@@ -151,6 +151,7 @@ def test_same_state_is_one_commit_and_a_changed_one_another(repo: Path) -> None:
     snapshots._last.clear()
     assert capture(repo).data["snapshot"] == one, "another process must make the same commit"
     assert len(call(repo, "for-each-ref", "refs/mlcycle").splitlines()) == 1
+    assert snapshots._last, "an old file's state is remembered, or each run would make its snapshot anew"
     (repo / "train.py").write_text("lr = 2\n")
     os.utime(repo / "train.py", (past, past))
     assert files(repo, capture(repo).data["snapshot"])["train.py"][1] == "lr = 2\n"
@@ -160,6 +161,7 @@ def test_quick_edits_of_equal_size_are_seen(repo: Path) -> None:
     "Edits faster than the file system's clock: each snapshot must hold the content of its moment."
     for number in range(1000, 1012):
         (repo / "train.py").write_text(f"{number}\n")
+        assert not snapshots._last, "a state so fresh must not be remembered: file systems exist whose clock ticks every two seconds"
         assert files(repo, capture(repo).data["snapshot"])["train.py"][1] == f"{number}\n"
 
 
@@ -281,7 +283,7 @@ def test_failing_filter_is_a_warning(repo: Path) -> None:
 
 
 def test_inside_a_git_hook(repo: Path, tmp_path: Path) -> None:
-    "A training script started by a pre-commit hook inherits GIT_DIR and GIT_INDEX_FILE, which name another repository or a half-made index."
+    "A training script started by a pre-commit hook inherits variables that name another repository or a half-made index."
     other = tmp_path / "other"
     other.mkdir()
     call(other, "init", "-q")

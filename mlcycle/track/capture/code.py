@@ -108,7 +108,8 @@ def _main() -> tuple[str, str]:
     "File and module name (for `python -m`) of what Python was started with; empty strings where there is none."
     main = sys.modules.get("__main__")
     spec = getattr(main, "__spec__", None)
-    return getattr(main, "__file__", None) or "", getattr(spec, "name", None) or ""
+    file = getattr(main, "__file__", None) or ""
+    return "" if file.startswith("<") else file, getattr(spec, "name", None) or ""  # "<stdin>"
 
 
 def _session() -> str | None:

@@ -126,7 +126,7 @@ def _hold(repository: Repository, commit: str) -> None:
         run_git(repository.top, "update-ref", "--no-deref", f"{REFS}/{commit}", commit)
 
 # %% ../../../nbs/track/capture/04_snapshots.ipynb #snapshot
-_SETTLED = 50_000_000  # Nanoseconds after which a file's times tell its last change from the one before
+_SETTLED = 2 * 10**9  # Nanoseconds after which a file's times tell its last change from the one before, on any file system
 _last: dict[Path, tuple[tuple, str | GitTimeout, tuple[str, ...]]] = {}  # Git folder to its last state, commit or failure, and warnings
 
 
