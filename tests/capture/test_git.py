@@ -257,7 +257,7 @@ def test_no_hook_filter_prompt_or_signature(repo: Path, tmp_path: Path) -> None:
 def test_hanging_filter_is_killed_and_not_tried_again(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     "A clean filter that hangs (a network mount, say) costs the timeout once, not once a run, and leaves no process behind."
     (repo / ".gitattributes").write_text("*.bin filter=slow\n")
-    call(repo, "config", "filter.slow.clean", "sleep 300.25")
+    call(repo, "config", "filter.slow.clean", f"sleep 300.{os.getpid()}")
     (repo / "weights.bin").write_bytes(b"1")
     os.utime(repo / "weights.bin", (1, 1))
     os.utime(repo / ".gitattributes", (1, 1))
@@ -268,7 +268,7 @@ def test_hanging_filter_is_killed_and_not_tried_again(repo: Path, monkeypatch: p
     assert "took longer" in capture(repo).warnings[0]
     assert time.perf_counter() - start < 0.9
     commands = [p.read_bytes() for p in Path("/proc").glob("[0-9]*/cmdline") if p.exists()]
-    assert not [c for c in commands if b"300.25" in c]
+    assert not [c for c in commands if f"300.{os.getpid()}".encode() in c]
 
 
 def test_failing_filter_is_a_warning(repo: Path) -> None:
