@@ -353,8 +353,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                      'mlcycle/track/capture/providers.py'),
                                                  'mlcycle.track.capture.providers.Captured': ( 'track/capture/providers.html#captured',
                                                                                                'mlcycle/track/capture/providers.py'),
-                                                 'mlcycle.track.capture.providers.Document': ( 'track/capture/providers.html#document',
-                                                                                               'mlcycle/track/capture/providers.py'),
                                                  'mlcycle.track.capture.providers._check': ( 'track/capture/providers.html#_check',
                                                                                              'mlcycle/track/capture/providers.py'),
                                                  'mlcycle.track.capture.providers._load': ( 'track/capture/providers.html#_load',

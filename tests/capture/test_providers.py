@@ -19,7 +19,7 @@ from mlcycle.track.capture.providers import CaptureContext, capture_all
 def report(**more):
     root = Path(r"{root}")
     found, warnings = capture_all(CaptureContext(**({{"run_id": "0" * 16, "kind": "script", "root": root, "cwd": Path.cwd()}} | more)))
-    contents = lambda c: {{d.name: [d.content.decode(), d.kind] for d in c.documents}}
+    contents = lambda c: {{name: [content.decode(), c.kind] for name, content in c.documents.items()}}
     json.dump([{{name: [c.data, contents(c)] for name, c in found.items()}}, warnings], sys.stdout)
 """
 
@@ -102,13 +102,13 @@ def test_one_environment_is_one_document(root: Path, tmp_path: Path) -> None:
 def test_providers_fail_alone(root: Path) -> None:
     "Plug-ins that cannot be imported, raise, exit, or return what the store could not hold: the others still report."
     (root / "plug.py").write_text(
-        "from mlcycle.track.capture.providers import Captured, Document\n"
-        "def good(context): return Captured({'run': context.run_id}, (Document('a.txt', b'1'),))\n"
+        "from mlcycle.track.capture.providers import Captured\n"
+        "def good(context): return Captured({'run': context.run_id}, {'a.txt': b'1'})\n"
         "def raises(context): raise ValueError('bad \\udcff news')\n"
         "def exits(context): raise SystemExit(0)\n"
         "def odd(context): return Captured({'x': object()})\n"
         "def nan(context): return Captured({'x': float('nan')})\n"
-        "def text(context): return Captured(documents=(Document('a', 'text'),))\n"
+        "def text(context): return Captured(documents={'a': 'text'})\n"
     )
     names = ["good", "raises", "exits", "odd", "nan", "text", "missing"]
     (root / "plug-1.0.dist-info").mkdir()

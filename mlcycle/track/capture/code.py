@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .providers import CaptureContext, Captured, Document, printable
+from .providers import CaptureContext, Captured, printable
 
 # %% auto #0
 __all__ = ['HIDDEN', 'MAX_MODULES', 'MAX_SOURCE', 'redact', 'local_modules', 'capture']
@@ -127,13 +127,14 @@ def capture(
 ) -> Captured:                # Arguments, main file and local modules; the source as a document
     "Record the code of the run."
     data: dict[str, Any] = {}
-    documents, warnings = [], []
+    documents: dict[str, bytes] = {}
+    warnings = []
     if context.cell_source is not None:
-        documents.append(Document("source/cell.py", context.cell_source.encode("utf-8", "backslashreplace"), "source"))
+        documents["source/cell.py"] = context.cell_source.encode("utf-8", "backslashreplace")
     session = _session()
     if session is not None:
         if context.kind != "notebook":
-            documents.append(Document("source/session.py", session.encode("utf-8", "backslashreplace")[-MAX_SOURCE:], "source"))
+            documents["source/session.py"] = session.encode("utf-8", "backslashreplace")[-MAX_SOURCE:]
     else:
         file, module = _main()
         data["argv"] = redact([printable(argument) for argument in sys.argv[1:]]) if file else []
@@ -152,10 +153,10 @@ def capture(
                     if len(content) > MAX_SOURCE:
                         warnings.append(f"{data['script']} is over {MAX_SOURCE >> 20} MiB and is not kept")
                     else:
-                        documents.append(Document(f"source/{_artifact_name(path)}", content, "source"))
+                        documents[f"source/{_artifact_name(path)}"] = content
     if modules := local_modules(context.root):
         data["modules"] = modules
-    return Captured(data, tuple(documents), tuple(warnings))
+    return Captured(data, documents, "source", tuple(warnings))
 
 
 def _artifact_name(path: str) -> str:

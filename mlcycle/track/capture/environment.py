@@ -11,7 +11,7 @@ import sys
 import sysconfig
 
 from .distributions import fingerprint, installed, origin
-from .providers import CaptureContext, Captured, Document
+from .providers import CaptureContext, Captured
 
 # %% auto #0
 __all__ = ['NAME', 'document', 'capture']
@@ -60,6 +60,6 @@ def capture(
         "python": _python()["version"], "implementation": sys.implementation.name, **_platform(), "executable": sys.executable or "",
         "distributions": count, "document": NAME,
     }
-    captured = Captured(data, (Document(NAME, content, "environment"),))
+    captured = Captured(data, {NAME: content}, "environment")
     _made[:] = [(now, captured)]
     return captured

@@ -16,7 +16,7 @@ from ...entities import Kind
 from .distributions import entry_points
 
 # %% auto #0
-__all__ = ['Provider', 'GROUP', 'BUILT_IN', 'CaptureContext', 'Document', 'Captured', 'printable', 'providers', 'capture_all']
+__all__ = ['Provider', 'GROUP', 'BUILT_IN', 'CaptureContext', 'Captured', 'printable', 'providers', 'capture_all']
 
 # %% ../../../nbs/track/capture/02_providers.ipynb #contract
 @dataclass(frozen=True)
@@ -30,19 +30,12 @@ class CaptureContext:
 
 
 @dataclass(frozen=True)
-class Document:
-    "A file that the run keeps."
-    name: str           # Artifact name: relative, forward slashes
-    content: bytes      # Its bytes
-    kind: str = "file"  # Artifact kind: source, environment, file
-
-
-@dataclass(frozen=True)
 class Captured:
     "What one provider found."
-    data: dict[str, Any] = field(default_factory=dict)     # Facts that JSON can hold, small
-    documents: tuple[Document, ...] = ()                   # Files to keep with the run
-    warnings: tuple[str, ...] = ()                         # What could not be captured and what to do about it
+    data: dict[str, Any] = field(default_factory=dict)         # Facts that JSON can hold, small
+    documents: dict[str, bytes] = field(default_factory=dict)  # Artifact name to the content of a file that the run keeps
+    kind: str = "file"                                         # Artifact kind of the documents: source, environment, file
+    warnings: tuple[str, ...] = ()                             # What could not be captured and what to do about it
 
 
 Provider = Callable[[CaptureContext], Captured | None]
@@ -100,7 +93,7 @@ def _check(captured: Any) -> None:
     if not isinstance(captured, Captured):
         raise TypeError(f"the provider returned {type(captured).__name__}, not Captured or None")
     json.dumps(captured.data, allow_nan=False)
-    if wrong := [d for d in captured.documents if not (isinstance(d, Document) and isinstance(d.content, bytes))]:
-        raise TypeError(f"documents must be Document objects that hold bytes, not {type(wrong[0]).__name__}")
+    if wrong := [content for content in captured.documents.values() if not isinstance(content, bytes)]:
+        raise TypeError(f"documents must hold bytes, not {type(wrong[0]).__name__}")
     if wrong := [w for w in captured.warnings if not isinstance(w, str)]:
         raise TypeError(f"warnings must be text, not {type(wrong[0]).__name__}")
