@@ -121,11 +121,11 @@ def _check_preprocessor(
 ) -> None:
     import numpy as np
 
-    steps = getattr(preprocessor, "transformers_", [])
+    steps = [step for step in getattr(preprocessor, "transformers_", []) if step[:2] != ("remainder", "drop")]
     need([name for name, *_ in steps] == ["encoder", "numerical"], "an unknown preprocessing before histogram trees")
     (_, encoder, encoded), (_, passed, numbers) = steps
-    known = (isinstance(encoder, str) or type(encoder).__name__ == "OrdinalEncoder") and \
-        (isinstance(passed, str) or getattr(getattr(passed, "func", None), "func", None).__name__ == "check_array")
+    plain = getattr(getattr(getattr(passed, "func", None), "func", None), "__name__", "") == "check_array"
+    known = (isinstance(encoder, str) or type(encoder).__name__ == "OrdinalEncoder") and (isinstance(passed, str) or plain)
     need(known, "an unknown preprocessing before histogram trees")
     masks = [np.asarray(mask) for mask in (encoded, numbers)]
     need(all(mask.dtype == bool and mask.shape == (n_features,) for mask in masks) and (masks[0] ^ masks[1]).all(),
