@@ -56,7 +56,7 @@ class PickleFlavour(Flavour):
                              "Keep open files, connections and lambdas out of the model.") from e
         if pickler.own:
             raise ModelError(f"The model uses what only this notebook or script defines: {', '.join(sorted(pickler.own))}. Another "
-                             "process could not load it. Move it into a module (a .py file next to the notebook), import it, log again.")
+                             "process could not load it. Move it into a module (a .py file next to the notebook), import it.")
         return {}
 
     def load(
