@@ -190,6 +190,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'mlcycle.redact.Redactor.json': ('redact.html#redactor.json', 'mlcycle/redact.py'),
                                 'mlcycle.redact.Redactor.names': ('redact.html#redactor.names', 'mlcycle/redact.py'),
                                 'mlcycle.redact.Redactor.text': ('redact.html#redactor.text', 'mlcycle/redact.py'),
+                                'mlcycle.redact.Redactor.watcher': ('redact.html#redactor.watcher', 'mlcycle/redact.py'),
                                 'mlcycle.redact._base64_cores': ('redact.html#_base64_cores', 'mlcycle/redact.py'),
                                 'mlcycle.redact._blocks': ('redact.html#_blocks', 'mlcycle/redact.py'),
                                 'mlcycle.redact._made': ('redact.html#_made', 'mlcycle/redact.py'),
