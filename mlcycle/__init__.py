@@ -14,6 +14,14 @@ __all__ = ['load_ipython_extension']
 # %% ../nbs/99_init.ipynb #home
 _HOME = {
     "connect": "store.connect",
+    **dict.fromkeys(("current_run", "run", "log_metric", "log_metrics", "log_params", "set_tags", "log_artifact", "log_text", "log_figure",
+                     "log_table", "log_input", "log_model"), "track.current"),
+    **dict.fromkeys(("runs", "history"), "track.queries"),
+    "run_notebook": "notebooks.runner",
+    **dict.fromkeys(("register", "load_model", "promote", "rollback", "resolve_version"), "registry.versions"),
+    **dict.fromkeys(("predict", "predict_file"), "registry.predict"),
+    "infer_signature": "registry.infer",
+    "MlcycleError": "errors",
 }
 __all__ = ["__version__", "load_ipython_extension", *_HOME]
 

@@ -209,6 +209,12 @@ class Blobs:
         "Remove content. Only `gc` may: it knows that nothing refers to it."
         self._guard("deleted", lambda: self._place[0].rm_file(self.path(digest)))
 
+    def set_aside(self, digest: str) -> None:
+        "Move damaged content out of the way, so that the same content can be stored again."
+        fs, root = self._place
+        fs.makedirs(f"{root}/damaged", exist_ok=True)
+        self._guard("moved", lambda: fs.mv(self.path(digest), f"{root}/damaged/{digest}"))
+
     def delete_temporary(self, path: str) -> None:
         "Remove what `abandoned` found."
         with suppress(FileNotFoundError):
