@@ -111,10 +111,8 @@ def code_for(
     "Assignments that give a kernel its parameters. Raises `ParameterError` for what the language cannot take."
     if (secrets := tuple(secrets)) and language not in _ENVIRONMENT:
         raise ParameterError(f"Secrets cannot be given to a notebook in {language}: mlcycle does not know how it reads its environment.")
-    if language == "python":
-        lines = [f"{name} = {literal(value)}" for name, value in values.items()]
-    else:
-        lines = _translated(values, language, kernel)
+    python = language == "python"
+    lines = [f"{name} = {literal(value)}" for name, value in values.items()] if python else _translated(values, language, kernel)
     lines += [f"{s.name} = {_ENVIRONMENT[language].format(s.variable)}" for s in secrets]
     if language == "bash":
         lines = [line.replace(" = ", "=", 1) for line in lines]
