@@ -8,14 +8,15 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
-from ..errors import ParameterError
+from ..errors import NotFoundError, ParameterError
 from .annotations import Kind, fit, kind_of, read
 from .parameters import Parameter, Parameters
 
 # %% auto #0
-__all__ = ['unknown_name', 'parse_value', 'parse_values', 'check_values']
+__all__ = ['unknown_name', 'parse_value', 'parse_values', 'check_values', 'read_yaml', 'gather']
 
 # %% ../../nbs/notebooks/04_checks.ipynb #unknown
 def unknown_name(
@@ -119,3 +120,42 @@ def check_values(
     problems += [f"`{p.name}` must be given: it has no default" for p in parameters if p.required and p.name not in given]
     _refuse(problems)
     return checked
+
+# %% ../../nbs/notebooks/04_checks.ipynb #yaml
+def read_yaml(
+    text: str,         # YAML, or JSON, which is YAML too
+    where: str = "The YAML",  # What to call it in messages
+) -> dict[str, Any]:   # Name to value
+    "Read a mapping of parameters. Raises `ParameterError`."
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        yaml_implicit_resolvers = {first: [r for r in found if r[0] != "tag:yaml.org,2002:timestamp"]
+                                   for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789"))
+    try:
+        found = yaml.load(text, Loader)  # still a safe loader
+    except yaml.YAMLError as e:
+        raise ParameterError(f"Nothing was run: {where} cannot be read: {' '.join(str(e).split())}") from e
+    if not isinstance(found, dict | None) or not all(isinstance(name, str) for name in found or {}):
+        raise ParameterError(f"Nothing was run: {where} must map names of parameters to values, such as `lr: 0.1`.")
+    return found or {}
+
+# %% ../../nbs/notebooks/04_checks.ipynb #gather
+def gather(
+    parameters: Parameters | None,          # What the notebook declares, None when unknown
+    pairs: Iterable[tuple[str, str]] = (),  # Names and texts, as typed: `-p lr 0.1`
+    yaml_texts: Iterable[str] = (),         # YAML, as typed: `-y 'lr: 0.1'`
+    files: Iterable[str | Path] = (),       # YAML or JSON files
+) -> dict[str, Any]:                        # Name to value
+    "Put together what the command line gives. Raises `ParameterError`, `NotFoundError`."
+    values: dict[str, Any] = {}
+    for file in files:
+        try:
+            values |= read_yaml(Path(file).read_text(encoding="utf-8"), str(file))
+        except (OSError, UnicodeDecodeError) as e:
+            raise NotFoundError(f"The parameter file {file} cannot be read: {getattr(e, 'strerror', None) or e}.") from e
+    for text in yaml_texts:
+        values |= read_yaml(text)
+    return values | parse_values(parameters, pairs)

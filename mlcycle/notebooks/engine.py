@@ -17,11 +17,10 @@ import nbformat
 from papermill.engines import Engine
 from papermill.log import logger
 
-from ..entities import Run
 from ..errors import MlcycleError, NoActiveRunError
 from .client import Limits, TrackedClient
 from .drive import drive
-from .endings import Ending, cell_number
+from .endings import Ending
 from .inject import INJECTED
 from .kernels import language_of, pick_kernel
 from .manager import RunManager
@@ -30,7 +29,7 @@ from .progress import Quiet, bar_for, plan
 from .result import NotebookInterrupted, NotebookTerminated
 from .source import headings, numbers
 from ..redact import Redactor
-from ..store import artifacts, query, runs
+from ..store import artifacts, facts, query, runs
 from ..store.connect import Store
 from ..track.active import ActiveRun
 from ..track.begin import start
@@ -38,7 +37,7 @@ from ..track.current import current_run
 
 # %% auto #0
 __all__ = ['EXECUTED', 'SOURCE', 'CELLS', 'TAG', 'Session', 'parameters_in', 'notebook_tag', 'last_times', 'cell_times', 'keep',
-           'execute', 'parent_in', 'facts_tag', 'begin', 'TrackedEngine']
+           'execute', 'parent_in', 'begin', 'TrackedEngine']
 
 # %% ../../nbs/notebooks/15_engine.ipynb #names
 EXECUTED = "notebook/executed.ipynb"  # Artifact: the notebook with its outputs
@@ -59,6 +58,7 @@ class Session:
     progress: bool | None = None       # Whether to show progress; None where somebody can see it
     ending: Ending | None = None       # How it ended, once it has
     seconds: float = 0.0               # How long it took
+    nb: Any = None                     # The notebook as executed
 
 # %% ../../nbs/notebooks/15_engine.ipynb #params
 def parameters_in(
@@ -95,6 +95,10 @@ def last_times(
         return {cell["id"]: cell["seconds"] for cell in json.loads(store.blobs.read(digest)) if cell["seconds"] is not None}
     except (MlcycleError, ValueError, KeyError):  # an estimate is no reason to fail
         return {}
+
+# %% ../../nbs/notebooks/15_engine.ipynb #its-tag
+def _tag(active: ActiveRun) -> str:
+    return facts.tags(active.store, active.run).get(TAG, "")
 
 # %% ../../nbs/notebooks/15_engine.ipynb #record
 def cell_times(
@@ -134,7 +138,7 @@ def execute(
 ) -> Any:                            # The executed notebook
     "Execute a notebook as a run, and end the run. Raises nothing for what the notebook does: see `session.ending`."
     active = session.active
-    tag = facts_tag(active)
+    tag = _tag(active)
     state = plan(nb, session.title)
     bar = bar_for(state, session.progress)
     if type(bar) is not Quiet:
@@ -154,17 +158,18 @@ def execute(
         session.ending = client.ending or Ending("failed", f"{type(e).__name__}: {e}", exception=e)
         raise
     finally:
-        session.seconds = time.monotonic() - began
+        session.seconds, session.nb = time.monotonic() - began, nb
         _conclude(manager, session, bar)
     return manager.nb
 
 
 def _conclude(manager: RunManager, session: Session, bar: Quiet) -> None:
     nb, ending, active = manager.nb, session.ending, session.active
-    nb.metadata["mlcycle"] = {"run": active.id, "status": ending.status, **({"reason": session.redactor.text(ending.reason)} if ending.reason else {})}
+    reason = session.redactor.text(ending.reason) if ending.reason else None
+    nb.metadata["mlcycle"] = {"run": active.id, "status": ending.status, "reason": reason}
     try:
         manager.notebook_complete()
-        bar.close(ending.status, session.redactor.text(ending.reason) if ending.reason else None)
+        bar.close(ending.status, reason)
         keep(active, nbformat.writes(nb).encode(), EXECUTED, "notebook")
         keep(active, json.dumps(session.redactor.json(cell_times(nb)), indent=1).encode(), CELLS, "file")
     finally:
@@ -180,13 +185,6 @@ def parent_in(
     except NoActiveRunError:
         return None
     return found if store is None or store is found.store else None
-
-
-def facts_tag(active: ActiveRun) -> str:
-    "Which notebook a run executes."
-    from mlcycle.store import facts
-
-    return facts.tags(active.store, active.run).get(TAG, "")
 
 
 def begin(

@@ -11,9 +11,9 @@ import re
 import tokenize
 from collections.abc import Mapping
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
+from ..display import Result, Table
 from ..errors import NotebookFormatError
 from .annotations import Kind, kind_of
 
@@ -58,28 +58,21 @@ class Parameters(tuple):
         "Name to default value, for those whose default is a plain value."
         return {p.name: p.default for p in self if p.literal and not p.required}
 
-    def rows(self) -> list[tuple[str, str, str, str]]:
-        "Name, type, default as written, and help of each."
-        return [(p.name, p.type or "any", "(required)" if p.required else p.source, p.help) for p in self]
-
     def json(self) -> list[dict[str, Any]]:
         "As a list of objects for machines."
         return [{"name": p.name, "type": p.type, "default": p.source, "help": p.help, "required": p.required} for p in self]
 
+    def result(self) -> Result:
+        "As every command gives it: for machines, for a terminal and for a notebook."
+        rows = [(p.name, p.type or "any", "(required)" if p.required else p.source, p.help) for p in self]
+        empty = "No parameters. Tag the cell that assigns them `parameters`."
+        return Result(self.json(), [Table(("name", "type", "default", "help"), rows, empty=empty)])
+
     def __repr__(self) -> str:
-        if not self:
-            return "No parameters: tag a cell `parameters` and assign them in it."
-        rows = [("name", "type", "default", "help"), *self.rows()]
-        widths = [max(len(row[i]) for row in rows) for i in range(3)]
-        return "\n".join("  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row[3]]).rstrip() for row in rows)
+        return repr(self.result())
 
     def _repr_html_(self) -> str:
-        if not self:
-            return f"<p>{escape(repr(self))}</p>"
-        head = "".join(f"<th>{name}</th>" for name in ("name", "type", "default", "help"))
-        body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" if i == 3 else f"<td><code>{escape(cell)}</code></td>"
-                                        for i, cell in enumerate(row)) + "</tr>" for row in self.rows())
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        return self.result()._repr_html_()
 
 # %% ../../nbs/notebooks/03_parameters.ipynb #tagged
 def tagged(

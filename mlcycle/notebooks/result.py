@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from html import escape
 from pathlib import Path
 from typing import Any
 
+from ..display import Facts, Result, Text, show_seconds
 from ..entities import RunError, Status
 from ..track.current import Terminated
 
@@ -44,33 +44,24 @@ class NotebookRun:
         return {"run": self.run, "status": self.status, "reason": self.reason, "cell": self.cell, "error": error,
                 "seconds": round(self.seconds, 3), "metrics": metrics, "version": self.version}
 
-    def headline(self) -> str:
-        "One line for a person."
+    def result(self) -> Result:
+        "As every command gives it: for machines, for a terminal and for a notebook."
+        look = {"finished": "good", "failed": "bad"}.get(self.status, "warn")
         why = f": {self.reason}" if self.reason else ""
-        return f"{self.notebook} {self.status} in {self.seconds:.1f} s{why}"
-
-    def rows(self) -> list[tuple[str, str]]:
-        "What else there is to know, as pairs of a name and a text."
-        rows = [("run", f"{self.name} ({self.run[:8]}) of {self.experiment}")]
-        if self.cell:
-            rows.append(("cell", f"{self.cell} (id {self.cell_id})"))
+        cell = f"{self.cell} (id {self.cell_id})" if self.cell else None
+        facts = {"run": f"{self.run[:8]} ({self.name})", "experiment": self.experiment, "cell": cell, "params": self.params or None,
+                 "metrics": self.metrics or None, "version": self.version, "executed notebook": self.output}
+        parts: list[Text | Facts] = [Text(f"{self.notebook} {self.status} in {show_seconds(self.seconds)}{why}", look), Facts(facts)]
+        parts += [Text(text, "warn") for text in self.warnings]
         if self.error:
-            rows.append(("error", f"{self.error.type}: {self.error.message}"))
-        rows += [("params", ", ".join(f"{k}={v!r}" for k, v in self.params.items()))] if self.params else []
-        rows += [("metrics", ", ".join(f"{k}={v:.6g}" for k, v in self.metrics.items()))] if self.metrics else []
-        rows += [("version", self.version)] if self.version else []
-        rows += [("notebook", str(self.output))] if self.output else []
-        return rows + [("warning", text) for text in self.warnings]
+            parts.append(Text(self.error.traceback or f"{self.error.type}: {self.error.message}", block=True))
+        return Result(self.json(), parts, 0 if self.status == "finished" and self.reason is None else 1)
 
     def __repr__(self) -> str:
-        return "\n".join([self.headline(), *(f"  {name:<9} {text}" for name, text in self.rows())])
+        return repr(self.result())
 
     def _repr_html_(self) -> str:
-        colour = {"finished": "#2e7d32", "failed": "#c62828"}.get(self.status, "#ef6c00")
-        rows = "".join(f"<tr><th style='text-align:left'>{escape(name)}</th><td style='text-align:left'>{escape(text)}</td></tr>"
-                       for name, text in self.rows())
-        trace = f"<details><summary>Traceback</summary><pre>{escape(self.error.traceback)}</pre></details>" if self.error and self.error.traceback else ""
-        return f"<div><b style='color:{colour}'>{escape(self.headline())}</b><table>{rows}</table>{trace}</div>"
+        return self.result()._repr_html_()
 
 # %% ../../nbs/notebooks/14_result.ipynb #interrupted
 class NotebookInterrupted(KeyboardInterrupt):
