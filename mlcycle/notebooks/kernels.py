@@ -88,5 +88,5 @@ def pick_kernel(
         raise NotebookFormatError(f"The notebook asks for the kernel {name!r}, and no installed kernel speaks {language}. "
                                   f"{listed} Install one, or name another with --kernel.")
     chosen = NATIVE if NATIVE in same else same[0]
-    asked = f"The notebook asks for the kernel {name!r}, which is not installed" if name else "The notebook names no kernel"
-    return KernelChoice(chosen, here[chosen], f"{asked}; it runs in {chosen!r}. Name another with --kernel.")
+    warning = f"The notebook asks for the kernel {name!r}, which is not installed; it runs in {chosen!r}. Name another with --kernel."
+    return KernelChoice(chosen, here[chosen], warning if name else "")
