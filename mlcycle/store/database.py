@@ -21,7 +21,7 @@ from sqlalchemy.exc import DBAPIError, NoSuchModuleError
 from ..errors import ConfigError, MlcycleError, StoreError, StoreFormatError, StoreFullError
 
 # %% auto #0
-__all__ = ['BUSY_SECONDS', 'FULL', 'explain', 'display_url', 'make_engine', 'Database']
+__all__ = ['BUSY_SECONDS', 'FULL', 'CHECKPOINT_PAGES', 'explain', 'display_url', 'make_engine', 'Database']
 
 # %% ../../nbs/store/02_database.ipynb #errors
 BUSY_SECONDS = 60.0  # How long a writer waits for the others before it gives up
@@ -64,11 +64,15 @@ def display_url(
     return str(parsed.database) if parsed.get_backend_name() == "sqlite" else parsed.render_as_string(hide_password=True)
 
 # %% ../../nbs/store/02_database.ipynb #engine
+CHECKPOINT_PAGES = 4000  # Pages of WAL (16 MB) between two checkpoints, the only moments that wait for the disk
+
+
 def _sqlite_connect(path: str) -> sqlite3.Connection:
     con = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=BUSY_SECONDS, cached_statements=256)
     try:
         con.execute("PRAGMA synchronous=NORMAL")
         con.execute("PRAGMA foreign_keys=ON")
+        con.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
     except BaseException:
         con.close()  # Takes the companions of a damaged file away again
         raise
@@ -181,7 +185,7 @@ class Database:
 
     def transact(
         self,
-        *steps: tuple[str, Mapping[str, Any] | Sequence[Mapping[str, Any]]],  # Text from `sql`, with values of one row or many
+        *steps: tuple[str, dict[str, Any] | Sequence[dict[str, Any]]],  # Text from `sql`, with values of one row or many
     ) -> None:
         "Run a few statements in one transaction on a connection kept for them, past SQLAlchemy: returns after the commit. Raises `StoreError`."
         self._own()
@@ -191,10 +195,7 @@ class Database:
             try:
                 cur.execute("BEGIN IMMEDIATE" if self.sqlite else "BEGIN")
                 for text, values in steps:
-                    if isinstance(values, Mapping):
-                        cur.execute(text, values)
-                    else:
-                        cur.executemany(text, values)
+                    (cur.execute if type(values) is dict else cur.executemany)(text, values)
                 cur.execute("COMMIT")
             except BaseException as e:
                 self._undo(con)
