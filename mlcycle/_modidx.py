@@ -437,6 +437,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'mlcycle/store/database.py'),
                                         'mlcycle.store.database.Database.write': ( 'store/database.html#database.write',
                                                                                    'mlcycle/store/database.py'),
+                                        'mlcycle.store.database._no_room': ('store/database.html#_no_room', 'mlcycle/store/database.py'),
                                         'mlcycle.store.database._sqlite_connect': ( 'store/database.html#_sqlite_connect',
                                                                                     'mlcycle/store/database.py'),
                                         'mlcycle.store.database.display_url': ( 'store/database.html#display_url',
