@@ -808,6 +808,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'mlcycle.ui.magics.MlcycleMagics.mlcycle': ( 'ui/magics.html#mlcyclemagics.mlcycle',
                                                                                 'mlcycle/ui/magics.py'),
                                    'mlcycle.ui.magics.MlcycleMagics.track': ('ui/magics.html#mlcyclemagics.track', 'mlcycle/ui/magics.py'),
+                                   'mlcycle.ui.magics._awaits': ('ui/magics.html#_awaits', 'mlcycle/ui/magics.py'),
                                    'mlcycle.ui.magics._cursor': ('ui/magics.html#_cursor', 'mlcycle/ui/magics.py'),
                                    'mlcycle.ui.magics._show': ('ui/magics.html#_show', 'mlcycle/ui/magics.py'),
                                    'mlcycle.ui.magics._track_options': ('ui/magics.html#_track_options', 'mlcycle/ui/magics.py'),
