@@ -33,6 +33,7 @@ def show_value(
             return str(value)
         return f"{value:.0f}" if value == int(value) and abs(value) < 1e15 else f"{value:.4g}"
     if isinstance(value, datetime):
+        value = value.to_pydatetime() if hasattr(value, "to_pydatetime") else value  # pandas has its own astimezone
         return value.astimezone().strftime("%Y-%m-%d %H:%M:%S")
     if isinstance(value, list | tuple | set):
         return ", ".join(map(show_value, value))

@@ -5,7 +5,9 @@
 # %% ../../nbs/store/02_database.ipynb #imports
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,13 +18,22 @@ from sqlalchemy import Connection, Engine, Executable, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, NoSuchModuleError
 
-from ..errors import ConfigError, DataError, MlcycleError, StoreError, StoreFullError
+from ..errors import ConfigError, DataError, MlcycleError, StoreError, StoreFormatError, StoreFullError
 
 # %% auto #0
-__all__ = ['BUSY_SECONDS', 'CHECKPOINT_PAGES', 'explain', 'storable', 'mended', 'display_url', 'make_engine', 'Database']
+__all__ = ['BUSY_SECONDS', 'FULL', 'CHECKPOINT_PAGES', 'explain', 'storable', 'mended', 'display_url', 'make_engine', 'Database']
 
 # %% ../../nbs/store/02_database.ipynb #errors
 BUSY_SECONDS = 60.0  # How long a writer waits for the others before it gives up
+FULL = (errno.ENOSPC, errno.EDQUOT)  # What the system says when there is no space left
+
+
+def _no_room(where: str) -> bool:
+    "Is the disk of an SQLite file full? Its driver calls it an I/O error when there is no room for the file's companions."
+    try:
+        return shutil.disk_usage(os.path.dirname(where) or ".").free < 1 << 20
+    except OSError:
+        return False
 
 
 def explain(
@@ -34,8 +45,11 @@ def explain(
     low = text.lower()
     if isinstance(error, UnicodeEncodeError) or "nul (0x00)" in low:
         return DataError(f"That text cannot be stored: {text}. Remove NUL characters and halves of surrogate pairs from it.")
-    if "disk is full" in low or "no space left" in low or "could not extend file" in low:
+    full = any(words in low for words in ("disk is full", "no space left", "quota exceeded", "could not extend file"))
+    if full or ("disk i/o error" in low and _no_room(where)):
         return StoreFullError(f"No space left for the store at {where}. Free some space and try again: what was logged before is safe.")
+    if "malformed" in low or "not a database" in low:
+        return StoreFormatError(f"The store at {where} is damaged ({text}). Restore it from a backup.")
     if "database is locked" in low:
         return StoreError(f"The store at {where} was locked by another process for {BUSY_SECONDS:.0f} s. "
                           "See who holds it open and try again.")
@@ -82,9 +96,13 @@ CHECKPOINT_PAGES = 4000  # Pages of WAL (16 MB) between two checkpoints, the onl
 
 def _sqlite_connect(path: str) -> sqlite3.Connection:
     con = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=BUSY_SECONDS, cached_statements=256)
-    con.execute("PRAGMA synchronous=NORMAL")
-    con.execute("PRAGMA foreign_keys=ON")
-    con.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
+    try:
+        con.execute("PRAGMA synchronous=NORMAL")
+        con.execute("PRAGMA foreign_keys=ON")
+        con.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
+    except BaseException:
+        con.close()  # Takes the companions of a damaged file away again
+        raise
     return con
 
 

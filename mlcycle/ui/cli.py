@@ -11,9 +11,12 @@ from ..errors import MlcycleError, NotebookRunError
 from .tree import Face, Quiet, invoke
 
 # %% auto #0
-__all__ = ['main']
+__all__ = ['PIPE_WIDTH', 'main']
 
 # %% ../../nbs/ui/04_cli.ipynb #main
+PIPE_WIDTH = 500  # Columns when the output is no terminal: rows stay whole for grep and awk
+
+
 def main(
     words: list[str] | None = None,  # The command line; that of the process by default
 ) -> None:
@@ -44,7 +47,7 @@ def main(
         else:
             from rich.console import Console
 
-            result.print(Console(soft_wrap=not sys.stdout.isatty(), highlight=False))
+            result.print(Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False))
             sys.stdout.flush()
     except BrokenPipeError:
         _hush()

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 from IPython.core.completer import SimpleCompletion, context_matcher
-from IPython.core.magic import Magics, cell_magic, line_magic, magics_class
+from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class
 from IPython.display import display
 
 from ..display import Facts, Result, Text
@@ -72,19 +72,24 @@ class MlcycleMagics(Magics):
             return None
         return result
 
-    @cell_magic
-    def track(self, line: str, cell: str) -> None:
-        "Run a cell as a tracked run: `%%track baseline -e churn`; `%%track --help` shows the options."
+    @line_cell_magic
+    def track(self, line: str, cell: str | None = None) -> None:
+        "Run a cell as a tracked run: `%%track baseline -e churn`; `%track --help` shows the options."
         try:
             options = _track_options.main(_words(line), standalone_mode=False)
         except click.ClickException as e:
             raise MagicError(e.format_message()) from None
-        if isinstance(options, dict):
-            self._tracked(cell, **options)
+        if not isinstance(options, dict):  # --help
+            return
+        if cell is None:
+            raise MagicError("%track needs a cell to run: write %%track in the first line of one.")
+        self._tracked(cell, **options)
 
     def _tracked(self, cell: str, name: str | None, experiment: str | None, params: list[str], tags: dict[str, str]) -> None:
         from mlcycle.track.current import run
 
+        if _awaits(self.shell, cell):
+            raise MagicError("A tracked cell cannot await at its top level. Use `with mlc.run(...):` in a plain cell, where await works.")
         names = self.shell.user_ns
         missing = [p for p in params if p not in names]
         if missing:
@@ -106,6 +111,13 @@ class MlcycleMagics(Magics):
         _show(active)
         if error is not None:
             raise MagicError(f"the run {active.name} ({active.id[:8]}) {active.run.status}: {active.run.reason}") from None
+
+
+def _awaits(shell: Any, cell: str) -> bool:
+    try:
+        return bool(shell.should_run_async(cell, transformed_cell=shell.transform_cell(cell)))
+    except SyntaxError:  # shown when the cell runs
+        return False
 
 
 def _show(active: Any) -> None:

@@ -101,6 +101,14 @@ def version_row(
 VERSION_COLUMNS = ["version", "aliases", "flavour", "run", "metrics", "registered", "by"]
 
 
+def _signature(signature: Any) -> Table:
+    from mlcycle.registry.signatures import Tensor
+
+    array = isinstance(signature.inputs, Tensor)
+    taken = [["takes", "(array)", signature.inputs.summary]] if array else [["takes", str(c.name), c.summary] for c in signature.inputs]
+    return Table(["", "column", "type"], taken + [["gives", str(c.name), c.summary] for c in signature.outputs], "Signature")
+
+
 def version_view(
     store: Store,      # The store
     version: Version,  # A version
@@ -116,8 +124,7 @@ def version_view(
     if version.signature:
         from mlcycle.registry.signatures import from_dict
 
-        signature = from_dict(version.signature)
-        parts += signature.parts()
+        parts.append(_signature(from_dict(version.signature)))
     parts.append(Table(["file", "size"], [[f.name, show_bytes(f.size)] for f in files], "Files"))
     return Result(data, parts)
 

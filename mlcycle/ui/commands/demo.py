@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 __all__ = ['TRIES', 'MODEL', 'EXPERIMENT', 'demo']
 
 # %% ../../../nbs/ui/commands/08_demo.ipynb #tries
-TRIES: tuple[dict[str, Any], ...] = ({"model": "logistic", "C": 0.5}, {"model": "forest", "trees": 200}, {"model": "boosting", "trees": 120, "depth": 3})
+TRIES: tuple[dict[str, Any], ...] = (
+    {"model": "logistic", "C": 0.5},
+    {"model": "forest", "trees": 200},
+    {"model": "boosting", "trees": 120, "depth": 3},
+)
 MODEL, EXPERIMENT = "biopsy", "biopsies"
 
 

@@ -23,8 +23,10 @@ def events(subject: str | None, limit: int) -> Result:
     from mlcycle.store.events import listing
 
     found = listing(current_store(), subject, limit=limit)
+    details = [{k: str(v)[:12] if k in ("run", "digest") else v for k, v in e.data.items() if v not in (None, "")} for e in found]
     return Result([{"time": e.time, "actor": e.actor, "action": e.action, "subject": e.subject, "data": e.data} for e in found],
-                  [Table(["when", "who", "what", "to", "details"], [[e.time, e.actor, e.action, e.subject, show_value(e.data)] for e in found])])
+                  [Table(["when", "who", "what", "to", "details"], [[e.time, e.actor, e.action, e.subject, show_value(d)]
+                                                                      for e, d in zip(found, details, strict=True)])])
 
 # %% ../../../nbs/ui/commands/06_store.ipynb #fsck
 @click.command("fsck", cls=Command)
