@@ -160,7 +160,7 @@ class Table:
             return RichText(self.empty, style="dim")
         table = RichTable(title=self.title or None, box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left", title_style="bold")
         for i, column in enumerate(self.columns):
-            table.add_column(column, justify="right" if self.numeric(i) else "left", overflow="fold")
+            table.add_column(column, justify="right" if self.numeric(i) else "left", no_wrap=True, overflow="ellipsis")
         for row in self.rows:
             table.add_row(*(RichText(show_value(v), style=_RICH[STATES.get(str(v), "")]) for v in row))
         return table
@@ -185,13 +185,21 @@ class Result:
         for part in self.parts:
             console.print(part.rich())
 
+    def show(self) -> None:
+        "Print it to standard output: in colour and to the width of a terminal; in a pipe with its rows whole, for grep and awk."
+        import sys
+
+        from rich.console import Console
+
+        self.print(Console(width=None if sys.stdout.isatty() else 500, highlight=False))
+
     def __repr__(self) -> str:
         from io import StringIO
 
         from rich.console import Console
 
         out = StringIO()
-        self.print(Console(file=out, width=120, color_system=None))
+        self.print(Console(file=out, width=140, color_system=None))
         return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())
 
     def _repr_html_(self) -> str:

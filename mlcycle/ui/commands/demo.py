@@ -24,7 +24,7 @@ __all__ = ['TRIES', 'MODEL', 'EXPERIMENT', 'demo']
 TRIES: tuple[dict[str, Any], ...] = (
     {"model": "logistic", "C": 0.5},
     {"model": "forest", "trees": 200},
-    {"model": "boosting", "trees": 120, "depth": 3},
+    {"model": "boosting", "trees": 60, "depth": 3},
 )
 MODEL, EXPERIMENT = "biopsy", "biopsies"
 
@@ -38,13 +38,7 @@ def _say(face: Face, title: str, command: str = "", result: Result | None = None
 
         display(Result(None, [Text(f"{title}  {command}"), *(result.parts if result else ())]))
         return
-    from rich.console import Console
-    from rich.text import Text as RichText
-
-    console = Console(highlight=False)
-    console.print(RichText.assemble("\n", (title, "bold"), ("  $ " + command if command else "", "dim")))
-    if result:
-        result.print(console)
+    Result(None, [Text(f"{title}{'  $ ' + command if command else ''}"), *(result.parts if result else ())]).show()
 
 # %% ../../../nbs/ui/commands/08_demo.ipynb #steps
 def _train(face: Face, store: Store, folder: Path) -> None:
@@ -85,8 +79,7 @@ def demo(face: Face, folder: Path) -> Result:
     with open_store(folder / ".mlcycle" / "mlcycle.db") as store:
         _train(face, store, folder)
         frame = runs(experiment=EXPERIMENT, order_by="-metrics.auc", store=store)
-        shown = frame[["id", "name", "experiment", "status", "kind", "started", "seconds", "parent", "metrics.auc", "metrics.auc_std",
-                       "metrics.accuracy"]]
+        shown = frame.drop(columns=[c for c in frame if c.startswith("params.") or "fold_" in c])
         _say(face, "Compare", "mlcycle runs -o -metrics.auc", runs_view(shown))
         best = frame.iloc[0]
         version = register(best["id"], MODEL, store=store)
