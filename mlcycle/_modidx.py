@@ -1108,6 +1108,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'mlcycle/ui/commands/completion.py')},
             'mlcycle.ui.commands.demo': { 'mlcycle.ui.commands.demo._accuracy': ( 'ui/commands/demo.html#_accuracy',
                                                                                   'mlcycle/ui/commands/demo.py'),
+                                          'mlcycle.ui.commands.demo._note': ('ui/commands/demo.html#_note', 'mlcycle/ui/commands/demo.py'),
                                           'mlcycle.ui.commands.demo._say': ('ui/commands/demo.html#_say', 'mlcycle/ui/commands/demo.py'),
                                           'mlcycle.ui.commands.demo._train': ( 'ui/commands/demo.html#_train',
                                                                                'mlcycle/ui/commands/demo.py'),

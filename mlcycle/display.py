@@ -75,17 +75,17 @@ text-overflow:ellipsis}
 .mlc thead th{color:var(--jp-ui-font-color2,#57606a);font-weight:500;border-bottom:1px solid var(--jp-border-color1,#d0d7de)}
 .mlc .num{text-align:right}.mlc tbody th{font-weight:500;color:var(--jp-ui-font-color2,#57606a)}
 .mlc .good{color:var(--jp-success-color0,#1a7f37)}.mlc .bad{color:var(--jp-error-color0,#cf222e)}.mlc .dim{color:var(--jp-ui-font-color2,#57606a)}
-.mlc .warn{color:var(--jp-warn-color0,#9a6700)}.mlc pre{white-space:pre-wrap;font-size:12px;margin:4px 0;background:none;color:inherit}
+.mlc .head{font-weight:600;margin-top:8px}.mlc .warn{color:var(--jp-warn-color0,#9a6700)}.mlc pre{white-space:pre-wrap;font-size:12px;margin:4px 0;background:none;color:inherit}
 </style>"""
 STATES = {"finished": "good", "running": "", "failed": "bad", "lost": "bad", "cancelled": "warn", "pruned": "dim"}
-_RICH = {"good": "green", "bad": "red", "warn": "yellow", "dim": "dim", "": ""}
+_RICH = {"good": "green", "bad": "red", "warn": "yellow", "dim": "dim", "head": "bold", "": ""}
 
 # %% ../nbs/05_display.ipynb #text
 @dataclass(frozen=True, slots=True)
 class Text:
     "A line or a block of text."
     text: str             # What it says
-    look: str = ""        # good, bad, warn, dim, or plain
+    look: str = ""        # good, bad, warn, dim, head, or plain
     block: bool = False   # Preformatted, such as a traceback
 
     def html(self) -> str:
