@@ -34,7 +34,7 @@ def show_value(
         return f"{value:.0f}" if value == int(value) and abs(value) < 1e15 else f"{value:.4g}"
     if isinstance(value, datetime):
         value = value.to_pydatetime() if hasattr(value, "to_pydatetime") else value  # pandas has its own astimezone
-        return value.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        return value.astimezone().strftime("%Y-%m-%d %H:%M")
     if isinstance(value, list | tuple | set):
         return ", ".join(map(show_value, value))
     if isinstance(value, Mapping):
@@ -75,7 +75,8 @@ text-overflow:ellipsis}
 .mlc thead th{color:var(--jp-ui-font-color2,#57606a);font-weight:500;border-bottom:1px solid var(--jp-border-color1,#d0d7de)}
 .mlc .num{text-align:right}.mlc tbody th{font-weight:500;color:var(--jp-ui-font-color2,#57606a)}
 .mlc .good{color:var(--jp-success-color0,#1a7f37)}.mlc .bad{color:var(--jp-error-color0,#cf222e)}.mlc .dim{color:var(--jp-ui-font-color2,#57606a)}
-.mlc .head{font-weight:600;margin-top:8px}.mlc .warn{color:var(--jp-warn-color0,#9a6700)}.mlc pre{white-space:pre-wrap;font-size:12px;margin:4px 0;background:none;color:inherit}
+.mlc .head{font-weight:600;margin-top:8px}
+.mlc .warn{color:var(--jp-warn-color0,#9a6700)}.mlc pre{white-space:pre-wrap;font-size:12px;margin:4px 0;background:none;color:inherit}
 </style>"""
 STATES = {"finished": "good", "running": "", "failed": "bad", "lost": "bad", "cancelled": "warn", "pruned": "dim"}
 _RICH = {"good": "green", "bad": "red", "warn": "yellow", "dim": "dim", "head": "bold", "": ""}
@@ -160,7 +161,8 @@ class Table:
             return RichText(self.empty, style="dim")
         table = RichTable(title=self.title or None, box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left", title_style="bold")
         for i, column in enumerate(self.columns):
-            table.add_column(column, justify="right" if self.numeric(i) else "left", no_wrap=True, overflow="ellipsis")
+            short = max(len(show_value(row[i])) for row in self.rows) <= 20  # only longer ones give way in a narrow terminal
+            table.add_column(column, justify="right" if self.numeric(i) else "left", no_wrap=short, overflow="ellipsis" if short else "fold")
         for row in self.rows:
             table.add_row(*(RichText(show_value(v), style=_RICH[STATES.get(str(v), "")]) for v in row))
         return table
