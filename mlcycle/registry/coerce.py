@@ -25,7 +25,7 @@ def dtype_name(
     import pandas as pd
     from pandas.api import types
 
-    dtype = series.dtype
+    dtype = series.dtype.subtype if isinstance(series.dtype, pd.SparseDtype) else series.dtype
     if isinstance(dtype, pd.CategoricalDtype):
         return "category"
     if types.is_bool_dtype(dtype):
@@ -193,7 +193,10 @@ def cast(
 ) -> pd.Series:          # The same values in the wanted type
     "Bring a column to its type without changing a value. Raises `Misfit` naming the first row that cannot be. Nulls are not judged here."
     import numpy as np
+    import pandas as pd
 
+    if isinstance(series.dtype, pd.SparseDtype):
+        series = series.sparse.to_dense()
     if column.dtype == "object":
         return series
     if column.dtype == "category":
