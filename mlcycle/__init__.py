@@ -18,10 +18,12 @@ _HOME = {
                      "log_table", "log_input", "log_model"), "track.current"),
     **dict.fromkeys(("runs", "history"), "track.queries"),
     "run_notebook": "notebooks.runner",
-    **dict.fromkeys(("register", "load_model", "promote", "rollback", "resolve_version"), "registry.versions"),
+    **dict.fromkeys(("register", "resolve_version"), "registry.versions"),
+    **dict.fromkeys(("promote", "rollback"), "registry.aliases"),
+    "load_model": "registry.loading",
     **dict.fromkeys(("predict", "predict_file"), "registry.predict"),
     "infer_signature": "registry.infer",
-    "MlcycleError": "errors",
+    **dict.fromkeys(("MlcycleError", "NoActiveRunError", "NotebookRunError"), "errors"),
 }
 __all__ = ["__version__", "load_ipython_extension", *_HOME]
 

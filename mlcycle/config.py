@@ -14,7 +14,7 @@ from .errors import ConfigError
 
 # %% auto #0
 __all__ = ['ENV_STORE', 'ENV_ARTIFACTS', 'ENV_EXPERIMENT', 'ENV_ACTOR', 'ENV_RUN', 'FOLDER', 'project_root', 'Settings', 'table',
-           'store_url', 'load_settings', 'actor']
+           'store_url', 'default_artifacts', 'load_settings', 'actor']
 
 # %% ../nbs/03_config.ipynb #names
 ENV_STORE = "MLCYCLE_STORE"            # URL of the metadata store
@@ -79,6 +79,16 @@ def store_url(
                           "Use a file path, sqlite:///path or postgresql+psycopg://user@host/database.")
     return text
 
+# %% ../nbs/03_config.ipynb #beside
+def default_artifacts(
+    url: str,    # URL of the store
+    root: Path,  # The project's root
+) -> str:        # Folder
+    "Where artifacts are kept when no place is set."
+    if url.startswith("sqlite:///"):
+        return str(Path(url.removeprefix("sqlite:///").split("?")[0]).resolve().parent / "artifacts")
+    return str(root / FOLDER / "artifacts")
+
 # %% ../nbs/03_config.ipynb #load
 def load_settings(
     start: str | Path | None = None,  # Folder to start from; the working directory by default
@@ -86,12 +96,12 @@ def load_settings(
     "Settings from the environment, then `[tool.mlcycle]`, then the embedded default. Raises `ConfigError`."
     root = project_root(start)
     given = table(root)
-    store = os.environ.get(ENV_STORE) or given.get("store") or root / FOLDER / "mlcycle.db"
-    artifacts = os.environ.get(ENV_ARTIFACTS) or given.get("artifacts") or str(root / FOLDER / "artifacts")
+    store = store_url(os.environ.get(ENV_STORE) or given.get("store") or root / FOLDER / "mlcycle.db", root)
+    artifacts = os.environ.get(ENV_ARTIFACTS) or given.get("artifacts") or default_artifacts(store, root)
     if "://" not in artifacts:
         artifacts = str((root / artifacts).resolve())
     experiment = os.environ.get(ENV_EXPERIMENT) or given.get("experiment") or "default"
-    return Settings(root, store_url(store, root), artifacts, experiment)
+    return Settings(root, store, artifacts, experiment)
 
 # %% ../nbs/03_config.ipynb #actor
 def actor() -> str:  # `user@host`, or what MLCYCLE_ACTOR says

@@ -10,12 +10,12 @@ import html
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 from urllib.parse import quote, quote_plus
 
-from .errors import UsageError
+from .errors import SecretError, UsageError
 
 # %% auto #0
 __all__ = ['ENV_SECRETS', 'MASK', 'SHORTEST', 'check_secret', 'forms', 'Redactor']
@@ -146,17 +146,33 @@ class Redactor:
         chunks: Iterable[bytes],  # Content, in pieces of any size
     ) -> str | None:              # Name of the first secret found, None when there is none
         "Look for a secret in content that cannot be masked, such as a file. Compressed content is not looked into."
-        if not self._values:
-            return None
+        watch = self.watcher("")
+        try:
+            for chunk in chunks:
+                watch(chunk)
+        except SecretError as e:
+            return e.secret
+        return None
+
+    def watcher(
+        self,
+        what: str,  # What the content is called in the message
+    ) -> Callable[[bytes], None]:  # Takes pieces of content in their order
+        "A function that raises `SecretError` when the content it is shown holds a secret, also across two pieces."
         needles = [(name, form.encode("utf-8", "surrogateescape")) for name, found in self._forms.items() for form in found]
         tail = b""
-        for chunk in chunks:
+
+        def watch(chunk: bytes) -> None:
+            nonlocal tail
             window = tail + bytes(chunk)
             for name, needle in needles:
                 if needle in window:
-                    return name
-            tail = window[-self.longest:]
-        return None
+                    error = SecretError(f"{what} holds the value of the secret {name} and was not stored. Remove it from the content.")
+                    error.secret = name
+                    raise error
+            tail = window[-self.longest:] if needles else b""
+
+        return watch
 
     @classmethod
     def from_environment(cls) -> Redactor:

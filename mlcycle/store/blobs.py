@@ -5,6 +5,7 @@
 # %% ../../nbs/store/04_blobs.ipynb #imports
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import os
@@ -227,7 +228,7 @@ class Blobs:
             raise NotFoundError(f"That content is not in the artifact store at {self.url}. "
                                 "Run `mlcycle fsck` to see what is affected.") from e
         except OSError as e:
-            if e.errno == 28 or "No space" in str(e):
+            if e.errno in (errno.ENOSPC, errno.EDQUOT) or "No space" in str(e):
                 raise StoreFullError(f"No space left for artifacts at {self.url}. Free some space and try again; "
                                      "nothing half-written was kept.") from e
             raise ArtifactError(f"An artifact could not be {done} at {self.url}: {e}.") from e

@@ -10,9 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy.engine import make_url
-
-from ..config import ENV_ARTIFACTS, ENV_STORE, Settings, load_settings, store_url
+from ..config import ENV_ARTIFACTS, ENV_STORE, Settings, default_artifacts, load_settings, store_url
 from .blobs import Blobs
 from .database import Database, display_url
 from .opening import open_database
@@ -58,9 +56,7 @@ def open_store(
     "Open a store, made if there is none. Raises `ConfigError`, `StoreError`."
     settings = load_settings()
     url = store_url(address, Path.cwd())
-    if artifacts is None:
-        beside = not os.environ.get(ENV_ARTIFACTS) and make_url(url).get_backend_name() == "sqlite"
-        artifacts = Path(str(make_url(url).database)).parent / "artifacts" if beside else settings.artifacts
+    artifacts = artifacts or os.environ.get(ENV_ARTIFACTS) or default_artifacts(url, settings.root)
     where = str(artifacts) if "://" in str(artifacts) else str(Path(artifacts).resolve())
     return _open(replace(settings, store=url, artifacts=where))
 

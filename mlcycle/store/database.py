@@ -5,7 +5,9 @@
 # %% ../../nbs/store/02_database.ipynb #imports
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,13 +18,22 @@ from sqlalchemy import Connection, Engine, Executable, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, NoSuchModuleError
 
-from ..errors import ConfigError, MlcycleError, StoreError, StoreFullError
+from ..errors import ConfigError, MlcycleError, StoreError, StoreFormatError, StoreFullError
 
 # %% auto #0
-__all__ = ['BUSY_SECONDS', 'explain', 'display_url', 'make_engine', 'Database']
+__all__ = ['BUSY_SECONDS', 'FULL', 'CHECKPOINT_PAGES', 'explain', 'display_url', 'make_engine', 'Database']
 
 # %% ../../nbs/store/02_database.ipynb #errors
 BUSY_SECONDS = 60.0  # How long a writer waits for the others before it gives up
+FULL = (errno.ENOSPC, errno.EDQUOT)  # What the system says when there is no space left
+
+
+def _no_room(where: str) -> bool:
+    "Is the disk of an SQLite file full? Its driver calls it an I/O error when there is no room for the file's companions."
+    try:
+        return shutil.disk_usage(os.path.dirname(where) or ".").free < 1 << 20
+    except OSError:
+        return False
 
 
 def explain(
@@ -32,8 +43,11 @@ def explain(
     "A driver's error in words that say what to do."
     text = str(getattr(error, "orig", None) or error)
     low = text.lower()
-    if "disk is full" in low or "no space left" in low or "could not extend file" in low:
+    full = any(words in low for words in ("disk is full", "no space left", "quota exceeded", "could not extend file"))
+    if full or ("disk i/o error" in low and _no_room(where)):
         return StoreFullError(f"No space left for the store at {where}. Free some space and try again: what was logged before is safe.")
+    if "malformed" in low or "not a database" in low:
+        return StoreFormatError(f"The store at {where} is damaged ({text}). Restore it from a backup.")
     if "database is locked" in low:
         return StoreError(f"The store at {where} was locked by another process for {BUSY_SECONDS:.0f} s. "
                           "See who holds it open and try again.")
@@ -50,10 +64,18 @@ def display_url(
     return str(parsed.database) if parsed.get_backend_name() == "sqlite" else parsed.render_as_string(hide_password=True)
 
 # %% ../../nbs/store/02_database.ipynb #engine
+CHECKPOINT_PAGES = 4000  # Pages of WAL (16 MB) between two checkpoints, the only moments that wait for the disk
+
+
 def _sqlite_connect(path: str) -> sqlite3.Connection:
     con = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=BUSY_SECONDS, cached_statements=256)
-    con.execute("PRAGMA synchronous=NORMAL")
-    con.execute("PRAGMA foreign_keys=ON")
+    try:
+        con.execute("PRAGMA synchronous=NORMAL")
+        con.execute("PRAGMA foreign_keys=ON")
+        con.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
+    except BaseException:
+        con.close()  # Takes the companions of a damaged file away again
+        raise
     return con
 
 
@@ -163,7 +185,7 @@ class Database:
 
     def transact(
         self,
-        *steps: tuple[str, Mapping[str, Any] | Sequence[Mapping[str, Any]]],  # Text from `sql`, with values of one row or many
+        *steps: tuple[str, dict[str, Any] | Sequence[dict[str, Any]]],  # Text from `sql`, with values of one row or many
     ) -> None:
         "Run a few statements in one transaction on a connection kept for them, past SQLAlchemy: returns after the commit. Raises `StoreError`."
         self._own()
@@ -173,10 +195,7 @@ class Database:
             try:
                 cur.execute("BEGIN IMMEDIATE" if self.sqlite else "BEGIN")
                 for text, values in steps:
-                    if isinstance(values, Mapping):
-                        cur.execute(text, values)
-                    else:
-                        cur.executemany(text, values)
+                    (cur.execute if type(values) is dict else cur.executemany)(text, values)
                 cur.execute("COMMIT")
             except BaseException as e:
                 self._undo(con)

@@ -9,11 +9,10 @@ import json
 import math
 import time
 from collections.abc import Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import bindparam, insert, select
-from sqlalchemy.dialects.postgresql import insert as upsert_postgres
-from sqlalchemy.dialects.sqlite import insert as upsert_sqlite
 
 from ..entities import Run
 from ..errors import DataError
@@ -45,22 +44,27 @@ def plain(
     return str(value)
 
 
+_JSON = json.JSONEncoder(ensure_ascii=False, sort_keys=True)  # one for all: making it costs more than using it
+
+
 def encode(
     value: Any,  # A plain value
 ) -> str:
     "A param's value as stored: JSON, where NaN and the infinities are allowed."
-    return json.dumps(value, ensure_ascii=False, sort_keys=True)
+    return _JSON.encode(value)
 
 # %% ../../nbs/store/08_facts.ipynb #write
-def _put(table: Any, columns: tuple[str, ...], insert_: Any) -> Any:
-    statement = insert_(table).values({c: bindparam(c) for c in ("run", *columns)})
+@cache
+def _put(sqlite: bool, table: Any, *columns: str) -> Any:
+    if sqlite:
+        from sqlalchemy.dialects.sqlite import insert
+    else:
+        from sqlalchemy.dialects.postgresql import insert
+    statement = insert(table).values({c: bindparam(c) for c in ("run", *columns)})
     changed = {c: statement.excluded[c] for c in columns if c not in ("name", "provider")}
     return statement.on_conflict_do_update(index_elements=["run", columns[0]], set_=changed)
 
 
-_PARAM, _TAG, _CAPTURE = ({lite: _put(table, columns, upsert_sqlite if lite else upsert_postgres) for lite in (True, False)}
-                          for table, columns in ((schema.params, ("name", "value", "number")), (schema.tags, ("name", "value")),
-                                                 (schema.captures, ("provider", "data"))))
 _WARNING = insert(schema.warnings).values({c: bindparam(c) for c in ("run", "time", "message")})
 
 
@@ -80,9 +84,9 @@ def put_params(
     if bad := [name for name in values if not isinstance(name, str) or not name.strip()]:
         raise DataError(f"Param names must be non-empty text, not {bad[0]!r}.")
     found = {name: plain(value) for name, value in values.items()}
-    rows = [{"run": run, "name": name, "value": encode(value), "number": _number(value)} for name, value in found.items()]
+    rows = [{"run": run, "name": name, "value": encode(value), "number": _number(value)} for name, value in sorted(found.items())]
     if rows:
-        store.db.transact((store.db.sql(_PARAM[store.db.sqlite]), rows))
+        store.db.transact((store.db.sql(_put(store.db.sqlite, schema.params, "name", "value", "number")), rows))
 
 
 def put_tags(
@@ -91,9 +95,9 @@ def put_tags(
     values: Mapping[str, Any],  # Tag name to text
 ) -> None:
     "Store tags as text; one that was there before takes the new value. Raises `StoreError`."
-    rows = [{"run": run, "name": str(name), "value": str(value)} for name, value in values.items()]
+    rows = [{"run": run, "name": str(name), "value": str(value)} for name, value in sorted(values.items())]
     if rows:
-        store.db.transact((store.db.sql(_TAG[store.db.sqlite]), rows))
+        store.db.transact((store.db.sql(_put(store.db.sqlite, schema.tags, "name", "value")), rows))
 
 
 def put_captures(
@@ -105,7 +109,8 @@ def put_captures(
     "Store what capture providers found, and their warnings. Raises `StoreError`."
     steps, db = [], store.db
     if found:
-        steps.append((db.sql(_CAPTURE[db.sqlite]), [{"run": run, "provider": p, "data": json.dumps(data)} for p, data in found.items()]))
+        rows = [{"run": run, "provider": provider, "data": json.dumps(data)} for provider, data in found.items()]
+        steps.append((db.sql(_put(db.sqlite, schema.captures, "provider", "data")), rows))
     if warnings:
         steps.append((db.sql(_WARNING), [{"run": run, "time": time.time(), "message": message} for message in warnings]))
     if steps:

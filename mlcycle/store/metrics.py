@@ -8,11 +8,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import bindparam, case, func, literal_column, select
-from sqlalchemy.dialects.postgresql import insert as upsert_postgres
-from sqlalchemy.dialects.sqlite import insert as upsert_sqlite
 
 from ..entities import MetricPoint, Run
 from . import schema
@@ -27,11 +26,25 @@ if TYPE_CHECKING:
 __all__ = ['log', 'history', 'frame', 'latest', 'next_step']
 
 # %% ../../nbs/store/07_metrics.ipynb #statements
-_ONE = literal_column("1")  # a literal, since the fast path binds only what it is given
-_POINT = schema.points.insert().values({c: bindparam(c) for c in ("run", "name", "step", "value", "time")})
+_ONE = literal_column("1")  # literals, since the fast path binds only what it is given
 
 
-def _summary(insert: Any) -> Any:
+def _point() -> Any:
+    t, given = schema.points.c, {c: bindparam(c) for c in ("run", "name", "step", "value", "time")}
+    same_step = [t[c] == given[c] for c in ("run", "name", "step")]
+    following = select(func.coalesce(func.max(t.seq) + _ONE, literal_column("0"))).where(*same_step).scalar_subquery()
+    return schema.points.insert().values({**given, "seq": following})
+
+
+_POINT = _point()
+
+
+@cache
+def _summary(sqlite: bool) -> Any:
+    if sqlite:
+        from sqlalchemy.dialects.sqlite import insert
+    else:
+        from sqlalchemy.dialects.postgresql import insert
     t = schema.metrics.c
     statement = insert(schema.metrics).values(
         {c: bindparam(c) for c in ("run", "name", "step", "value")} | dict.fromkeys(("low", "high"), bindparam("value")) | {"count": _ONE})
@@ -44,9 +57,6 @@ def _summary(insert: Any) -> Any:
         "count": t.count + _ONE,
     })
 
-
-_SUMMARY = {True: _summary(upsert_sqlite), False: _summary(upsert_postgres)}
-
 # %% ../../nbs/store/07_metrics.ipynb #log
 def log(
     store: Store,                 # The store
@@ -57,9 +67,9 @@ def log(
     "Store one value of each metric in one transaction. Raises `StoreError`, `StoreFullError`."
     now, db = time.time(), store.db
     rows = [{"run": run, "name": name, "step": steps[name], "value": None if value != value else value, "time": now}
-            for name, value in values.items()]
+            for name, value in sorted(values.items())]
     data = rows[0] if len(rows) == 1 else rows
-    db.transact((db.sql(_POINT), data), (db.sql(_SUMMARY[db.sqlite]), data))
+    db.transact((db.sql(_summary(db.sqlite)), data), (db.sql(_POINT), data))
 
 # %% ../../nbs/store/07_metrics.ipynb #read
 def _value(stored: float | None) -> float:
@@ -68,7 +78,7 @@ def _value(stored: float | None) -> float:
 
 _HISTORY = (select(schema.points.c.step, schema.points.c.value, schema.points.c.time)
             .where(schema.points.c.run == bindparam("run"), schema.points.c.name == bindparam("name"))
-            .order_by(schema.points.c.step, schema.points.c.pk))
+            .order_by(schema.points.c.step, schema.points.c.seq))
 
 
 def history(

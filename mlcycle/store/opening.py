@@ -17,7 +17,7 @@ from sqlalchemy import inspect, text
 from sqlalchemy.engine import make_url
 
 from ..errors import StoreError, StoreFormatError, StoreVersionError
-from .database import Database, explain, make_engine
+from .database import FULL, Database, explain, make_engine
 from .schema import HEAD, VERSION_TABLE, metadata
 
 # %% auto #0
@@ -56,7 +56,11 @@ def create_sqlite(
     "Make a new SQLite store in one step: complete, or not there. Raises `StoreError`."
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.parent.name == ".mlcycle" and not (ignore := path.parent / ".gitignore").exists():
-        ignore.write_text("*\n", encoding="utf-8")
+        try:
+            ignore.write_text("*\n", encoding="utf-8")
+        except OSError:
+            ignore.unlink(missing_ok=True)  # An empty one would hide nothing from git, and be taken for the user's own later
+            raise
     part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     engine = make_engine(f"sqlite:///{part}")
     try:
@@ -74,6 +78,8 @@ def create_sqlite(
     except sqlite3.Error as e:
         raise explain(e, str(path)) from e
     except OSError as e:
+        if e.errno in FULL:
+            raise explain(e, str(path)) from e
         raise StoreError(f"No store can be made at {path}: {e.strerror or e}. Check the folder, or set MLCYCLE_STORE.") from e
     except Exception as e:
         raise explain(e, str(path)) from e
@@ -157,6 +163,8 @@ def open_database(
                 create_sqlite(path)
             check_file(path)
         except OSError as e:
+            if e.errno in FULL:
+                raise explain(e, str(path)) from e
             raise StoreError(f"The store at {path} cannot be opened: {e.strerror or e}. Check its path and permissions.") from e
         db = Database(url)
     else:

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, insert, literal_column, or_, select, update
+from sqlalchemy import bindparam, func, insert, literal_column, or_, select, update
 
 from ..config import actor
 from ..entities import Kind, Process, Run, RunError, Status
@@ -127,8 +127,7 @@ def settle(
     "Write down that runs are lost: what `fsck --repair` does."
     with store.db.write() as con:
         for pk in keys:
-            ended = con.execute(select(schema.points.c.time).where(schema.points.c.run == pk)
-                                .order_by(schema.points.c.pk.desc()).limit(1)).scalar()
+            ended = con.execute(select(func.max(schema.points.c.time)).where(schema.points.c.run == pk)).scalar()
             con.execute(update(schema.runs).where(schema.runs.c.pk == pk, schema.runs.c.status == "running")
                         .values(status="lost", ended=ended, reason="its process ended without a word"))
             append(con, "run.lost", con.execute(select(schema.runs.c.id).where(schema.runs.c.pk == pk)).scalar_one())

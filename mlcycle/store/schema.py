@@ -5,8 +5,7 @@
 # %% ../../nbs/store/01_schema.ipynb #imports
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, Double, ForeignKey, ForeignKeyConstraint, Index, Integer, MetaData, Table, Text, UniqueConstraint
-from sqlalchemy.dialects.sqlite import BLOB
+from sqlalchemy import BLOB, BigInteger, Column, Double, ForeignKey, ForeignKeyConstraint, Index, Integer, MetaData, Table, Text, UniqueConstraint
 from sqlalchemy.types import TypeDecorator
 
 # %% auto #0
@@ -63,13 +62,13 @@ def _run_key() -> Column:
 
 points = Table(
     "points", metadata,
-    Column("pk", Key, primary_key=True),
-    Column("run", Key, ForeignKey("runs.pk", ondelete="CASCADE"), nullable=False),
-    Column("name", Text, nullable=False),
-    Column("step", BigInteger, nullable=False),
-    Column("value", Float64),  # NULL is NaN
+    _run_key(),
+    Column("name", Text, primary_key=True),
+    Column("step", BigInteger, primary_key=True),
+    Column("seq", BigInteger, primary_key=True),  # Tells the values of one step apart, in the order they came
+    Column("value", Float64),                     # NULL is NaN
     Column("time", Double, nullable=False),
-    Index(None, "run", "name", "step"),
+    sqlite_with_rowid=False,
 )
 metrics = Table(
     "metrics", metadata,

@@ -58,7 +58,7 @@ def run_git(
         out, err = process.communicate(stdin or None, timeout)
     except BaseException as e:
         with suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
+            os.killpg(process.pid, signal.SIGKILL) if os.name == "posix" else process.kill()
         process.wait()
         if isinstance(e, subprocess.TimeoutExpired):
             raise GitTimeout(f"`git {args[0]}` took longer than {timeout:g} s") from None

@@ -1,0 +1,49 @@
+"Papermill's own command line with `--engine mlcycle`: tracked in the same way."
+from __future__ import annotations
+
+import json
+
+from mlcycle.store import facts
+
+
+def statuses(path) -> list[str]:
+    "What became of each cell, in a notebook file."
+    return [cell["metadata"]["papermill"]["status"] for cell in json.loads(path.read_text())["cells"] if "papermill" in cell["metadata"]]
+
+
+def test_papermill_is_tracked(project):
+    "Parameters, metrics, both notebooks and the foreign kernel: all as with `mlcycle run`."
+    path = project.write({"source": "lr = 0.1\ndepth = 3", "tags": ["parameters"]}, "import mlcycle as mlc\nmlc.log_metric('auc', lr)",
+                         kernelspec={"name": "conda-env-x-py", "display_name": "x", "language": "python"}, language_info={"name": "python"})
+    done = project.papermill("train.ipynb", "out.ipynb", "-p", "lr", "0.5")
+    assert done.returncode == 0, done.stderr
+    (run,) = project.runs()
+    assert (run.status, run.kind) == ("finished", "notebook") and facts.params(project.store, run) == {"lr": 0.5, "depth": 3}
+    assert project.artifact(run.id, "notebook/source.ipynb") == path.read_bytes()
+    out = json.loads((project.folder / "out.ipynb").read_text())
+    assert out["metadata"]["mlcycle"]["run"] == run.id and set(statuses(project.folder / "out.ipynb")) == {"completed"}
+
+
+def test_papermill_exit_codes(project):
+    "Where Papermill itself would say 0 (an early exit) or would mark everything completed (a dead kernel), it does not."
+    project.write("print('one')", "import sys; sys.exit(0)", "print('three')", kernelspec={"name": "python3", "display_name": "p"},
+                  language_info={"name": "python"})
+    early = project.papermill("train.ipynb", "early.ipynb")
+    assert early.returncode == 1 and "stopped before its last cell" in early.stderr
+    assert statuses(project.folder / "early.ipynb") == ["completed", "failed", "pending"]
+
+    project.write("print('one')", "import os; os.kill(os.getpid(), 9)", "print('three')")
+    assert project.papermill("train.ipynb", "dead.ipynb", "-k", "python3").returncode == 138  # Papermill's own code for it
+    assert statuses(project.folder / "dead.ipynb") == ["completed", "failed", "pending"]
+
+    project.write("1 / 0")
+    raised = project.papermill("train.ipynb", "raised.ipynb", "-k", "python3")
+    assert raised.returncode == 1 and "ZeroDivisionError" in raised.stderr
+    assert "papermill-error-cell" in (project.folder / "raised.ipynb").read_text()  # Papermill's banner is there
+
+    project.write("import time; time.sleep(60)")
+    slow = project.papermill("train.ipynb", "slow.ipynb", "-k", "python3", "--execution-timeout", "1")
+    assert slow.returncode == 1 and "took longer than 1 s" in slow.stderr
+    assert [run.reason for run in project.runs()] == ["cell 1 took longer than 1 s", "cell 1 raised ZeroDivisionError: division by zero",
+                                                      "the kernel died by SIGKILL: it was killed from outside, or the memory ran out",
+                                                      "stopped before its last cell"]

@@ -1,0 +1,144 @@
+"The magics in a real kernel: comms, completion and errors are not there in nbdev's in-process runner."
+from __future__ import annotations
+
+import queue
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jupyter_client.manager import start_new_kernel
+
+
+class Kernel:
+    "A live kernel, seen as a front end sees it."
+
+    def __init__(self, manager: Any, client: Any):
+        self.manager, self.client = manager, client
+
+    def run(self, code: str) -> tuple[str, list[dict[str, Any]]]:
+        "Status of the reply, and every output."
+        outputs: list[dict[str, Any]] = []
+        reply = self.client.execute_interactive(
+            code, timeout=60, output_hook=lambda m: outputs.append({"type": m["msg_type"], **m["content"]}))
+        return reply["content"]["status"], outputs
+
+    def complete(self, code: str) -> list[str]:
+        message = self.client.complete(code, len(code))
+        while True:
+            reply = self.client.get_shell_msg(timeout=30)
+            if reply["parent_header"].get("msg_id") == message:
+                return reply["content"]["matches"]
+
+
+def shown(outputs: list[dict[str, Any]], mime: str = "text/plain") -> str:
+    "Everything of one kind that a person sees."
+    text = [o["text"] for o in outputs if o["type"] == "stream" and mime == "text/plain"]
+    return "\n".join(text + [o["data"][mime] for o in outputs if mime in o.get("data", {})])
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> Iterator[Kernel]:
+    (tmp_path / ".mlcycle").mkdir()
+    manager, client = start_new_kernel(kernel_name="python3", cwd=str(tmp_path))
+    try:
+        found = Kernel(manager, client)
+        assert found.run("%load_ext mlcycle")[0] == "ok"
+        yield found
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+
+
+def test_track_shows_what_became_of_a_cell(kernel: Kernel) -> None:
+    "The first thing a person tries: a tracked cell with its own output, and the run below it."
+    status, outputs = kernel.run("%%track baseline -e churn -t team=risk\nimport mlcycle as mlc\nmlc.log_metric('auc', 0.91)\n6 * 7")
+    assert status == "ok"
+    assert "42" in shown(outputs)
+    assert "baseline" in shown(outputs, "text/html") and "0.91" in shown(outputs, "text/html")
+    status, outputs = kernel.run("%mlcycle runs \"metrics.auc > 0.9 and tags.team == 'risk'\"")
+    assert "finished" in shown(outputs) and "<td" in shown(outputs, "text/html")
+
+
+def test_params_of_a_tracked_cell_come_from_variables(kernel: Kernel) -> None:
+    "A param is what the variable held when the cell began, with its type."
+    kernel.run("lr, depth = 0.1, 6")
+    kernel.run("%%track -e churn -p lr,depth\nlr = 99")
+    _, outputs = kernel.run("import mlcycle as mlc\nf = mlc.runs()\n[*f['params.lr'], *f['params.depth']]")
+    assert shown(outputs) == "[0.1, 6]"
+
+
+def test_a_cell_that_fails_is_a_failed_run_and_a_failed_cell(kernel: Kernel) -> None:
+    "A batch execution of the notebook must stop here, and the person must see the own traceback once."
+    status, outputs = kernel.run("%%track broken -e churn\n1 / 0")
+    assert status == "error"
+    tracebacks = [o for o in outputs if o["type"] == "error" and o["ename"] == "ZeroDivisionError"]
+    assert len(tracebacks) == 1
+    _, outputs = kernel.run("%mlcycle show broken")
+    assert "failed" in shown(outputs) and "ZeroDivisionError" in shown(outputs)
+
+
+def test_an_interrupt_cancels_the_run(kernel: Kernel) -> None:
+    "The stop button leaves a cancelled run with what it had logged, and a kernel that works on."
+    message = kernel.client.execute("%%track long -e churn\nimport mlcycle as mlc, time\nmlc.log_metric('loss', 1.0)\n"
+                                    "print('logged', flush=True)\ntime.sleep(60)")
+    while True:
+        found = kernel.client.get_iopub_msg(timeout=30)
+        if found["msg_type"] == "stream" and "logged" in found["content"]["text"]:
+            break
+    kernel.manager.interrupt_kernel()
+    while kernel.client.get_shell_msg(timeout=30)["parent_header"].get("msg_id") != message:
+        pass
+    while True:
+        try:
+            kernel.client.get_iopub_msg(timeout=0.5)
+        except queue.Empty:
+            break
+    _, outputs = kernel.run("import mlcycle as mlc\nf = mlc.runs(\"name == 'long'\")\n[*f['status'], *map(float, f['metrics.loss'])]")
+    assert shown(outputs) == "['cancelled', 1.0]"
+
+
+def test_errors_of_a_command_have_no_traceback(kernel: Kernel) -> None:
+    "A wrong word is answered with the next step, not with a stack."
+    status, outputs = kernel.run("%mlcycle promot churn/1")
+    error = next(o for o in outputs if o["type"] == "error")
+    assert status == "error" and "Did you mean 'promote'?" in error["evalue"] and len(error["traceback"]) == 1
+    status, outputs = kernel.run("%mlcycle show nothing")
+    error = next(o for o in outputs if o["type"] == "error")
+    assert status == "error" and "There is no model and no run 'nothing'" in error["evalue"]
+
+
+def test_help_reads_as_help(kernel: Kernel) -> None:
+    "--help of the magic and of a command print and do not fail."
+    for line in ("%mlcycle", "%mlcycle --help", "%mlcycle run --help", "%track --help"):
+        status, outputs = kernel.run(line)
+        assert status == "ok" and "Usage:" in shown(outputs), (line, outputs)
+
+
+def test_completion_knows_the_store(kernel: Kernel) -> None:
+    "Commands, options, run names and experiments complete on the tab key."
+    kernel.run("%%track baseline -e churn\npass")
+    assert kernel.complete("%mlcycle pro") == ["promote"]
+    assert "--order-by" in kernel.complete("%mlcycle runs --or")
+    assert kernel.complete("%mlcycle show base") == ["baseline"]
+    assert kernel.complete("%mlcycle runs -e ch") == ["churn"]
+    assert kernel.complete("best = %mlcycle sho") == ["show"]
+
+
+def test_a_result_can_be_kept(kernel: Kernel) -> None:
+    "What a command shows is an object to go on with."
+    kernel.run("%%track baseline -e churn\npass")
+    _, outputs = kernel.run("found = %mlcycle runs\nfound.data[0]['name']")
+    assert shown(outputs) == "'baseline'"
+    _, outputs = kernel.run("%mlcycle runs --json")
+    assert shown(outputs).startswith('[{"id": ')
+
+
+def test_top_level_await_in_a_tracked_cell(kernel: Kernel) -> None:
+    "A magic cannot wait in a loop that runs already: it says so before anything runs, and names what works."
+    status, outputs = kernel.run("%%track waiting -e churn\nimport asyncio\nawait asyncio.sleep(0.01)")
+    error = next(o for o in outputs if o["type"] == "error")
+    assert status == "error" and "with mlc.run(" in error["evalue"]
+    works = ("import asyncio, mlcycle as mlc\nwith mlc.run('waiting', 'churn') as run:\n"
+             "    await asyncio.sleep(0.01)\n    mlc.log_metric('auc', 1)\nrun.run.status")
+    assert shown(kernel.run(works)[1]) == "'finished'"
