@@ -921,6 +921,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'mlcycle/track/active.py'),
                                       'mlcycle.track.active.ActiveRun._repr_html_': ( 'track/active.html#activerun._repr_html_',
                                                                                       'mlcycle/track/active.py'),
+                                      'mlcycle.track.active.ActiveRun._shown': ( 'track/active.html#activerun._shown',
+                                                                                 'mlcycle/track/active.py'),
                                       'mlcycle.track.active.ActiveRun._step': ( 'track/active.html#activerun._step',
                                                                                 'mlcycle/track/active.py'),
                                       'mlcycle.track.active.ActiveRun.environment': ( 'track/active.html#activerun.environment',
