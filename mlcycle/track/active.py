@@ -18,6 +18,7 @@ from ..errors import ArtifactNameError, DataError, NotFoundError, SecretError, U
 from ..redact import Redactor
 from ..store import artifacts, facts, inputs, metrics, runs
 from ..store.connect import Store
+from ..store.database import storable
 
 # %% auto #0
 __all__ = ['to_number', 'watcher', 'ActiveRun']
@@ -107,6 +108,7 @@ class ActiveRun:
         if following is None:
             if not isinstance(name, str) or not name.strip() or len(name) > 250:
                 raise DataError(f"A metric's name must be text of 1 to 250 characters, not {name!r:.60}.")
+            storable(name, "The metric")
             following = metrics.next_step(self.store, self.run.pk, name) if self._attached else 0
         if step is None:
             step = following
