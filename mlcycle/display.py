@@ -34,7 +34,7 @@ def show_value(
         return f"{value:.0f}" if value == int(value) and abs(value) < 1e15 else f"{value:.4g}"
     if isinstance(value, datetime):
         value = value.to_pydatetime() if hasattr(value, "to_pydatetime") else value  # pandas has its own astimezone
-        return value.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        return value.astimezone().strftime("%Y-%m-%d %H:%M")
     if isinstance(value, list | tuple | set):
         return ", ".join(map(show_value, value))
     if isinstance(value, Mapping):
@@ -75,17 +75,18 @@ text-overflow:ellipsis}
 .mlc thead th{color:var(--jp-ui-font-color2,#57606a);font-weight:500;border-bottom:1px solid var(--jp-border-color1,#d0d7de)}
 .mlc .num{text-align:right}.mlc tbody th{font-weight:500;color:var(--jp-ui-font-color2,#57606a)}
 .mlc .good{color:var(--jp-success-color0,#1a7f37)}.mlc .bad{color:var(--jp-error-color0,#cf222e)}.mlc .dim{color:var(--jp-ui-font-color2,#57606a)}
+.mlc .head{font-weight:600;margin-top:8px}
 .mlc .warn{color:var(--jp-warn-color0,#9a6700)}.mlc pre{white-space:pre-wrap;font-size:12px;margin:4px 0;background:none;color:inherit}
 </style>"""
 STATES = {"finished": "good", "running": "", "failed": "bad", "lost": "bad", "cancelled": "warn", "pruned": "dim"}
-_RICH = {"good": "green", "bad": "red", "warn": "yellow", "dim": "dim", "": ""}
+_RICH = {"good": "green", "bad": "red", "warn": "yellow", "dim": "dim", "head": "bold", "": ""}
 
 # %% ../nbs/05_display.ipynb #text
 @dataclass(frozen=True, slots=True)
 class Text:
     "A line or a block of text."
     text: str             # What it says
-    look: str = ""        # good, bad, warn, dim, or plain
+    look: str = ""        # good, bad, warn, dim, head, or plain
     block: bool = False   # Preformatted, such as a traceback
 
     def html(self) -> str:
@@ -160,7 +161,8 @@ class Table:
             return RichText(self.empty, style="dim")
         table = RichTable(title=self.title or None, box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left", title_style="bold")
         for i, column in enumerate(self.columns):
-            table.add_column(column, justify="right" if self.numeric(i) else "left", overflow="fold")
+            short = max(len(show_value(row[i])) for row in self.rows) <= 20  # only longer ones give way in a narrow terminal
+            table.add_column(column, justify="right" if self.numeric(i) else "left", no_wrap=short, overflow="ellipsis" if short else "fold")
         for row in self.rows:
             table.add_row(*(RichText(show_value(v), style=_RICH[STATES.get(str(v), "")]) for v in row))
         return table
@@ -185,13 +187,21 @@ class Result:
         for part in self.parts:
             console.print(part.rich())
 
+    def show(self) -> None:
+        "Print it to standard output: in colour and to the width of a terminal; in a pipe with its rows whole, for grep and awk."
+        import sys
+
+        from rich.console import Console
+
+        self.print(Console(width=None if sys.stdout.isatty() else 500, highlight=False))
+
     def __repr__(self) -> str:
         from io import StringIO
 
         from rich.console import Console
 
         out = StringIO()
-        self.print(Console(file=out, width=120, color_system=None))
+        self.print(Console(file=out, width=140, color_system=None))
         return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())
 
     def _repr_html_(self) -> str:

@@ -65,7 +65,11 @@ class MlcycleMagics(Magics):
             return None
         except MagicError:
             raise
-        except MlcycleError as e:
+        except (MlcycleError, KeyboardInterrupt, SystemExit) as e:
+            if (outcome := getattr(e, "result", None)) is not None:
+                display(outcome.result())
+            if not isinstance(e, MlcycleError):
+                raise
             raise MagicError(str(e)) from None
         if face.json:
             print(result.json())

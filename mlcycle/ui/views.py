@@ -68,17 +68,22 @@ def runs_view(
     frame: Any,  # What `track.queries.runs` returns
 ) -> Result:
     "A table of runs, with what tells them apart."
-    shown = frame.drop(columns=[c for c in ("kind", "parent") if c in frame]).copy()
     columns = list(frame.columns)
     records = [{c: None if v is None or v != v else v for c, v in zip(columns, row, strict=True)}
                for row in frame.astype(object).itertuples(index=False, name=None)]
     data = [{**{c: r[c] for c in ("id", "name", "experiment", "status", "kind", "parent")}, "started": r["started"], "seconds": r["seconds"],
              **{folder: {c.removeprefix(f"{folder}."): r[c] for c in columns if c.startswith(f"{folder}.") and r[c] is not None}
                 for folder in ("params", "metrics", "tags")}} for r in records]
-    names = [c for c in shown.columns if not c.startswith("tags.")]
-    heads = [c.removeprefix("params.").removeprefix("metrics.") for c in names]
+    names = [c for c in columns if c not in ("kind", "parent") and not c.startswith("tags.") and not _same(c, records)]
+    heads = ["run" if c == "id" else c.removeprefix("params.").removeprefix("metrics.") for c in names]
     rows = [[r["id"][:8] if c == "id" else show_seconds(r[c]) if c == "seconds" else r[c] for c in names] for r in records]
-    return Result(data, [Table(["run" if h == "id" else h for h in heads], rows, empty="No runs fit. `mlcycle run NOTEBOOK` makes one.")])
+    return Result(data, [Table(heads, rows, empty="No runs fit. `mlcycle run NOTEBOOK` makes one.")])
+
+
+def _same(column: str, records: list[dict[str, Any]]) -> bool:
+    "Does a column tell nothing apart? A metric always does."
+    telling = column == "experiment" or column.startswith("params.")
+    return telling and len(records) > 1 and len({repr(r[column]) for r in records}) == 1
 
 # %% ../../nbs/ui/03_views.ipynb #version
 def version_data(
@@ -95,7 +100,8 @@ def version_row(
 ) -> list[Any]:
     "One line of a table of versions."
     marked = version.flavour + (" (runs code when loaded)" if version.flavour == "pickle" else "")
-    return [version.ref, version.aliases, marked, version.run[:8], version.metrics, version.created, version.actor]
+    few = dict([*version.metrics.items()][:4]) | ({"…": len(version.metrics) - 4} if len(version.metrics) > 4 else {})
+    return [version.ref, version.aliases, marked, version.run[:8], few, version.created, version.actor]
 
 
 VERSION_COLUMNS = ["version", "aliases", "flavour", "run", "metrics", "registered", "by"]
