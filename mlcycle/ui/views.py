@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..display import Facts, Result, Table, Text, show_bytes, show_seconds
+from ..display import Facts, Result, Table, Text, show_bytes, show_seconds, show_value
 from ..entities import AliasMove, Model, Run, Version
 from ..store import artifacts, facts, inputs, metrics, models, runs
 from ..store.connect import Store
@@ -99,8 +99,10 @@ def version_row(
     version: Version,  # A version
 ) -> list[Any]:
     "One line of a table of versions."
-    marked = version.flavour + (" (runs code when loaded)" if version.flavour == "pickle" else "")
-    few = dict([*version.metrics.items()][:4]) | ({"…": len(version.metrics) - 4} if len(version.metrics) > 4 else {})
+    from mlcycle.registry.flavours.base import is_unsafe
+
+    marked = version.flavour + (" (runs code when loaded)" if is_unsafe(version.flavour) else "")
+    few = show_value(dict([*version.metrics.items()][:4])) + (f", {len(version.metrics) - 4} more" if len(version.metrics) > 4 else "")
     return [version.ref, version.aliases, marked, version.run[:8], few, version.created, version.actor]
 
 
