@@ -137,7 +137,7 @@ def begin(
     if parent is not None and experiment is None:
         experiment = parent.experiment
     active = start(name, experiment, kind="notebook", params=params, parent=parent.id if parent else None, store=store, redactor=redactor,
-                   cwd=path.parent if path else None)
+                   cwd=path.parent if path else None, label=path.stem if path else None)
     try:
         tag = notebook_tag(path, active.store) if path else "notebook"
         active.set_tags({TAG: tag, **(tags or {})})

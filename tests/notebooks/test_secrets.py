@@ -24,7 +24,9 @@ CELLS = (
     "from IPython.display import HTML, display\nimport html\ndisplay(HTML(f'<b>{html.escape(api_key)}</b>'), metadata={'note': api_key})",
     "import os\nos.write(2, f'raw {api_key}\\n'.encode())\nos.system('echo $MLC_TEST_TOKEN') and None",
     "import mlcycle as mlc\nmlc.log_params({'url': f'https://u:{api_key}@h', api_key: 1})\nmlc.set_tags({'t': api_key})\n"
-    "mlc.log_text(f'key={api_key}', 'note.txt')\n"
+    "mlc.log_text(f'key={api_key}', 'note.txt')\nmlc.log_text('x', api_key + '.txt')\nmlc.log_metric(api_key, 1.0)\n"
+    "import pandas as pd\nmlc.log_input(pd.DataFrame({api_key: [1]}), name=api_key, source=f's3://u:{api_key}@h')\n"
+    "with mlc.run(api_key, experiment=api_key):\n    pass\n"
     "open('leak.bin', 'wb').write(api_key.encode())\n"
     "try:\n    mlc.log_artifact('leak.bin')\nexcept mlc.MlcycleError as e:\n    print('refused:', e)",
     "raise ValueError(f'bad key {api_key}')",
