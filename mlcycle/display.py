@@ -74,6 +74,7 @@ STYLE = """<style>
 .mlc .scroll table th,.mlc .scroll table td{padding:2px 16px 2px 0;text-align:left;vertical-align:top;white-space:nowrap;background:none;border:0;
 max-width:60ch;overflow:hidden;text-overflow:ellipsis}
 .mlc .scroll table thead th{color:var(--jp-ui-font-color2,#57606a);font-weight:500;border-bottom:1px solid var(--jp-border-color1,#d0d7de)}
+.mlc .facts table td{white-space:normal;max-width:80ch}
 .mlc .scroll table .num{text-align:right}.mlc .scroll tbody th{font-weight:500;color:var(--jp-ui-font-color2,#57606a)}
 .mlc .good{color:var(--jp-success-color0,#1a7f37)}.mlc .bad{color:var(--jp-error-color0,#cf222e)}.mlc .dim{color:var(--jp-ui-font-color2,#57606a)}
 .mlc .warn{color:var(--jp-warn-color0,#9a6700)}.mlc pre{white-space:pre-wrap;font-size:12px;margin:4px 0;background:none;color:inherit}
@@ -112,7 +113,7 @@ class Facts:
         rows = "".join(f"<tr><th scope='row'>{html.escape(str(k))}</th><td class='{STATES.get(str(v), '')}'>{html.escape(show_value(v))}</td></tr>"
                        for k, v in self.values.items() if v is not None)
         head = f"<h4>{html.escape(self.title)}</h4>" if self.title else ""
-        return f"{head}<div class='scroll'><table><tbody>{rows}</tbody></table></div>"
+        return f"{head}<div class='scroll facts'><table><tbody>{rows}</tbody></table></div>"
 
     def rich(self) -> RenderableType:
         "For a terminal."

@@ -5,23 +5,24 @@
 # %% ../../nbs/track/03_active.ipynb #imports
 from __future__ import annotations
 
-import html
 import os
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ..config import ENV_RUN
+from ..display import STATES, Facts, Result, Text, show_seconds
 from ..entities import Artifact, Dataset, Run, RunError, Status
-from ..errors import ArtifactNameError, DataError, NotFoundError, SecretError, UsageError
+from ..errors import ArtifactNameError, DataError, NotFoundError, UsageError
 from ..redact import Redactor
 from ..store import artifacts, facts, inputs, metrics, runs
 from ..store.connect import Store
 from ..store.database import storable
 
 # %% auto #0
-__all__ = ['to_number', 'watcher', 'ActiveRun']
+__all__ = ['to_number', 'ActiveRun']
 
 # %% ../../nbs/track/03_active.ipynb #value
 def to_number(
@@ -37,25 +38,6 @@ def to_number(
         return float(value)
     except (TypeError, ValueError, OverflowError) as e:
         raise DataError(f"The metric {name!r} must be a number, not {value!r:.60}. Use log_params or set_tags for text.") from e
-
-# %% ../../nbs/track/03_active.ipynb #watch
-def watcher(
-    redactor: Redactor,  # Knows the secrets
-    name: str,           # The artifact's name, for the error
-) -> Callable[[bytes], None] | None:  # None when there are no secrets to look for
-    "Looks at content on its way into the store; raises `SecretError` when it finds a secret."
-    if not redactor:
-        return None
-    tail = b""
-
-    def watch(piece: bytes) -> None:
-        nonlocal tail
-        window = tail + piece
-        if found := redactor.found_in([window]):
-            raise SecretError(f"{name!r} holds the value of the secret {found} and was not stored. Remove it from the file and log it again.")
-        tail = window[-redactor.longest:]
-
-    return watch
 
 # %% ../../nbs/track/03_active.ipynb #active
 class ActiveRun:
@@ -122,6 +104,13 @@ class ActiveRun:
         self._steps[name] = max(following, step + 1)
         return step
 
+    def watcher(
+        self,
+        name: str,  # An artifact's name, for the error
+    ) -> Callable[[bytes], None] | None:  # None when there is no secret to look for
+        "Looks at content on its way into the store; raises `SecretError` when it finds a secret."
+        return self.redactor.watcher(repr(name)) if self.redactor else None
+
     def log_metric(
         self,
         name: str,                # The metric
@@ -170,13 +159,13 @@ class ActiveRun:
         "Store a file or a folder. Raises `ArtifactError`, `NotFoundError`, `SecretError`."
         self._open()
         path = Path(path)
-        name = name or path.name or path.resolve().name
+        name = self.redactor.text(name or path.name or path.resolve().name)
         if path.is_dir():
-            return [artifacts.put_file(self.store, self.run, file, f"{name}/{inner}", kind, watcher(self.redactor, inner))
+            return [artifacts.put_file(self.store, self.run, file, self.redactor.text(f"{name}/{inner}"), kind, self.watcher(inner))
                     for file, inner in _files_below(path)]
         if not path.is_file():
             raise NotFoundError(f"There is no file or folder {str(path)!r} to log.")
-        return artifacts.put_file(self.store, self.run, path, name, kind, watcher(self.redactor, name))
+        return artifacts.put_file(self.store, self.run, path, name, kind, self.watcher(name))
 
     def log_bytes(
         self,
@@ -186,7 +175,8 @@ class ActiveRun:
     ) -> Artifact:
         "Store bytes. Raises `ArtifactError`, `SecretError`."
         self._open()
-        return artifacts.put_bytes(self.store, self.run, data, name, kind, watcher(self.redactor, name))
+        name = self.redactor.text(name) if isinstance(name, str) else name
+        return artifacts.put_bytes(self.store, self.run, data, name, kind, self.watcher(name))
 
     def log_text(
         self,
@@ -228,6 +218,9 @@ class ActiveRun:
 
         self._open()
         dataset = describe(data, name, role, source)
+        if self.redactor:  # an address may carry a password, a column's name anything
+            words = {"name": dataset.name, "source": dataset.source, "schema": dataset.schema}
+            dataset = replace(dataset, **self.redactor.json(words))
         inputs.put(self.store, self.run, dataset)
         return dataset
 
@@ -270,15 +263,17 @@ class ActiveRun:
         "Variables with which another process attaches to this run."
         return {**self.store.environment, ENV_RUN: self.id}
 
+    def _shown(self) -> Result:
+        run = runs.get(self.store, self.id)
+        head = f"{run.name} ({run.id[:8]}) of {run.experiment}: {run.status}" + (f" in {show_seconds(run.seconds)}" if run.ended else "")
+        values = {**self.params, **self.metrics}
+        return Result({"run": run.id}, [Text(head, STATES.get(run.status, "")), *([Facts(values)] if values else [])])
+
     def __repr__(self) -> str:
-        return f"<run {self.name} ({self.id[:8]}) of {self.experiment}: {runs.get(self.store, self.id).status}>"
+        return repr(self._shown())
 
     def _repr_html_(self) -> str:
-        run = runs.get(self.store, self.id)
-        values = [*self.params.items(), *((name, f"{value:.6g}") for name, value in self.metrics.items())]
-        rows = "".join(f"<tr><th style='text-align:left'>{html.escape(str(k))}</th><td>{html.escape(str(v))}</td></tr>" for k, v in values)
-        return (f"<div><b>{html.escape(run.name)}</b> <code>{run.id[:8]}</code> of {html.escape(run.experiment)}: {run.status}"
-                f"<table>{rows}</table></div>")
+        return self._shown()._repr_html_()
 
 
 def _files_below(folder: Path) -> list[tuple[Path, str]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..display import Facts, Result, Table, Text, show_bytes, show_seconds
+from ..display import Facts, Result, Table, Text, show_bytes, show_seconds, show_value
 from ..entities import AliasMove, Model, Run, Version
 from ..store import artifacts, facts, inputs, metrics, models, runs
 from ..store.connect import Store
@@ -40,7 +40,7 @@ def run_view(
              "warnings": facts.warnings(store, run), "children": [child.id for child in runs.children(store, run)]}
     parts: list[Text | Facts | Table] = [Facts({
         "run": f"{run.name} ({run.id[:8]})", "experiment": run.experiment, "status": run.status, "reason": run.reason, "started": run.started,
-        "took": show_seconds(run.seconds), "by": run.actor, "part of": run.parent and run.parent[:8], **_origin(found)})]
+        "took": show_seconds(run.seconds), "by": run.actor, "part of": run.parent and run.parent[:8], **_origin(run, data["tags"], found)})]
     parts += [Facts(values, title) for title, values in (("Params", data["params"]), ("Metrics", data["metrics"]), ("Tags", data["tags"])) if values]
     if datasets:
         parts.append(Table(["data", "for", "rows", "digest"], [[d.name, d.role, d.rows, d.digest[:12]] for d in datasets], "Inputs"))
@@ -54,12 +54,13 @@ def run_view(
     return Result(data, parts)
 
 
-def _origin(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _origin(run: Run, tags: dict[str, str], found: dict[str, dict[str, Any]]) -> dict[str, Any]:
     git, code, environment = found.get("git", {}), found.get("code", {}), found.get("environment", {})
-    commit = git.get("commit")
+    commit, snapshot = git.get("commit"), git.get("snapshot")
     return {
-        "git": f"{commit[:10]}{' on ' + git['branch'] if git.get('branch') else ''}{' + changes' if git.get('dirty') else ''}" if commit else None,
-        "source": code.get("script") or found.get("notebook", {}).get("path"),
+        "git": f"{commit[:10]}{' on ' + git['branch'] if git.get('branch') else ''}{' with changes' if git.get('dirty') else ''}" if commit else None,
+        "get it back": f"git worktree add DIR {snapshot[:12]}" if snapshot else None,
+        "source": tags.get("notebook") if run.kind == "notebook" else code.get("script"),
         "environment": f"Python {environment['python']}, {environment.get('distributions')} distributions" if environment.get("python") else None,
     }
 
@@ -99,8 +100,10 @@ def version_row(
     version: Version,  # A version
 ) -> list[Any]:
     "One line of a table of versions."
-    marked = version.flavour + (" (runs code when loaded)" if version.flavour == "pickle" else "")
-    few = dict([*version.metrics.items()][:4]) | ({"…": len(version.metrics) - 4} if len(version.metrics) > 4 else {})
+    from mlcycle.registry.flavours.base import is_unsafe
+
+    marked = version.flavour + (" (runs code when loaded)" if is_unsafe(version.flavour) else "")
+    few = show_value(dict([*version.metrics.items()][:4])) + (f", {len(version.metrics) - 4} more" if len(version.metrics) > 4 else "")
     return [version.ref, version.aliases, marked, version.run[:8], few, version.created, version.actor]
 
 
