@@ -745,6 +745,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'mlcycle.store.blobs.VerifiedReader.readinto': ( 'store/blobs.html#verifiedreader.readinto',
                                                                                       'mlcycle/store/blobs.py'),
                                      'mlcycle.store.blobs._changed': ('store/blobs.html#_changed', 'mlcycle/store/blobs.py'),
+                                     'mlcycle.store.blobs._make_folder': ('store/blobs.html#_make_folder', 'mlcycle/store/blobs.py'),
                                      'mlcycle.store.blobs.digest_of': ('store/blobs.html#digest_of', 'mlcycle/store/blobs.py'),
                                      'mlcycle.store.blobs.open_filesystem': ('store/blobs.html#open_filesystem', 'mlcycle/store/blobs.py')},
             'mlcycle.store.check': { 'mlcycle.store.check.Problem': ('store/check.html#problem', 'mlcycle/store/check.py'),
