@@ -34,7 +34,7 @@ def show_value(
         return f"{value:.0f}" if value == int(value) and abs(value) < 1e15 else f"{value:.4g}"
     if isinstance(value, datetime):
         value = value.to_pydatetime() if hasattr(value, "to_pydatetime") else value  # pandas has its own astimezone
-        return value.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+        return value.astimezone().strftime("%Y-%m-%d %H:%M")
     if isinstance(value, list | tuple | set):
         return ", ".join(map(show_value, value))
     if isinstance(value, Mapping):
@@ -67,25 +67,27 @@ def show_seconds(
 # %% ../nbs/05_display.ipynb #style
 STYLE = """<style>
 .mlc{font-family:var(--jp-ui-font-family,system-ui,sans-serif);font-size:13px;color:var(--jp-ui-font-color1,#1f2328);margin:2px 0 6px;line-height:1.5}
-.mlc h4{margin:8px 0 4px;font-size:13px;font-weight:600}.mlc p{margin:2px 0}
+.mlc h4{margin:8px 0 4px;font-size:13px;font-weight:600}.mlc p{margin:2px 0}.mlc .head{font-weight:600;margin-top:8px}
 .mlc .scroll{overflow-x:auto;max-width:100%}
-.mlc table{border-collapse:collapse;margin:2px 0;font-variant-numeric:tabular-nums}
-.mlc th,.mlc td{padding:2px 14px 2px 0;text-align:left;vertical-align:top;white-space:nowrap;background:none;border:0;max-width:60ch;overflow:hidden;
-text-overflow:ellipsis}
-.mlc thead th{color:var(--jp-ui-font-color2,#57606a);font-weight:500;border-bottom:1px solid var(--jp-border-color1,#d0d7de)}
-.mlc .num{text-align:right}.mlc tbody th{font-weight:500;color:var(--jp-ui-font-color2,#57606a)}
+.mlc .scroll table{border-collapse:collapse;margin:2px 0;font-size:13px;font-variant-numeric:tabular-nums}
+.mlc .scroll tr{background:none!important}
+.mlc .scroll table th,.mlc .scroll table td{padding:2px 16px 2px 0;text-align:left;vertical-align:top;white-space:nowrap;background:none;border:0;
+max-width:60ch;overflow:hidden;text-overflow:ellipsis}
+.mlc .scroll table thead th{color:var(--jp-ui-font-color2,#57606a);font-weight:500;border-bottom:1px solid var(--jp-border-color1,#d0d7de)}
+.mlc .facts table td{white-space:normal;max-width:80ch}
+.mlc .scroll table .num{text-align:right}.mlc .scroll tbody th{font-weight:500;color:var(--jp-ui-font-color2,#57606a)}
 .mlc .good{color:var(--jp-success-color0,#1a7f37)}.mlc .bad{color:var(--jp-error-color0,#cf222e)}.mlc .dim{color:var(--jp-ui-font-color2,#57606a)}
 .mlc .warn{color:var(--jp-warn-color0,#9a6700)}.mlc pre{white-space:pre-wrap;font-size:12px;margin:4px 0;background:none;color:inherit}
 </style>"""
 STATES = {"finished": "good", "running": "", "failed": "bad", "lost": "bad", "cancelled": "warn", "pruned": "dim"}
-_RICH = {"good": "green", "bad": "red", "warn": "yellow", "dim": "dim", "": ""}
+_RICH = {"good": "green", "bad": "red", "warn": "yellow", "dim": "dim", "head": "bold", "": ""}
 
 # %% ../nbs/05_display.ipynb #text
 @dataclass(frozen=True, slots=True)
 class Text:
     "A line or a block of text."
     text: str             # What it says
-    look: str = ""        # good, bad, warn, dim, or plain
+    look: str = ""        # good, bad, warn, dim, head, or plain
     block: bool = False   # Preformatted, such as a traceback
 
     def html(self) -> str:
@@ -111,7 +113,7 @@ class Facts:
         rows = "".join(f"<tr><th scope='row'>{html.escape(str(k))}</th><td class='{STATES.get(str(v), '')}'>{html.escape(show_value(v))}</td></tr>"
                        for k, v in self.values.items() if v is not None)
         head = f"<h4>{html.escape(self.title)}</h4>" if self.title else ""
-        return f"{head}<div class='scroll'><table><tbody>{rows}</tbody></table></div>"
+        return f"{head}<div class='scroll facts'><table><tbody>{rows}</tbody></table></div>"
 
     def rich(self) -> RenderableType:
         "For a terminal."
@@ -160,7 +162,8 @@ class Table:
             return RichText(self.empty, style="dim")
         table = RichTable(title=self.title or None, box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left", title_style="bold")
         for i, column in enumerate(self.columns):
-            table.add_column(column, justify="right" if self.numeric(i) else "left", overflow="fold")
+            short = max(len(show_value(row[i])) for row in self.rows) <= 20  # only longer ones give way in a narrow terminal
+            table.add_column(column, justify="right" if self.numeric(i) else "left", no_wrap=short, overflow="ellipsis" if short else "fold")
         for row in self.rows:
             table.add_row(*(RichText(show_value(v), style=_RICH[STATES.get(str(v), "")]) for v in row))
         return table
@@ -185,13 +188,21 @@ class Result:
         for part in self.parts:
             console.print(part.rich())
 
+    def show(self) -> None:
+        "Print it to standard output: in colour and to the width of a terminal; in a pipe with its rows whole, for grep and awk."
+        import sys
+
+        from rich.console import Console
+
+        self.print(Console(width=None if sys.stdout.isatty() else 500, highlight=False, force_jupyter=False))
+
     def __repr__(self) -> str:
         from io import StringIO
 
         from rich.console import Console
 
         out = StringIO()
-        self.print(Console(file=out, width=120, color_system=None))
+        self.print(Console(file=out, width=140, color_system=None, force_jupyter=False))
         return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())
 
     def _repr_html_(self) -> str:

@@ -30,12 +30,9 @@ def promote(
     *,
     store: Store | None = None,  # The store; the current one by default
 ) -> AliasMove:
-    "Point an alias at a version. Raises `NotFoundError`, `UsageError`, also for a version that has the alias already."
+    "Point an alias at a version; where it points there already, only the reason is added. Raises `NotFoundError`, `UsageError`."
     store, alias = use_store(store), check_model_name(alias, "alias")
     version = resolve_version(ref, store=store)
-    if alias in version.aliases:
-        raise UsageError(f"{version.ref} is {version.model}@{alias} already. Name another version: "
-                         f"{', '.join(each.ref for each in models.versions(store, version.model)[-5:])}.")
     if _ROLLBACK.match(why):
         why = f"({why})"  # only a rollback may look like one in the history
     return models.move_alias(store, version.model, alias, version.number, why)

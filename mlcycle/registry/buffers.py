@@ -50,7 +50,8 @@ def check_neighbours(
 def check_centres(
     model: Any,  # A fitted k-means model
 ) -> None:
-    "Look at the width of the centres. Raises `Unsound`."
+    "Look at the width of the centres, and at the number of threads, which is stored and taken as it is. Raises `Unsound`."
+    need(0 < getattr(model, "_n_threads", 1) <= 1024, "a number of threads that no machine has")
     if hasattr(model, "cluster_centers_"):
         shape = getattr(model.cluster_centers_, "shape", ())
         need(len(shape) == 2 and shape[0] > 0 and shape[1] == model.n_features_in_, f"centres of another width than {model.n_features_in_}")

@@ -25,7 +25,7 @@ def dtype_name(
     import pandas as pd
     from pandas.api import types
 
-    dtype = series.dtype
+    dtype = series.dtype.subtype if isinstance(series.dtype, pd.SparseDtype) else series.dtype
     if isinstance(dtype, pd.CategoricalDtype):
         return "category"
     if types.is_bool_dtype(dtype):
@@ -159,14 +159,19 @@ def _known(
     series: pd.Series,  # Values
     column: Column,     # What is wanted, with its categories
     first_row: int,     # Number of its first row
-) -> None:
+) -> np.ndarray:        # Position of each value among the categories, -1 for null
+    import numpy as np
     import pandas as pd
 
-    codes = pd.Index(column.categories).get_indexer(pd.Index(series.astype(object)))
-    bad = (codes < 0) & ~series.isna().to_numpy()
+    # each distinct value is looked up once: text by the million is mostly the same few words
+    codes, values = pd.factorize(series)
+    found = pd.Index(column.categories).get_indexer(pd.Index(values).astype(object))
+    known = np.where(codes < 0, -1, found[codes]) if len(values) else codes
+    bad = (known < 0) & (codes >= 0)
     if bad.any():
-        known = ", ".join(repr(value) for value in column.categories[:10]) + (", …" if len(column.categories) > 10 else "")
-        raise Misfit(f"unknown category {_at(bad, series, first_row)}. It was trained on {known}")
+        listed = ", ".join(repr(value) for value in column.categories[:10]) + (", …" if len(column.categories) > 10 else "")
+        raise Misfit(f"unknown category {_at(bad, series, first_row)}. It was trained on {listed}")
+    return known
 
 
 def _category(
@@ -176,8 +181,9 @@ def _category(
 ) -> pd.Series:         # Values as that category
     import pandas as pd
 
-    _known(series, column, first_row)
-    return series.astype(object).astype(pd.CategoricalDtype(pd.Index(column.categories), ordered=column.ordered))
+    dtype = pd.CategoricalDtype(pd.Index(column.categories), ordered=column.ordered)
+    made = pd.Categorical.from_codes(_known(series, column, first_row), dtype=dtype)
+    return pd.Series(made, index=series.index, name=series.name)
 
 # %% ../../nbs/registry/03_coerce.ipynb #cast
 def cast(
@@ -187,7 +193,10 @@ def cast(
 ) -> pd.Series:          # The same values in the wanted type
     "Bring a column to its type without changing a value. Raises `Misfit` naming the first row that cannot be. Nulls are not judged here."
     import numpy as np
+    import pandas as pd
 
+    if isinstance(series.dtype, pd.SparseDtype):
+        series = series.sparse.to_dense()
     if column.dtype == "object":
         return series
     if column.dtype == "category":

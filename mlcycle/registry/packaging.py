@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
@@ -26,7 +26,7 @@ from .verify import verify_copy
 from ..store import artifacts
 
 # %% auto #0
-__all__ = ['LoggedModel', 'read_manifest', 'load_packaged', 'stored_example', 'package', 'log_model']
+__all__ = ['Watch', 'LoggedModel', 'read_manifest', 'load_packaged', 'stored_example', 'package', 'log_model']
 
 # %% ../../nbs/registry/14_packaging.ipynb #lazy
 if TYPE_CHECKING:
@@ -118,6 +118,27 @@ def _save(
                 left.unlink()
     raise ModelError("No flavour stores this model.")  # candidates() is never empty
 
+# %% ../../nbs/registry/14_packaging.ipynb #watch
+Watch = Callable[[str], Callable[[bytes], None] | None]  # For a file's name, what looks at its content and may raise
+
+
+def _show(
+    paths: dict[str, Path],  # Files by name
+    watch: Watch | None,     # What looks at them
+) -> None:
+    from zipfile import ZipFile, is_zipfile
+
+    for name, path in paths.items():
+        look = watch(name) if watch else None
+        if look is None:
+            continue
+        if not is_zipfile(path):
+            look(path.read_bytes())
+            continue
+        with ZipFile(path) as archive:
+            for member in archive.namelist():
+                look(archive.read(member))
+
 # %% ../../nbs/registry/14_packaging.ipynb #package
 def package(
     store: Store,        # The store
@@ -128,6 +149,7 @@ def package(
     signature: Signature | None = None,   # What it takes and gives; inferred from the example and the model by default
     flavour: str | None = None,           # How to store it; chosen by the model's type by default
     allow_pickle: bool = False,           # Whether it may be stored as a pickle
+    watch: Watch | None = None,           # Looks at every file before it is stored, and may raise to refuse it
 ) -> LoggedModel:
     "Store a model in a run, verified. Raises `ModelError`, `DataError`, `SignatureError`; then the run has no such model."
     artifacts.check_name(f"{name}/{MANIFEST}")
@@ -142,6 +164,7 @@ def package(
             input_example = first_rows(input_example)
             example = save_example(input_example, folder)
         paths = {path.name: path for path in sorted(folder.iterdir())}
+        _show(paths, watch)
         manifest = Manifest(taken, get_flavour(taken).unsafe, kind, {file: store.blobs.put(path)[0] for file, path in paths.items()}, facts,
                             signature, example, 0 if input_example is None else len(input_example), library_versions(kind))
         copy = load_packaged(store, manifest, allow_pickle)
@@ -164,5 +187,8 @@ def log_model(
     flavour: str | None = None,          # How to store it; chosen by the model's type by default
     allow_pickle: bool = False,          # Whether it may be stored as a pickle
 ) -> LoggedModel:
-    "Store a model in an active run, verified: what `run.log_model` calls. Raises as `package` does."
-    return package(active.store, active.run, model, name, input_example, signature, flavour, allow_pickle)
+    "Store a model in an active run, verified: what `run.log_model` calls. Raises as `package` does, and `SecretError`."
+    from mlcycle.track.active import watcher
+
+    return package(active.store, active.run, model, name, input_example, signature, flavour, allow_pickle,
+                   watch=lambda file: watcher(active.redactor, f"{name}/{file}"))

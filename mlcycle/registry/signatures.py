@@ -5,15 +5,27 @@
 # %% ../../nbs/registry/01_signatures.ipynb #imports
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from html import escape
 from typing import Any
 
-from ..errors import ModelError
+from ..errors import ModelError, UsageError
 
 # %% auto #0
 __all__ = ['FORMAT', 'Column', 'Tensor', 'Signature', 'to_dict', 'from_dict']
+
+# %% ../../nbs/registry/01_signatures.ipynb #check-dtype
+_DTYPES = re.compile(r"object|str|category|bool|u?int(8|16|32|64)|float(16|32|64|96|128)|datetime64\[\w+(, .+)?\]")
+
+
+def _check_dtype(
+    dtype: str,  # A type's name
+) -> None:
+    if not (isinstance(dtype, str) and _DTYPES.fullmatch(dtype)):
+        raise UsageError(f"{dtype!r} is no type of a signature. It takes int64, float64, bool, str, category, datetime64[us], object, "
+                         "and other sizes of the numbers.")
 
 # %% ../../nbs/registry/01_signatures.ipynb #column
 @dataclass(frozen=True, slots=True)
@@ -24,6 +36,9 @@ class Column:
     nullable: bool = False          # Whether the model takes nulls here
     categories: tuple[Any, ...] | None = None  # The only values it takes, in their order; None when it takes any
     ordered: bool = False           # Whether the categories are ordered
+
+    def __post_init__(self) -> None:
+        _check_dtype(self.dtype)
 
     @property
     def summary(self) -> str:
@@ -41,6 +56,9 @@ class Tensor:
     shape: tuple[int | None, ...]  # Length of each axis; None for any, always so for the first
     dtype: str                     # `float64`, `int64`, `bool`, `str`
     nullable: bool = False         # Whether the model takes NaN in it
+
+    def __post_init__(self) -> None:
+        _check_dtype(self.dtype)
 
     @property
     def summary(self) -> str:
@@ -122,7 +140,7 @@ def from_dict(
         else:
             inputs = tuple(_column(fields) for fields in data["inputs"])
         return Signature(inputs, tuple(_column(fields) for fields in data["outputs"]))
-    except (KeyError, TypeError, ValueError) as e:
+    except (KeyError, TypeError, ValueError, UsageError) as e:
         raise ModelError(f"A stored signature cannot be read ({e!r}). Its model was not written by mlcycle, or was changed since; "
                          "log it again.") from e
 

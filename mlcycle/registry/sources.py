@@ -31,13 +31,15 @@ class Source:
     total: int | None = None        # Rows, where the file says so
 
 # %% ../../nbs/registry/19_sources.ipynb #nulls
+_NULLS = frozenset(("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA", "NULL",
+                    "NaN", "None", "n/a", "nan", "null"))  # What pandas.read_csv takes for a null
+
+
 def _null_words(
     column: Column | None,  # A column that the model takes, None for another
 ) -> list[str]:             # What counts as a null in it
-    from pandas._libs.parsers import STR_NA_VALUES
-
     # a category may be called "None" or "NA": then the word is that category
-    return [] if column is None else sorted(STR_NA_VALUES - set(map(str, column.categories or ())))
+    return [] if column is None else sorted(_NULLS - set(map(str, column.categories or ())))
 
 
 def _is_text(

@@ -88,13 +88,14 @@ _BY_ID = select(schema.runs.c.pk).where(schema.runs.c.id == bindparam("id"))
 def create(
     store: Store,               # The store
     experiment: str,            # Experiment it belongs to
-    name: str | None = None,    # What people call it; made from the experiment and the id by default
+    name: str | None = None,    # What people call it; made from the label and the id by default
     kind: Kind = "script",      # What is executed
     parent: str | None = None,  # Id of the run that it is part of
+    label: str | None = None,   # What names without a name begin with; the experiment by default
 ) -> Run:                       # The new run, `running`
     "Begin a run in this process. Raises `StoreError`."
     run_id, process, now, who = secrets.token_hex(8), this_process(), time.time(), actor()
-    name = name or f"{experiment}-{run_id[:4]}"
+    name = name or f"{label or experiment}-{run_id[:4]}"
     values = dict(zip(_COLUMNS, (run_id, name, experiment, kind, "running", now, parent, who, process.host, process.pid, process.started),
                       strict=True))
     db = store.db

@@ -5,7 +5,6 @@
 # %% ../../nbs/track/03_active.ipynb #imports
 from __future__ import annotations
 
-import html
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import ENV_RUN
+from ..display import STATES, Facts, Result, Text, show_seconds
 from ..entities import Artifact, Dataset, Run, RunError, Status
 from ..errors import ArtifactNameError, DataError, NotFoundError, SecretError, UsageError
 from ..redact import Redactor
@@ -268,15 +268,17 @@ class ActiveRun:
         "Variables with which another process attaches to this run."
         return {**self.store.environment, ENV_RUN: self.id}
 
+    def _shown(self) -> Result:
+        run = runs.get(self.store, self.id)
+        head = f"{run.name} ({run.id[:8]}) of {run.experiment}: {run.status}" + (f" in {show_seconds(run.seconds)}" if run.ended else "")
+        values = {**self.params, **self.metrics}
+        return Result({"run": run.id}, [Text(head, STATES.get(run.status, "")), *([Facts(values)] if values else [])])
+
     def __repr__(self) -> str:
-        return f"<run {self.name} ({self.id[:8]}) of {self.experiment}: {runs.get(self.store, self.id).status}>"
+        return repr(self._shown())
 
     def _repr_html_(self) -> str:
-        run = runs.get(self.store, self.id)
-        values = [*self.params.items(), *((name, f"{value:.6g}") for name, value in self.metrics.items())]
-        rows = "".join(f"<tr><th style='text-align:left'>{html.escape(str(k))}</th><td>{html.escape(str(v))}</td></tr>" for k, v in values)
-        return (f"<div><b>{html.escape(run.name)}</b> <code>{run.id[:8]}</code> of {html.escape(run.experiment)}: {run.status}"
-                f"<table>{rows}</table></div>")
+        return self._shown()._repr_html_()
 
 
 def _files_below(folder: Path) -> list[tuple[Path, str]]:

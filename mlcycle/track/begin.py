@@ -30,12 +30,14 @@ def start(
     store: Store | None = None,              # Where to store it; the one in use by default
     capture: bool = True,                    # Capture git, environment, code and hardware
     source: str | None = None,               # Source of the cell, for a tracked cell
+    label: str | None = None,                # What a run without a name is called, before its id; the experiment by default
+    cwd: Path | None = None,                 # Folder that it runs in, where that is not this process's
     redactor: Redactor | None = None,        # Knows the secrets; those of the environment by default
 ) -> ActiveRun:
     "Begin a run without making it the current one. Raises `DataError`, `StoreError`."
     store = store or current_store()
     given = {str(key): facts.plain(value) for key, value in (params or {}).items()}
-    run = runs.create(store, experiment or store.settings.experiment, name, kind, parent)
+    run = runs.create(store, experiment or store.settings.experiment, name, kind, parent, label)
     active = ActiveRun(store, run, redactor)
     try:
         if given:
@@ -43,7 +45,7 @@ def start(
         if tags:
             active.set_tags(tags)
         if capture:
-            _capture(active, kind, source)
+            _capture(active, kind, source, cwd or Path.cwd())
     except BaseException as e:
         active.finish("failed", RunError(type(e).__name__, str(e)), "it could not be started")
         raise
@@ -59,10 +61,10 @@ def attach(
     return ActiveRun(store, runs.get(store, run_id))
 
 
-def _capture(active: ActiveRun, kind: Kind, source: str | None) -> None:
+def _capture(active: ActiveRun, kind: Kind, source: str | None, cwd: Path) -> None:
     from mlcycle.track.capture.providers import CaptureContext, capture_all
 
-    context = CaptureContext(run_id=active.id, kind=kind, root=active.store.settings.root, cwd=Path.cwd(), cell_source=source)
+    context = CaptureContext(run_id=active.id, kind=kind, root=active.store.settings.root, cwd=cwd, cell_source=source)
     found, problems = capture_all(context)
     redactor = active.redactor
     for captured in found.values():

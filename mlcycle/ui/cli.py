@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import sys
 
-from ..errors import MlcycleError, NotebookRunError
+from ..errors import MlcycleError
 from .tree import Face, Quiet, invoke
 
 # %% auto #0
-__all__ = ['PIPE_WIDTH', 'main']
+__all__ = ['main']
 
 # %% ../../nbs/ui/04_cli.ipynb #main
-PIPE_WIDTH = 500  # Columns when the output is no terminal: rows stay whole for grep and awk
-
-
 def main(
     words: list[str] | None = None,  # The command line; that of the process by default
 ) -> None:
@@ -26,18 +23,12 @@ def main(
         result = invoke(sys.argv[1:] if words is None else words, face)
     except Quiet:
         sys.exit(0)
-    except NotebookRunError as e:
-        if face.json and e.result is not None:
-            print(e.result.to_json())
-        else:
-            _complain(e, face)
-        sys.exit(e.exit_code)
     except MlcycleError as e:
         _complain(e, face)
         sys.exit(e.exit_code)
-    except (KeyboardInterrupt, _abort()):
-        print("Interrupted.", file=sys.stderr)
-        sys.exit(130)
+    except (KeyboardInterrupt, SystemExit) as e:
+        _complain(e, face)
+        sys.exit(getattr(e, "exit_code", 130 if isinstance(e, KeyboardInterrupt) else e.code))
     except BrokenPipeError:  # `mlcycle runs | head`
         _hush()
         sys.exit(0)
@@ -45,19 +36,11 @@ def main(
         if face.json:
             print(result.json(), flush=True)
         else:
-            from rich.console import Console
-
-            result.print(Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False))
+            result.show()
             sys.stdout.flush()
     except BrokenPipeError:
         _hush()
     sys.exit(result.exit_code)
-
-
-def _abort() -> type[BaseException]:
-    import click
-
-    return click.Abort
 
 
 def _hush() -> None:
@@ -66,13 +49,19 @@ def _hush() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _complain(error: MlcycleError, face: Face) -> None:
+def _complain(error: BaseException, face: Face) -> None:
+    "A run that ended badly has a result to show; anything else has a message."
+    outcome = getattr(error, "result", None)
     if face.json:
         import json
 
-        print(json.dumps({"error": {"type": type(error).__name__, "message": str(error)}}))
+        failure = {"error": {"type": type(error).__name__, "message": str(error)}}
+        print(outcome.result().json() if outcome is not None else json.dumps(failure), flush=True)
         return
     from rich.console import Console
     from rich.text import Text
 
-    Console(stderr=True, soft_wrap=True).print(Text.assemble(("error: ", "bold red"), str(error)))
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    if outcome is not None:
+        outcome.result().print(console)
+    console.print(Text.assemble(("error: ", "bold red"), str(error) or "interrupted"))

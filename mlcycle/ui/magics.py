@@ -13,7 +13,7 @@ from IPython.core.completer import SimpleCompletion, context_matcher
 from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class
 from IPython.display import display
 
-from ..display import Facts, Result, Text
+from ..display import Result
 from ..errors import MlcycleError
 from .completion import complete_experiment
 from .tree import Face, Quiet, invoke
@@ -65,7 +65,11 @@ class MlcycleMagics(Magics):
             return None
         except MagicError:
             raise
-        except MlcycleError as e:
+        except (MlcycleError, KeyboardInterrupt, SystemExit) as e:
+            if (outcome := getattr(e, "result", None)) is not None:
+                display(outcome.result())
+            if not isinstance(e, MlcycleError):
+                raise
             raise MagicError(str(e)) from None
         if face.json:
             print(result.json())
@@ -123,13 +127,7 @@ def _awaits(shell: Any, cell: str) -> bool:
 def _show(active: Any) -> None:
     "Show what became of a run; a failure to do so is a warning, never lost work."
     try:
-        from mlcycle.display import show_seconds
-
-        head = f"{active.name} ({active.id[:8]}) of {active.experiment}: {active.run.status} in {show_seconds(active.run.seconds)}"
-        parts = [Text(head, {"finished": "good", "failed": "bad"}.get(active.run.status, "warn"))]
-        if values := {**active.params, **active.metrics}:
-            parts.append(Facts(values))
-        display(Result({"run": active.id}, parts))
+        display(active)
     except Exception as e:
         print(f"mlcycle: the result of the run could not be shown: {e}")
 

@@ -115,6 +115,8 @@ def invoke(
         raise CommandError(e.format_message() + where) from None
     except click.ClickException as e:
         raise CommandError(e.format_message()) from None
+    except click.Abort as e:  # click turns Ctrl-C into this
+        raise (e.__cause__ or e.__context__ or KeyboardInterrupt()) from None
     if not isinstance(result, Result):  # --help and --version print, and leave with 0
         raise Quiet
     return result

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..display import Facts, Result, Table, Text, show_bytes, show_seconds
+from ..display import Facts, Result, Table, Text, show_bytes, show_seconds, show_value
 from ..entities import AliasMove, Model, Run, Version
 from ..store import artifacts, facts, inputs, metrics, models, runs
 from ..store.connect import Store
@@ -68,17 +68,22 @@ def runs_view(
     frame: Any,  # What `track.queries.runs` returns
 ) -> Result:
     "A table of runs, with what tells them apart."
-    shown = frame.drop(columns=[c for c in ("kind", "parent") if c in frame]).copy()
     columns = list(frame.columns)
     records = [{c: None if v is None or v != v else v for c, v in zip(columns, row, strict=True)}
                for row in frame.astype(object).itertuples(index=False, name=None)]
     data = [{**{c: r[c] for c in ("id", "name", "experiment", "status", "kind", "parent")}, "started": r["started"], "seconds": r["seconds"],
              **{folder: {c.removeprefix(f"{folder}."): r[c] for c in columns if c.startswith(f"{folder}.") and r[c] is not None}
                 for folder in ("params", "metrics", "tags")}} for r in records]
-    names = [c for c in shown.columns if not c.startswith("tags.")]
-    heads = [c.removeprefix("params.").removeprefix("metrics.") for c in names]
+    names = [c for c in columns if c not in ("kind", "parent") and not c.startswith("tags.") and not _same(c, records)]
+    heads = ["run" if c == "id" else c.removeprefix("params.").removeprefix("metrics.") for c in names]
     rows = [[r["id"][:8] if c == "id" else show_seconds(r[c]) if c == "seconds" else r[c] for c in names] for r in records]
-    return Result(data, [Table(["run" if h == "id" else h for h in heads], rows, empty="No runs fit. `mlcycle run NOTEBOOK` makes one.")])
+    return Result(data, [Table(heads, rows, empty="No runs fit. `mlcycle run NOTEBOOK` makes one.")])
+
+
+def _same(column: str, records: list[dict[str, Any]]) -> bool:
+    "Does a column tell nothing apart? A metric always does."
+    telling = column == "experiment" or column.startswith("params.")
+    return telling and len(records) > 1 and len({repr(r[column]) for r in records}) == 1
 
 # %% ../../nbs/ui/03_views.ipynb #version
 def version_data(
@@ -94,8 +99,11 @@ def version_row(
     version: Version,  # A version
 ) -> list[Any]:
     "One line of a table of versions."
-    marked = version.flavour + (" (runs code when loaded)" if version.flavour == "pickle" else "")
-    return [version.ref, version.aliases, marked, version.run[:8], version.metrics, version.created, version.actor]
+    from mlcycle.registry.flavours.base import is_unsafe
+
+    marked = version.flavour + (" (runs code when loaded)" if is_unsafe(version.flavour) else "")
+    few = show_value(dict([*version.metrics.items()][:4])) + (f", {len(version.metrics) - 4} more" if len(version.metrics) > 4 else "")
+    return [version.ref, version.aliases, marked, version.run[:8], few, version.created, version.actor]
 
 
 VERSION_COLUMNS = ["version", "aliases", "flavour", "run", "metrics", "registered", "by"]

@@ -12,7 +12,7 @@ from typing import Any
 from ...errors import ConfigError, ModelError, UsageError
 
 # %% auto #0
-__all__ = ['Flavour', 'flavours', 'get_flavour', 'candidates']
+__all__ = ['Flavour', 'flavours', 'get_flavour', 'is_unsafe', 'candidates']
 
 # %% ../../../nbs/registry/flavours/01_base.ipynb #flavour
 class Flavour:
@@ -66,6 +66,13 @@ def get_flavour(
     if name not in flavours():
         raise ModelError(f"No flavour {name!r} is installed; there are {', '.join(flavours())}. Install the package that provides it.")
     return flavours()[name]
+
+# %% ../../../nbs/registry/flavours/01_base.ipynb #unsafe
+def is_unsafe(
+    name: str,  # As in a version
+) -> bool:
+    "Whether a listing must mark a version of this flavour: loading it can run code, or nobody here knows what it does."
+    return name not in flavours() or flavours()[name].unsafe
 
 # %% ../../../nbs/registry/flavours/01_base.ipynb #choose
 def candidates(

@@ -24,7 +24,7 @@ __all__ = ['TRIES', 'MODEL', 'EXPERIMENT', 'demo']
 TRIES: tuple[dict[str, Any], ...] = (
     {"model": "logistic", "C": 0.5},
     {"model": "forest", "trees": 200},
-    {"model": "boosting", "trees": 120, "depth": 3},
+    {"model": "boosting", "trees": 60, "depth": 3},
 )
 MODEL, EXPERIMENT = "biopsy", "biopsies"
 
@@ -33,18 +33,17 @@ def _say(face: Face, title: str, command: str = "", result: Result | None = None
     "Show a step as soon as it is done."
     if face.json:
         return
+    parts = [Text(title, "head"), *([Text(f"$ {command}", "dim")] if command else []), *(result.parts if result else ())]
     if face.notebook:
         from IPython.display import display
 
-        display(Result(None, [Text(f"{title}  {command}"), *(result.parts if result else ())]))
-        return
-    from rich.console import Console
-    from rich.text import Text as RichText
+        display(Result(None, parts))
+    else:
+        Result(None, [Text(""), *parts]).show()
 
-    console = Console(highlight=False)
-    console.print(RichText.assemble("\n", (title, "bold"), ("  $ " + command if command else "", "dim")))
-    if result:
-        result.print(console)
+def _note(face: Face, text: str) -> None:
+    if not face.json:
+        Result(None, [Text(text, "good")]).show()
 
 # %% ../../../nbs/ui/commands/08_demo.ipynb #steps
 def _train(face: Face, store: Store, folder: Path) -> None:
@@ -54,7 +53,7 @@ def _train(face: Face, store: Store, folder: Path) -> None:
         words = " ".join(f"-p {k} {v}" for k, v in params.items())
         _say(face, "Train", f"mlcycle run train.ipynb {words} -e {EXPERIMENT}")
         done = run_notebook(folder / "train.ipynb", params, experiment=EXPERIMENT, name=params["model"], store=store)
-        _say(face, f"  {done.status} in {done.seconds:.1f} s, auc {done.metrics['auc']:.4f}")
+        _note(face, f"{done.status} in {done.seconds:.1f} s, auc {done.metrics['auc']:.4f}")
 
 
 def _accuracy(path: Path) -> float:
@@ -85,8 +84,7 @@ def demo(face: Face, folder: Path) -> Result:
     with open_store(folder / ".mlcycle" / "mlcycle.db") as store:
         _train(face, store, folder)
         frame = runs(experiment=EXPERIMENT, order_by="-metrics.auc", store=store)
-        shown = frame[["id", "name", "experiment", "status", "kind", "started", "seconds", "parent", "metrics.auc", "metrics.auc_std",
-                       "metrics.accuracy"]]
+        shown = frame.drop(columns=[c for c in frame if c.startswith("params.") or "fold_" in c])
         _say(face, "Compare", "mlcycle runs -o -metrics.auc", runs_view(shown))
         best = frame.iloc[0]
         version = register(best["id"], MODEL, store=store)
@@ -101,10 +99,10 @@ def demo(face: Face, folder: Path) -> Result:
         done = predict_file(f"{MODEL}@champion", folder / "data" / "holdout.csv", out, extra="keep", store=store)
         accuracy = _accuracy(out)
         _say(face, "Predict rows that no run has seen", f"mlcycle predict {MODEL}@champion data/holdout.csv -o predictions.csv --extra keep")
-        _say(face, f"  {done.rows} rows, {accuracy:.1%} right: {out}")
+        _note(face, f"{done.rows} rows, {accuracy:.1%} of them right: {out}")
     data = {"folder": str(folder), "runs": frame["id"].tolist(), "best": best["id"], "version": version.ref, "auc": float(best["metrics.auc"]),
             "holdout_accuracy": accuracy, "predictions": str(out)}
-    return Result(data, [Text("\nNext"), Text(_NEXT.format(folder=folder), block=True)])
+    return Result(data, [Text(""), Text("Next", "head"), Text(_NEXT.format(folder=folder), block=True)])
 
 
 _NEXT = """\

@@ -40,10 +40,11 @@ def read_values(
     pairs: tuple[tuple[str, str], ...],  # From -p: name and text
     texts: tuple[str, ...] = (),        # From -y
     files: tuple[Path, ...] = (),       # From -f
+    kernel: str | None = None,          # Kernel to use instead of the notebook's
 ) -> dict[str, Any]:
     "Parameter values of a command line. Raises `ParameterError`, `NotFoundError`, `NotebookFormatError`."
     from mlcycle.notebooks.checks import parse_values
-    from mlcycle.notebooks.parameters import parameters_of
+    from mlcycle.notebooks.runner import notebook_parameters
 
     values: dict[str, Any] = {}
     for file in files:
@@ -53,7 +54,7 @@ def read_values(
             raise ParameterError(f"{file} cannot be read: {e}") from e
     for text in texts:
         values |= _yaml(text, f"-y {text!r}")
-    return values | (parse_values(parameters_of(notebook), dict(pairs)) if pairs else {})
+    return values | (parse_values(notebook_parameters(notebook, kernel), pairs) if pairs else {})
 
 # %% ../../../nbs/ui/commands/02_notebooks.ipynb #run
 @click.command("run", cls=Command)
@@ -69,23 +70,31 @@ def read_values(
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), metavar="S", help="Seconds for the whole run.")
 @click.option("--cell-timeout", type=click.FloatRange(0, min_open=True), metavar="S", help="Seconds for each cell.")
 @click.option("--out", type=NOTEBOOK, help="Write the executed notebook here too; the run keeps it in any case.")
-@click.pass_obj
-def run(face: Any, notebook: Path, pairs: tuple[tuple[str, str], ...], texts: tuple[str, ...], files: tuple[Path, ...], secrets: tuple[str, ...],
+def run(notebook: Path, pairs: tuple[tuple[str, str], ...], texts: tuple[str, ...], files: tuple[Path, ...], secrets: tuple[str, ...],
         **options: Any) -> Result:
     "Execute NOTEBOOK with parameters, as a tracked run."
+    import warnings
+
     from mlcycle.notebooks.runner import run_notebook
 
-    values = read_values(notebook, pairs, texts, files)
-    done = run_notebook(notebook, values, secrets=secrets, **options)
-    return Result(done.json(), done.parts())
+    values = read_values(notebook, pairs, texts, files, options["kernel"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the result shows them
+        return run_notebook(notebook, values, secrets=_secrets(secrets), **options).result()
+
+
+def _secrets(words: tuple[str, ...]) -> dict[str, str]:
+    found = dict(word.partition("=")[::2] for word in words)
+    if bad := [name for name, source in found.items() if not name.isidentifier() or not source]:
+        raise ParameterError(f"--secret {bad[0]} is not of the form NAME=env:VAR, such as api_key=env:HF_TOKEN.")
+    return found
 
 # %% ../../../nbs/ui/commands/02_notebooks.ipynb #params
 @click.command("params", cls=Command)
 @click.argument("notebook", type=NOTEBOOK)
 def params(notebook: Path) -> Result:
     "Show the parameters that NOTEBOOK declares."
-    from mlcycle.notebooks.parameters import parameters_of
+    from mlcycle.notebooks.parameters import Parameters
+    from mlcycle.notebooks.runner import notebook_parameters
 
-    found = parameters_of(notebook)
-    return Result(found.json(), found.parts())
-
+    return (notebook_parameters(notebook) or Parameters()).result()

@@ -1,0 +1,123 @@
+"The command line as a process: exit codes, JSON, pipes, completion, and the demo from end to end."
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+
+def mlcycle(*words: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "mlcycle", *words], cwd=cwd, capture_output=True, text=True, timeout=300,
+                          env={**os.environ, **env}, stdin=subprocess.DEVNULL)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    (tmp_path / ".mlcycle").mkdir()
+    return tmp_path
+
+
+def write_notebook(path: Path, *sources: str) -> Path:
+    "A notebook whose first cell holds its parameters."
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+    nb.cells[0].metadata["tags"] = ["parameters"]
+    nb.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(nb, path)
+    return path
+
+
+def test_demo_takes_an_empty_folder_through_the_cycle(tmp_path: Path) -> None:
+    "The README's first command: three runs, a champion, and predictions of rows that no run has seen, in their order."
+    done = mlcycle("demo", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    project = tmp_path / "mlcycle-demo"
+    assert len(result["runs"]) == 3 and result["holdout_accuracy"] > 0.9
+    models = json.loads(mlcycle("models", "--json", cwd=project).stdout)
+    assert [(m["name"], m["versions"], m["aliases"]) for m in models] == [("biopsy", [1], {"champion": 1})]
+    runs = json.loads(mlcycle("runs", "status == 'finished' and params.folds == 5", "-o", "-metrics.auc", "--json", cwd=project).stdout)
+    assert [r["id"] for r in runs] == result["runs"] and runs[0]["id"] == result["best"]
+    import pandas as pd
+
+    predicted, held_out = pd.read_csv(project / "predictions.csv"), pd.read_csv(project / "data" / "holdout.csv")
+    assert predicted["diagnosis"].tolist() == held_out["diagnosis"].tolist()
+    assert json.loads(mlcycle("fsck", "--json", cwd=project).stdout)["sound"]
+    again = mlcycle("demo", cwd=tmp_path)
+    assert again.returncode == 2 and "is not empty" in again.stderr
+    refused = mlcycle("predict", "biopsy", "data/holdout.csv", "-o", "other.csv", cwd=project)
+    assert refused.returncode == 1 and "diagnosis" in refused.stderr and not (project / "other.csv").exists()
+
+
+def test_outcomes_have_exit_codes_and_one_line_of_json(project: Path) -> None:
+    "A scheduler reads the exit code and one line; nothing else may be on standard output."
+    nb = write_notebook(project / "train.ipynb", "lr: float = 0.1  # learning rate", "import mlcycle as mlc\nmlc.log_metric('auc', 1 - lr)",
+                        "assert lr < 1, 'lr is too high'")
+    finished = mlcycle("run", nb.name, "-p", "lr", "0.25", "--json", cwd=project)
+    assert finished.returncode == 0, finished.stderr
+    found = json.loads(finished.stdout)
+    assert found.keys() == {"run", "status", "reason", "cell", "error", "seconds", "metrics", "version"}
+    assert found["status"] == "finished" and found["metrics"] == {"auc": 0.75} and found["error"] is None
+    failed = mlcycle("run", nb.name, "-p", "lr", "2", "--json", cwd=project)
+    assert failed.returncode == 1
+    found = json.loads(failed.stdout)
+    assert found["status"] == "failed" and found["error"] == {"type": "AssertionError", "message": "lr is too high"} and found["cell"]
+    wrong = mlcycle("run", nb.name, "-p", "lrr", "1", "--json", cwd=project)
+    assert wrong.returncode == 2 and "lr" in json.loads(wrong.stdout)["error"]["message"]
+    runs = json.loads(mlcycle("runs", "--json", cwd=project).stdout)
+    assert [r["status"] for r in runs] == ["failed", "finished"]
+    assert [r["params"] for r in runs] == [{"lr": 2.0}, {"lr": 0.25}]
+
+
+def test_values_from_yaml_files_and_the_line_in_that_order(project: Path) -> None:
+    "A later source wins, and types are the notebook's."
+    nb = write_notebook(project / "train.ipynb", "lr: float = 0.1\nname: str = 'a'\nlayers: list = [1]", "print(repr((lr, name, layers)))")
+    (project / "values.yaml").write_text("lr: 1\nname: from file\nlayers: [3, 4]\n")
+    done = mlcycle("run", nb.name, "-f", "values.yaml", "-y", "{lr: 2}", "-p", "name", "007", "--out", "out.ipynb", cwd=project)
+    assert done.returncode == 0, done.stderr
+    assert nbformat.read(project / "out.ipynb", 4).cells[-1].outputs[0].text == "(2.0, '007', [3, 4])\n"
+
+
+@pytest.mark.parametrize("words", [["show", "nothing"], ["run", "missing.ipynb"], ["promote", "churn/1"], ["register", "nothing", "churn"],
+                                   ["predict", "churn", "in.csv", "-o", "out.csv"], ["rollback", "churn@champion"], ["artifacts", "nothing"],
+                                   ["runs", "metrics.auc >"], ["promot"], ["gc", "--remov"], ["predict", "churn"]])
+def test_wrong_use_says_what_to_do(project: Path, words: list[str]) -> None:
+    "Exit code 2, a message on standard error, nothing on standard output, and never a traceback."
+    done = mlcycle(*words, cwd=project)
+    assert done.returncode == 2 and done.stdout == "" and "Traceback" not in done.stderr
+    assert len(done.stderr.strip()) > 20
+
+
+def test_a_closed_pipe_is_no_error(project: Path) -> None:
+    "`mlcycle --help | head -1` and the like."
+    done = subprocess.run(f"{sys.executable} -m mlcycle runs | true; exit ${{PIPESTATUS[0]}}", shell=True, executable="/bin/bash", cwd=project,
+                          capture_output=True, text=True, timeout=60)
+    assert "Traceback" not in done.stderr and "BrokenPipe" not in done.stderr
+
+
+def test_the_shell_completes_from_the_store(project: Path) -> None:
+    "What bash is told when the tab key is pressed."
+    code = "import mlcycle as mlc\nwith mlc.run('baseline', 'churn', capture=False): pass"
+    subprocess.run([sys.executable, "-c", code], cwd=project, check=True, timeout=60)
+
+    def complete(line: str) -> str:
+        words = line.split(" ")
+        found = subprocess.run([sys.executable, "-m", "mlcycle"], cwd=project, capture_output=True, text=True, timeout=60,
+                               env={**os.environ, "_MLCYCLE_COMPLETE": "bash_complete", "COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)})
+        return found.stdout
+
+    assert "baseline" in complete("mlcycle show base")
+    assert "churn" in complete("mlcycle runs -e ch")
+    assert "rollback" in complete("mlcycle rol")
+    assert not (project / "elsewhere").exists()
+
+
+def test_completion_makes_no_store(tmp_path: Path) -> None:
+    "Pressing the tab key in any folder must leave nothing behind."
+    subprocess.run([sys.executable, "-m", "mlcycle"], cwd=tmp_path, capture_output=True, timeout=60,
+                   env={**os.environ, "_MLCYCLE_COMPLETE": "bash_complete", "COMP_WORDS": "mlcycle show x", "COMP_CWORD": "2"})
+    assert list(tmp_path.iterdir()) == []
