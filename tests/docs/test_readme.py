@@ -22,7 +22,8 @@ def section(title: str) -> str:
 
 def mlcycle(*words: str, folder: Path) -> str:
     "Run a command of the README as a process."
-    done = subprocess.run([sys.executable, "-c", "from mlcycle.ui.cli import main; main()", *words], cwd=folder, capture_output=True, text=True, timeout=300)
+    command = [sys.executable, "-m", "mlcycle", *words]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, f"mlcycle {shlex.join(words)}\n{done.stdout}{done.stderr}"
     return done.stdout
 
