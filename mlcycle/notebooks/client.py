@@ -99,7 +99,7 @@ class TrackedClient(PapermillNotebookClient):
         self._deadline = self._loop.time() + self.limits.run if self.limits.run else None
         if self._asked:
             self._stop.set()
-        self._folder = Path(tempfile.mkdtemp(prefix="mlcycle-"))
+        self._folder = Path(tempfile.mkdtemp(prefix="mlcycle-kernel-"))
         saver = asyncio.ensure_future(self._keep_saved())
         try:
             self.ending = await self._run()

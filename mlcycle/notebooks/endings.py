@@ -129,7 +129,9 @@ def too_long(
     killed: bool,               # Whether the kernel had to be killed
 ) -> Ending:
     "A time limit passed."
-    index = 0 if index is None else index
+    if index is None:
+        reason = f"the run took longer than {seconds:g} s"
+        return Ending("failed", reason, RunError("RunTimeoutError", f"T{reason[1:]}, before its first cell began."))
     kind = "RunTimeoutError" if whole else "CellTimeoutError"
     what = "the run" if whole else f"cell {cell_number(nb, index)}"
     after = " The kernel did not react to an interrupt and was killed." if killed else ""

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import time
 from dataclasses import dataclass, field
@@ -48,6 +49,11 @@ class Session:
     ending: Ending | None = None       # How it ended, once it has
     seconds: float = 0.0               # How long it took
     nb: Any = None                     # The notebook as executed
+    problems: list[str] = field(default_factory=list)  # What went wrong beside the notebook itself
+
+# %% ../../nbs/notebooks/16_engine.ipynb #log
+_log = logging.getLogger("mlcycle.notebooks")  # nbclient's remarks; what they say is in the ending too
+_log.addHandler(logging.NullHandler())
 
 # %% ../../nbs/notebooks/16_engine.ipynb #execute
 def execute(
@@ -55,7 +61,8 @@ def execute(
     kernel: str,                     # Name of an installed kernel
     session: Session,                # The run; its `ending` and `seconds` are set
     output_path: str | None = None,  # Where to save the executed notebook as it runs
-    log_output: bool = False,        # Whether outputs go to Papermill's log
+    log_output: bool = False,        # Whether outputs go to the log
+    log: logging.Logger = _log,      # The log
     **settings: Any,                 # More for nbclient
 ) -> Any:                            # The executed notebook
     "Execute a notebook as a run, and end the run. Raises nothing for what the notebook does: see `session.ending`."
@@ -69,7 +76,7 @@ def execute(
     if session.folder is not None:
         settings["resources"] = {"metadata": {"path": str(session.folder)}}
     client = TrackedClient(manager, session.limits, session.redactor, {**os.environ, **session.env, **active.environment}, kernel_name=kernel,
-                           log=logger, log_output=log_output, startup_timeout=session.limits.startup, iopub_timeout=60,
+                           log=log, log_output=log_output, startup_timeout=session.limits.startup, iopub_timeout=60,
                            raise_on_iopub_timeout=False, **settings)
     began = time.monotonic()
     try:
@@ -90,7 +97,11 @@ def _conclude(manager: RunManager, session: Session, bar: Quiet) -> None:
     reason = session.redactor.text(ending.reason) if ending.reason else None
     nb.metadata["mlcycle"] = {"run": active.id, "status": ending.status, "reason": reason}
     try:
-        manager.notebook_complete()
+        try:
+            manager.notebook_complete()
+        except OSError as e:  # the run has it all the same
+            session.problems.append(f"The executed notebook was not written to {manager.output_path}: {e.strerror or e}.")
+            active.warn(session.problems[-1])
         bar.close(ending.status, reason)
         keep(active, nbformat.writes(nb).encode(), EXECUTED, "notebook")
         keep(active, json.dumps(session.redactor.json(cell_times(nb)), indent=1).encode(), CELLS, "file")
@@ -125,7 +136,8 @@ def begin(
     parent = parent_in(store)
     if parent is not None and experiment is None:
         experiment = parent.experiment
-    active = start(name, experiment, kind="notebook", params=params, parent=parent.id if parent else None, store=store, redactor=redactor)
+    active = start(name, experiment, kind="notebook", params=params, parent=parent.id if parent else None, store=store, redactor=redactor,
+                   cwd=path.parent if path else None, label=path.stem if path else None)
     try:
         tag = notebook_tag(path, active.store) if path else "notebook"
         active.set_tags({TAG: tag, **(tags or {})})
@@ -157,7 +169,7 @@ class TrackedEngine(Engine):
         "Execute a notebook as a run. Raises what Papermill's own engine raises, and for a notebook that stopped early."
         begun_here, settings = session is None, cls._settings(kwargs)
         if session is None:
-            session = cls._session(nb, progress_bar, kwargs)
+            session, settings["log"] = cls._session(nb, progress_bar, kwargs), logger
         nb = execute(nb, kernel_name, session, output_path, log_output, **settings)
         if begun_here:
             cls._raise(session)

@@ -11,6 +11,7 @@ import re
 import tokenize
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..display import Result, Table
@@ -123,9 +124,9 @@ def _default(node: ast.expr | None) -> tuple[Any, str, bool]:
         value = ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         maker = ast.unparse(node.func).rsplit(".", 1)[-1] if isinstance(node, ast.Call) else ""
-        if maker == "float" and len(node.args) == 1 and isinstance(node.args[0], ast.Constant):
-            try:
-                return float(node.args[0].value), "float", True  # float("nan") and float("inf") are as plain as Python has them
+        if maker in ("float", "Path") and not node.keywords and len(node.args) == 1 and isinstance(node.args[0], ast.Constant):
+            try:  # float("nan") and Path("data.csv") are as plain as Python has them
+                return {"float": float, "Path": Path}[maker](node.args[0].value), maker, True
             except (TypeError, ValueError):
                 pass
         return None, maker if maker in _MAKERS else "", False

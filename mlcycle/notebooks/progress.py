@@ -48,12 +48,12 @@ class RunState:
 
     def remaining(self) -> float | None:
         "Seconds that are left, None while nothing is known about it."
-        if not self.known and len(self.took) < 2:
+        if (not self.known and len(self.took) < 2) or len(self.took) == len(self.ids):
             return None
         times = [self.known[i] for i in self.ids if i in self.known] or list(self.took.values())
         typical = sum(times) / len(times)
         left = sum(self.known.get(i, typical) for i in self.ids if i not in self.took)
-        if self.current is not None:
+        if self.current is not None and self.current not in self.took:
             left -= min(time.monotonic() - self.since, self.known.get(self.current, typical))
         return max(0.0, left)
 
@@ -70,7 +70,9 @@ class RunState:
             reason = f": {self.reason}" if self.reason else ""
             return f"{self.title}: {self.status} after {len(self.took)} of {len(self.ids)} cells, {clock(self.elapsed())}{reason}"
         left = self.remaining()
-        where = f"cell {self.labels[self.current]}" if self.current else "starting"
+        where = f"cell {self.labels[self.current]}" if self.current else "starting the kernel"
+        if len(self.took) == len(self.ids):
+            where = "ending the kernel"
         return f"{self.title}: {where}, {clock(self.elapsed())}" + (f", {clock(left)} left" if left is not None else "")
 
     def __repr__(self) -> str:
@@ -110,10 +112,8 @@ class Quiet:
         now = time.monotonic()
         if event == "start":
             self.state.current, self.state.since = cell["id"], now
-        else:
-            self.state.current = None
-            if cell.metadata.get("papermill", {}).get("status") != "failed":
-                self.state.took[cell["id"]] = now - self.state.since
+        elif cell.metadata.get("papermill", {}).get("status") != "failed":
+            self.state.took[cell["id"]] = now - self.state.since
 
     def open(self) -> None:
         "The run begins."
@@ -123,8 +123,7 @@ class Quiet:
 
     def close(self, status: str, reason: str | None = None) -> None:
         "The run has ended."
-        self.state.current, self.state.ended = None, time.monotonic()
-        self.state.status, self.state.reason = status, reason
+        self.state.ended, self.state.status, self.state.reason = time.monotonic(), status, reason
 
 # %% ../../nbs/notebooks/13_progress.ipynb #terminal
 class TerminalBar(Quiet):

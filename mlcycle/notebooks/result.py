@@ -49,7 +49,8 @@ class NotebookRun:
         look = {"finished": "good", "failed": "bad"}.get(self.status, "warn")
         why = f": {self.reason}" if self.reason else ""
         cell = f"{self.cell} (id {self.cell_id})" if self.cell else None
-        facts = {"run": f"{self.run[:8]} ({self.name})", "experiment": self.experiment, "cell": cell, "params": self.params or None,
+        facts = {"run": f"{self.run[:8]} ({self.name})", "experiment": self.experiment, "cell": cell,
+                 "params": ", ".join(f"{k}={v!r}" for k, v in self.params.items()) or None,
                  "metrics": self.metrics or None, "version": self.version, "executed notebook": self.output}
         parts: list[Text | Facts] = [Text(f"{self.notebook} {self.status} in {show_seconds(self.seconds)}{why}", look), Facts(facts)]
         parts += [Text(text, "warn") for text in self.warnings]

@@ -86,6 +86,7 @@ def run_notebook(
     from mlcycle.notebooks.record import parameters_in
     from mlcycle.notebooks.secrets import declare, environment, redactor_for
     from mlcycle.notebooks.source import read_notebook
+    from mlcycle.registry.names import check_model_name
 
     source = read_notebook(path)
     choice = pick_kernel(source.nb, kernel)
@@ -95,48 +96,49 @@ def run_notebook(
     nb = inject(source.nb, values, declared, choice.language, choice.name)
     limits = Limits(run=_limit("timeout", timeout), cell=_limit("cell_timeout", cell_timeout))
     output = _output(out, source.path)
-    if register is not None and not register.strip():
-        raise UsageError("The name to register under is empty.")
+    if register is not None:
+        check_model_name(register)
     told = {**parameters_in(source.nb, choice.language), **{n: jsonable(value) for n, value in values.items()}}
     told = {n: value for n, value in told.items() if n not in {s.name for s in declared}}
 
     active = begin(nb, source.path, source.data, params=told, redactor=redactor, name=name, experiment=experiment, tags=dict(tags or {}), store=store)
     session = Session(active, source.path.name, redactor, environment(declared), limits, source.folder, progress)
-    return _finish(session, source, choice, _execute(nb, choice, session, output), register)
+    _execute(nb, choice, session, output)
+    return _finish(session, source, output, register)
 
 
-def _execute(nb: Any, choice: KernelChoice, session: Session, output: str | None) -> str | None:
+def _execute(nb: Any, choice: KernelChoice, session: Session, output: str | None) -> None:
     "Through Papermill's registry of engines, as any other engine."
     from papermill.engines import papermill_engines
 
     from mlcycle.notebooks.entry import Engine
 
     if choice.warning:
-        warnings.warn(choice.warning, stacklevel=4)
+        warnings.warn(choice.warning, stacklevel=3)
         session.active.warn(choice.warning)
+        session.problems.append(choice.warning)
     papermill_engines.register("mlcycle", Engine)  # also where mlcycle was not installed but put on the path
     papermill_engines.execute_notebook_with_engine("mlcycle", nb, choice.name, output_path=output, session=session)
-    return output
 
 # %% ../../nbs/notebooks/17_runner.ipynb #finish
-def _finish(session: Session, source: Source, choice: KernelChoice, output: str | None, register: str | None) -> NotebookRun:
+def _finish(session: Session, source: Source, output: str | None, register: str | None) -> NotebookRun:
     from mlcycle.notebooks.endings import cell_number
     from mlcycle.notebooks.result import NotebookInterrupted, NotebookRun, NotebookTerminated
 
     active, ending = session.active, session.ending
     run = active.run
     index = None if run.status == "finished" else ending.index
+    written = Path(output) if output and "://" not in output and os.path.exists(output) else None
     cell = nb_cell = None
     if index is not None:
         cell, nb_cell = cell_number(session.nb, index), session.nb.cells[index].get("id")
     result = NotebookRun(run.id, run.name, run.experiment, source.path.name, run.status, session.seconds, run.reason, cell, nb_cell, run.error,
-                         active.metrics, active.params, None, Path(output) if output and "://" not in output else None,
-                         (choice.warning,) if choice.warning else ())
+                         active.metrics, active.params, None, written, tuple(session.problems))
     kept = f"Run {run.id[:8]} keeps the notebook as far as it came."
     if run.status == "cancelled":
         raise (NotebookTerminated if "SIGTERM" in (run.reason or "") else NotebookInterrupted)(f"{source.path.name} was {run.reason}. {kept}", result)
     if run.status != "finished":
-        error = NotebookRunError(f"{source.path.name} failed: {run.reason}. {kept}", result)
+        error = NotebookRunError(f"{source.path.name} failed: {(run.reason or '').rstrip('.')}. {kept}", result)
         if run.error and run.error.traceback:
             error.add_note(f"In cell {run.error.cell} (id {run.error.cell_id}):\n{run.error.traceback}")
         raise error

@@ -18,10 +18,10 @@ from sqlalchemy import Connection, Engine, Executable, create_engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, NoSuchModuleError
 
-from ..errors import ConfigError, MlcycleError, StoreError, StoreFormatError, StoreFullError
+from ..errors import ConfigError, DataError, MlcycleError, StoreError, StoreFormatError, StoreFullError
 
 # %% auto #0
-__all__ = ['BUSY_SECONDS', 'FULL', 'CHECKPOINT_PAGES', 'explain', 'display_url', 'make_engine', 'Database']
+__all__ = ['BUSY_SECONDS', 'FULL', 'CHECKPOINT_PAGES', 'explain', 'storable', 'mended', 'display_url', 'make_engine', 'Database']
 
 # %% ../../nbs/store/02_database.ipynb #errors
 BUSY_SECONDS = 60.0  # How long a writer waits for the others before it gives up
@@ -43,6 +43,8 @@ def explain(
     "A driver's error in words that say what to do."
     text = str(getattr(error, "orig", None) or error)
     low = text.lower()
+    if isinstance(error, UnicodeEncodeError) or "nul (0x00)" in low:
+        return DataError(f"That text cannot be stored: {text}. Remove NUL characters and halves of surrogate pairs from it.")
     full = any(words in low for words in ("disk is full", "no space left", "quota exceeded", "could not extend file"))
     if full or ("disk i/o error" in low and _no_room(where)):
         return StoreFullError(f"No space left for the store at {where}. Free some space and try again: what was logged before is safe.")
@@ -54,6 +56,31 @@ def explain(
     if "readonly" in low or "unable to open database file" in low or "permission denied" in low:
         return StoreError(f"The store at {where} cannot be written ({text}). Check the folder's permissions.")
     return StoreError(f"The store at {where} failed: {text}")
+
+# %% ../../nbs/store/02_database.ipynb #text
+def storable(
+    text: str,  # A name that a person gave
+    what: str,  # What it names, for the error
+) -> str:       # The same
+    "Refuse text that not every database can hold. Raises `DataError`."
+    if "\0" in text or not _encodes(text):
+        raise DataError(f"{what} {text!r} cannot be stored: remove NUL characters and halves of surrogate pairs from it.")
+    return text
+
+
+def mended(
+    text: str,  # A message
+) -> str:       # The same, with marks in place of what a database cannot hold
+    "Text that every database can hold."
+    return text.replace("\0", "\ufffd") if _encodes(text) else text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
+
+
+def _encodes(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 # %% ../../nbs/store/02_database.ipynb #address
 def display_url(
@@ -131,7 +158,7 @@ class Database:
         try:
             with self._reader.connect() as con:
                 yield con
-        except (DBAPIError, sqlite3.Error) as e:
+        except (DBAPIError, sqlite3.Error, UnicodeEncodeError) as e:
             raise explain(e, self.where) from e
 
     @contextmanager
@@ -141,7 +168,7 @@ class Database:
         try:
             with self.engine.begin() as con:
                 yield con
-        except (DBAPIError, sqlite3.Error) as e:
+        except (DBAPIError, sqlite3.Error, UnicodeEncodeError) as e:
             raise explain(e, self.where) from e
 
     def insert(self, table: Any) -> Any:  # The dialect's INSERT, which knows `on_conflict_do_update`
@@ -199,7 +226,7 @@ class Database:
                 cur.execute("COMMIT")
             except BaseException as e:
                 self._undo(con)
-                if isinstance(e, sqlite3.Error) or type(e).__module__.startswith("psycopg"):
+                if isinstance(e, sqlite3.Error | UnicodeEncodeError) or type(e).__module__.startswith("psycopg"):
                     raise explain(e, self.where) from e
                 raise
             finally:

@@ -17,6 +17,7 @@ from sqlalchemy import bindparam, insert, select
 from ..entities import Run
 from ..errors import DataError
 from . import schema
+from .database import mended, storable
 
 if TYPE_CHECKING:
     from mlcycle.store.connect import Store
@@ -51,7 +52,12 @@ def encode(
     value: Any,  # A plain value
 ) -> str:
     "A param's value as stored: JSON, where NaN and the infinities are allowed."
-    return _JSON.encode(value)
+    text = _JSON.encode(value)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half a surrogate pair, which only an escape can hold
+        return json.dumps(value, sort_keys=True)
+    return text
 
 # %% ../../nbs/store/08_facts.ipynb #write
 @cache
@@ -72,7 +78,7 @@ def _number(value: Any) -> float | None:
     try:
         return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and value == value else None
     except OverflowError:
-        return math.copysign(math.inf, value)
+        return math.inf if value > 0 else -math.inf
 
 
 def put_params(
@@ -83,7 +89,7 @@ def put_params(
     "Store params; one that was there before takes the new value. Raises `DataError`, `StoreError`."
     if bad := [name for name in values if not isinstance(name, str) or not name.strip()]:
         raise DataError(f"Param names must be non-empty text, not {bad[0]!r}.")
-    found = {name: plain(value) for name, value in values.items()}
+    found = {storable(name, "The param"): plain(value) for name, value in values.items()}
     rows = [{"run": run, "name": name, "value": encode(value), "number": _number(value)} for name, value in sorted(found.items())]
     if rows:
         store.db.transact((store.db.sql(_put(store.db.sqlite, schema.params, "name", "value", "number")), rows))
@@ -94,8 +100,9 @@ def put_tags(
     run: int,                   # The run's row number
     values: Mapping[str, Any],  # Tag name to text
 ) -> None:
-    "Store tags as text; one that was there before takes the new value. Raises `StoreError`."
-    rows = [{"run": run, "name": str(name), "value": str(value)} for name, value in sorted(values.items())]
+    "Store tags as text; one that was there before takes the new value. Raises `DataError`, `StoreError`."
+    found = {storable(str(name), "The tag"): storable(str(value), "The tag's text") for name, value in values.items()}
+    rows = [{"run": run, "name": name, "value": value} for name, value in sorted(found.items())]
     if rows:
         store.db.transact((store.db.sql(_put(store.db.sqlite, schema.tags, "name", "value")), rows))
 
@@ -112,7 +119,7 @@ def put_captures(
         rows = [{"run": run, "provider": provider, "data": json.dumps(data)} for provider, data in found.items()]
         steps.append((db.sql(_put(db.sqlite, schema.captures, "provider", "data")), rows))
     if warnings:
-        steps.append((db.sql(_WARNING), [{"run": run, "time": time.time(), "message": message} for message in warnings]))
+        steps.append((db.sql(_WARNING), [{"run": run, "time": time.time(), "message": mended(message)} for message in warnings]))
     if steps:
         db.transact(*steps)
 

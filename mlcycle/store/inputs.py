@@ -13,6 +13,7 @@ from sqlalchemy import select
 
 from ..entities import Dataset, Run
 from . import runs, schema
+from .database import mended, storable
 
 if TYPE_CHECKING:
     from mlcycle.store.connect import Store
@@ -26,8 +27,9 @@ def put(
     run: Run,          # Run that read it
     dataset: Dataset,  # What it read
 ) -> None:
-    "Note that a run read a dataset. Raises `StoreError`."
-    row = {"run": run.pk, "name": dataset.name, "role": dataset.role, "digest": dataset.digest, "source": dataset.source,
+    "Note that a run read a dataset. Raises `DataError`, `StoreError`."
+    row = {"run": run.pk, "name": storable(dataset.name, "The input"), "role": storable(dataset.role, "The role"), "digest": dataset.digest,
+           "source": mended(dataset.source),
            "rows": dataset.rows, "schema": json.dumps(dataset.schema), "time": time.time()}
     insert = store.db.insert(schema.inputs).values(row)
     with store.db.write() as con:

@@ -16,6 +16,7 @@ from ..config import actor
 from ..entities import AliasMove, Artifact, Model, Run, Version
 from ..errors import NotFoundError
 from . import artifacts, schema
+from .database import mended, storable
 from .events import append, moment
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def create_version(
     files = artifacts.listing(store, run, f"{artifact}/")
     if not files:
         raise NotFoundError(f"Run {run.id[:8]} ({run.name}) logged no model under {artifact!r}.")
-    now, who = time.time(), actor()
+    now, who, model = time.time(), actor(), storable(model, "The model")
     with store.db.write() as con:
         number = _next_number(con, store, model, now)
         con.execute(insert(schema.versions).values(
@@ -139,6 +140,7 @@ def move_alias(
     "Point an alias at a version, and write the move down. Raises `NotFoundError`, `StoreError`."
     if number is not None:
         get_version(store, model, number)
+    alias, why = storable(alias, "The alias"), mended(why)
     now, who, t = time.time(), actor(), schema.aliases.c
     with store.db.write() as con:
         con.execute(select(schema.models.c.name).where(schema.models.c.name == model).with_for_update())

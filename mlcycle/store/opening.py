@@ -10,13 +10,16 @@ import os
 import secrets
 import sqlite3
 import struct
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from sqlalchemy import inspect, text
+from sqlalchemy import Connection, event, inspect, text
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError
 
-from ..errors import StoreError, StoreFormatError, StoreVersionError
+from ..errors import StoreError, StoreFormatError, StoreFullError, StoreVersionError
 from .database import FULL, Database, explain, make_engine
 from .schema import HEAD, VERSION_TABLE, metadata
 
@@ -127,27 +130,58 @@ def backup(
 # %% ../../nbs/store/03_opening.ipynb #migrate
 MIGRATIONS = Path(__file__).parent / "migrations" if "__file__" in globals() else Path("migrations")
 _UPGRADE_LOCK = 0x6D6C6379  # PostgreSQL advisory lock: one process migrates, the others wait
+_one_thread = threading.Lock()  # Alembic keeps what it works on in globals
+
+
+@contextlib.contextmanager
+def _upgrading(db: Database) -> Iterator[Connection]:
+    "The transaction of an upgrade, on a connection of its own."
+    engine = make_engine(db.url)
+    if db.sqlite:
+        event.listen(engine, "connect", lambda raw, _: raw.execute("PRAGMA foreign_keys=OFF"))
+    try:
+        with _one_thread, engine.begin() as con:
+            if not db.sqlite:
+                con.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _UPGRADE_LOCK})
+            yield con
+            if db.sqlite and con.exec_driver_sql("PRAGMA foreign_key_check").first():
+                raise StoreError("a reference between its tables would be broken")
+    finally:
+        engine.dispose()
 
 
 def migrate(
-    db: Database,                # A store of an older version
+    db: Database,                # A store of an older version, or an empty database
     scripts: Path = MIGRATIONS,  # Folder with the migrations
     head: str = HEAD,            # Version to reach
-) -> None:
-    "Bring a store to the newest version in one transaction. Raises `StoreError`."
+) -> Path | None:                # The copy made of an SQLite store, None when there was nothing to do
+    "Bring a store to a newer version: all the way, or it stays as it was. Raises `StoreError`."
     from alembic.config import Config
     from alembic.runtime.environment import EnvironmentContext
     from alembic.script import ScriptDirectory
 
-    config = Config()
+    config, copy = Config(), None
     config.set_main_option("script_location", str(scripts).replace("%", "%%"))
-    directory = ScriptDirectory.from_config(config)
-    with db.write() as con:
-        if not db.sqlite:
-            con.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _UPGRADE_LOCK})
-        with EnvironmentContext(config, directory, fn=lambda rev, _: directory._upgrade_revs(head, rev)) as env:
-            env.configure(connection=con, version_table=VERSION_TABLE, target_metadata=metadata, transactional_ddl=False)
+    try:
+        directory = ScriptDirectory.from_config(config)
+        with _upgrading(db) as con, EnvironmentContext(config, directory, fn=lambda rev, _: directory._upgrade_revs(head, rev)) as env:
+            metadata.tables[VERSION_TABLE].create(con, checkfirst=True)
+            found = con.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar()
+            if found == head:
+                return None
+            if db.sqlite and found is not None:
+                copy = backup(db, found)
+            env.configure(connection=con, version_table=VERSION_TABLE, target_metadata=metadata)
             env.run_migrations()
+    except BaseException as e:
+        if copy:
+            copy.unlink(missing_ok=True)  # the store itself is as it was
+        if not isinstance(e, Exception):
+            raise
+        cause = explain(e, db.where) if isinstance(e, DBAPIError | sqlite3.Error) else e
+        kind = StoreFullError if isinstance(cause, StoreFullError) else StoreError
+        raise kind(f"The store at {db.where} could not be brought to version {head} and was left as it was: {cause}") from e
+    return copy
 
 # %% ../../nbs/store/03_opening.ipynb #open
 def open_database(
@@ -166,28 +200,35 @@ def open_database(
             if e.errno in FULL:
                 raise explain(e, str(path)) from e
             raise StoreError(f"The store at {path} cannot be opened: {e.strerror or e}. Check its path and permissions.") from e
-        db = Database(url)
-    else:
-        db = Database(url)
-        if stored_version(db) is None:
+    db = Database(url)
+    try:
+        if not db.sqlite and stored_version(db) is None:
             _create_postgres(db)
+        _check_version(db, scripts, head)
+    except BaseException:
+        db.close()
+        raise
+    return db
+
+
+def _check_version(db: Database, scripts: Path, head: str) -> None:
     found = stored_version(db)
     if found is None:
         raise StoreFormatError(f"The store at {db.where} has lost its version. Restore it from a backup.")
     if found > head:
-        db.close()
         raise StoreVersionError(f"The store at {db.where} was written by a newer mlcycle (version {found}; this one knows {head}). "
                                 "Upgrade with: pip install -U mlcycle")
     if found < head:
-        if db.sqlite:
-            backup(db, found)
         migrate(db, scripts, head)
-    return db
 
 
 def _create_postgres(db: Database) -> None:
     with db.write() as con:
         con.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _UPGRADE_LOCK})
-        if VERSION_TABLE not in inspect(con).get_table_names():
+        there = set(inspect(con).get_table_names())
+        if foreign := sorted(there & set(metadata.tables)) if VERSION_TABLE not in there else []:
+            raise StoreFormatError(f"The database at {db.where} has tables of another program that are called as ours ({', '.join(foreign)}). "
+                                   "It was left untouched; make an empty database for mlcycle.")
+        if VERSION_TABLE not in there:
             metadata.create_all(con)
             con.execute(text(f"INSERT INTO {VERSION_TABLE} VALUES (:head)"), {"head": HEAD})

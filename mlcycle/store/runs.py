@@ -19,6 +19,7 @@ from ..config import actor
 from ..entities import Kind, Process, Run, RunError, Status
 from ..errors import AmbiguousError, NotFoundError
 from . import schema
+from .database import mended, storable
 from .events import APPEND, append, entry, moment
 
 if TYPE_CHECKING:
@@ -93,9 +94,10 @@ def create(
     parent: str | None = None,  # Id of the run that it is part of
     label: str | None = None,   # What names without a name begin with; the experiment by default
 ) -> Run:                       # The new run, `running`
-    "Begin a run in this process. Raises `StoreError`."
+    "Begin a run in this process. Raises `DataError`, `StoreError`."
     run_id, process, now, who = secrets.token_hex(8), this_process(), time.time(), actor()
-    name = name or f"{label or experiment}-{run_id[:4]}"
+    storable(experiment, "The experiment")
+    name = storable(name or f"{label or experiment}-{run_id[:4]}", "The run name")
     values = dict(zip(_COLUMNS, (run_id, name, experiment, kind, "running", now, parent, who, process.host, process.pid, process.started),
                       strict=True))
     db = store.db
@@ -116,7 +118,7 @@ def finish(
     reason: str | None = None,       # One line on why it did not finish
 ) -> None:
     "End a run. One that has ended already stays as it is. Raises `StoreError`."
-    now, db = time.time(), store.db
+    now, db, reason = time.time(), store.db, mended(reason) if reason else None
     values = {"key": run.pk, "status": status, "ended": now, "error": json.dumps(asdict(error)) if error else None, "reason": reason}
     db.transact((db.sql(_END), values), (db.sql(APPEND), entry("run.end", run.id, {"status": status, "reason": reason}, now)))
 
@@ -129,9 +131,10 @@ def settle(
     with store.db.write() as con:
         for pk in keys:
             ended = con.execute(select(func.max(schema.points.c.time)).where(schema.points.c.run == pk)).scalar()
-            con.execute(update(schema.runs).where(schema.runs.c.pk == pk, schema.runs.c.status == "running")
-                        .values(status="lost", ended=ended, reason="its process ended without a word"))
-            append(con, "run.lost", con.execute(select(schema.runs.c.id).where(schema.runs.c.pk == pk)).scalar_one())
+            lost = (update(schema.runs).where(schema.runs.c.pk == pk, schema.runs.c.status == "running")
+                    .values(status="lost", ended=ended, reason="its process ended without a word").returning(schema.runs.c.id))
+            if (run_id := con.execute(lost).scalar()) is not None:
+                append(con, "run.lost", run_id)
 
 # %% ../../nbs/store/06_runs.ipynb #resolve
 def get(

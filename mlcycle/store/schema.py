@@ -9,8 +9,9 @@ from sqlalchemy import BLOB, BigInteger, Column, Double, ForeignKey, ForeignKeyC
 from sqlalchemy.types import TypeDecorator
 
 # %% auto #0
-__all__ = ['Key', 'metadata', 'HEAD', 'VERSION_TABLE', 'runs', 'points', 'metrics', 'params', 'tags', 'captures', 'warnings',
-           'artifacts', 'inputs', 'models', 'versions', 'version_files', 'aliases', 'alias_moves', 'events', 'Float64']
+__all__ = ['Words', 'Key', 'metadata', 'HEAD', 'VERSION_TABLE', 'runs', 'points', 'metrics', 'params', 'tags', 'captures',
+           'warnings', 'artifacts', 'inputs', 'models', 'versions', 'version_files', 'aliases', 'alias_moves', 'events',
+           'Float64']
 
 # %% ../../nbs/store/01_schema.ipynb #types
 class Float64(TypeDecorator):
@@ -28,30 +29,31 @@ class Float64(TypeDecorator):
         return None
 
 
+Words = Text().with_variant(Text(collation="C"), "postgresql")
 Key = BigInteger().with_variant(Integer, "sqlite")
 metadata = MetaData(naming_convention={"ix": "ix_%(table_name)s_%(column_0_N_name)s"})
 HEAD = "0001"                       # Newest migration; what a store made now has
 VERSION_TABLE = "mlcycle_version"   # Alembic's own default name is taken by Optuna's storage
-Table(VERSION_TABLE, metadata, Column("version_num", Text, primary_key=True))
+Table(VERSION_TABLE, metadata, Column("version_num", Words, primary_key=True))
 
 # %% ../../nbs/store/01_schema.ipynb #runs
 runs = Table(
     "runs", metadata,
     Column("pk", Key, primary_key=True),
-    Column("id", Text, nullable=False, unique=True),
-    Column("name", Text, nullable=False, index=True),
-    Column("experiment", Text, nullable=False),
-    Column("kind", Text, nullable=False),
-    Column("status", Text, nullable=False, index=True),
+    Column("id", Words, nullable=False, unique=True),
+    Column("name", Words, nullable=False, index=True),
+    Column("experiment", Words, nullable=False),
+    Column("kind", Words, nullable=False),
+    Column("status", Words, nullable=False, index=True),
     Column("started", Double, nullable=False, index=True),
     Column("ended", Double),
-    Column("parent", Text, index=True),
-    Column("actor", Text, nullable=False),
-    Column("host", Text),
+    Column("parent", Words, index=True),
+    Column("actor", Words, nullable=False),
+    Column("host", Words),
     Column("pid", Integer),
     Column("process_started", Double),
-    Column("error", Text),    # JSON of a RunError
-    Column("reason", Text),
+    Column("error", Words),    # JSON of a RunError
+    Column("reason", Words),
     Index(None, "experiment", "started"),
 )
 
@@ -63,7 +65,7 @@ def _run_key() -> Column:
 points = Table(
     "points", metadata,
     _run_key(),
-    Column("name", Text, primary_key=True),
+    Column("name", Words, primary_key=True),
     Column("step", BigInteger, primary_key=True),
     Column("seq", BigInteger, primary_key=True),  # Tells the values of one step apart, in the order they came
     Column("value", Float64),                     # NULL is NaN
@@ -73,7 +75,7 @@ points = Table(
 metrics = Table(
     "metrics", metadata,
     _run_key(),
-    Column("name", Text, primary_key=True),
+    Column("name", Words, primary_key=True),
     Column("step", BigInteger, nullable=False),  # Highest step so far
     Column("value", Float64),                    # Its value
     Column("low", Float64),                      # Least value that is no NaN
@@ -85,16 +87,16 @@ metrics = Table(
 params = Table(
     "params", metadata,
     _run_key(),
-    Column("name", Text, primary_key=True, index=True),
-    Column("value", Text, nullable=False),  # JSON, so that a type comes back as it went in
+    Column("name", Words, primary_key=True, index=True),
+    Column("value", Words, nullable=False),  # JSON, so that a type comes back as it went in
     Column("number", Float64),              # The value where it is a number, for comparisons
     sqlite_with_rowid=False,
 )
 tags = Table(
     "tags", metadata,
     _run_key(),
-    Column("name", Text, primary_key=True, index=True),
-    Column("value", Text, nullable=False),
+    Column("name", Words, primary_key=True, index=True),
+    Column("value", Words, nullable=False),
     sqlite_with_rowid=False,
 )
 
@@ -102,84 +104,84 @@ tags = Table(
 captures = Table(
     "captures", metadata,
     _run_key(),
-    Column("provider", Text, primary_key=True),
-    Column("data", Text, nullable=False),  # JSON
+    Column("provider", Words, primary_key=True),
+    Column("data", Words, nullable=False),  # JSON
 )
 warnings = Table(
     "warnings", metadata,
     Column("pk", Key, primary_key=True),
     Column("run", Key, ForeignKey("runs.pk", ondelete="CASCADE"), nullable=False, index=True),
     Column("time", Double, nullable=False),
-    Column("message", Text, nullable=False),
+    Column("message", Words, nullable=False),
 )
 artifacts = Table(
     "artifacts", metadata,
     _run_key(),
-    Column("name", Text, primary_key=True),
-    Column("folded", Text, nullable=False),  # The name as a case-insensitive file system sees it
-    Column("digest", Text, nullable=False, index=True),
+    Column("name", Words, primary_key=True),
+    Column("folded", Words, nullable=False),  # The name as a case-insensitive file system sees it
+    Column("digest", Words, nullable=False, index=True),
     Column("size", BigInteger, nullable=False),
-    Column("kind", Text, nullable=False),
+    Column("kind", Words, nullable=False),
     Column("time", Double, nullable=False),
     UniqueConstraint("run", "folded", name="uq_artifacts_folded"),
 )
 inputs = Table(
     "inputs", metadata,
     _run_key(),
-    Column("name", Text, primary_key=True),
-    Column("role", Text, primary_key=True),
-    Column("digest", Text, nullable=False, index=True),
-    Column("source", Text, nullable=False),
+    Column("name", Words, primary_key=True),
+    Column("role", Words, primary_key=True),
+    Column("digest", Words, nullable=False, index=True),
+    Column("source", Words, nullable=False),
     Column("rows", BigInteger),
-    Column("schema", Text, nullable=False),  # JSON
+    Column("schema", Words, nullable=False),  # JSON
     Column("time", Double, nullable=False),
 )
 
 # %% ../../nbs/store/01_schema.ipynb #models
 models = Table(
     "models", metadata,
-    Column("name", Text, primary_key=True),
+    Column("name", Words, primary_key=True),
     Column("created", Double, nullable=False),
     Column("last_number", Integer, nullable=False),  # Only ever grows: numbers are never used twice
 )
 versions = Table(
     "versions", metadata,
-    Column("model", Text, ForeignKey("models.name"), primary_key=True),
+    Column("model", Words, ForeignKey("models.name"), primary_key=True),
     Column("number", Integer, primary_key=True, autoincrement=False),
-    Column("run", Text, nullable=False, index=True),  # The run's id: a version outlives its run
-    Column("digest", Text, nullable=False),
-    Column("flavour", Text, nullable=False),
-    Column("artifact", Text, nullable=False),
-    Column("signature", Text),  # JSON
-    Column("metrics", Text, nullable=False),  # JSON
+    Column("run", Words, nullable=False, index=True),  # The run's id: a version outlives its run
+    Column("digest", Words, nullable=False),
+    Column("flavour", Words, nullable=False),
+    Column("artifact", Words, nullable=False),
+    Column("signature", Words),  # JSON
+    Column("metrics", Words, nullable=False),  # JSON
     Column("created", Double, nullable=False),
-    Column("actor", Text, nullable=False),
+    Column("actor", Words, nullable=False),
 )
 version_files = Table(
     "version_files", metadata,
-    Column("model", Text, primary_key=True),
+    Column("model", Words, primary_key=True),
     Column("number", Integer, primary_key=True, autoincrement=False),
-    Column("name", Text, primary_key=True),
-    Column("digest", Text, nullable=False, index=True),
+    Column("name", Words, primary_key=True),
+    Column("digest", Words, nullable=False, index=True),
     Column("size", BigInteger, nullable=False),
     ForeignKeyConstraint(["model", "number"], ["versions.model", "versions.number"], name="fk_version_files_version"),
 )
 aliases = Table(
     "aliases", metadata,
-    Column("model", Text, ForeignKey("models.name"), primary_key=True),
-    Column("alias", Text, primary_key=True),
+    Column("model", Words, ForeignKey("models.name"), primary_key=True),
+    Column("alias", Words, primary_key=True),
     Column("number", Integer, nullable=False),
 )
 alias_moves = Table(
     "alias_moves", metadata,
     Column("pk", Key, primary_key=True),
-    Column("model", Text, nullable=False),
-    Column("alias", Text, nullable=False),
+    Column("model", Words, nullable=False),
+    Column("alias", Words, nullable=False),
     Column("before", Integer),
     Column("after", Integer),
     Column("time", Double, nullable=False),
-    Column("actor", Text, nullable=False),
-    Column("why", Text, nullable=False),
+    Column("actor", Words, nullable=False),
+    Column("why", Words, nullable=False),
     Index(None, "model", "alias"),
 )
 
@@ -188,8 +190,8 @@ events = Table(
     "events", metadata,
     Column("pk", Key, primary_key=True),
     Column("time", Double, nullable=False, index=True),
-    Column("actor", Text, nullable=False),
-    Column("action", Text, nullable=False),
-    Column("subject", Text, nullable=False, index=True),
-    Column("data", Text, nullable=False),  # JSON
+    Column("actor", Words, nullable=False),
+    Column("action", Words, nullable=False),
+    Column("subject", Words, nullable=False, index=True),
+    Column("data", Words, nullable=False),  # JSON
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ..errors import ArtifactNameError, DataError, NotFoundError, SecretError, U
 from ..redact import Redactor
 from ..store import artifacts, facts, inputs, metrics, runs
 from ..store.connect import Store
+from ..store.database import storable
 
 # %% auto #0
 __all__ = ['to_number', 'watcher', 'ActiveRun']
@@ -107,6 +109,7 @@ class ActiveRun:
         if following is None:
             if not isinstance(name, str) or not name.strip() or len(name) > 250:
                 raise DataError(f"A metric's name must be text of 1 to 250 characters, not {name!r:.60}.")
+            storable(name, "The metric")
             following = metrics.next_step(self.store, self.run.pk, name) if self._attached else 0
         if step is None:
             step = following
@@ -168,9 +171,9 @@ class ActiveRun:
         "Store a file or a folder. Raises `ArtifactError`, `NotFoundError`, `SecretError`."
         self._open()
         path = Path(path)
-        name = name or path.name or path.resolve().name
+        name = self.redactor.text(name or path.name or path.resolve().name)
         if path.is_dir():
-            return [artifacts.put_file(self.store, self.run, file, f"{name}/{inner}", kind, watcher(self.redactor, inner))
+            return [artifacts.put_file(self.store, self.run, file, self.redactor.text(f"{name}/{inner}"), kind, watcher(self.redactor, inner))
                     for file, inner in _files_below(path)]
         if not path.is_file():
             raise NotFoundError(f"There is no file or folder {str(path)!r} to log.")
@@ -184,6 +187,7 @@ class ActiveRun:
     ) -> Artifact:
         "Store bytes. Raises `ArtifactError`, `SecretError`."
         self._open()
+        name = self.redactor.text(name) if isinstance(name, str) else name
         return artifacts.put_bytes(self.store, self.run, data, name, kind, watcher(self.redactor, name))
 
     def log_text(
@@ -226,6 +230,9 @@ class ActiveRun:
 
         self._open()
         dataset = describe(data, name, role, source)
+        if self.redactor:  # an address may carry a password, a column's name anything
+            words = {"name": dataset.name, "source": dataset.source, "schema": dataset.schema}
+            dataset = replace(dataset, **self.redactor.json(words))
         inputs.put(self.store, self.run, dataset)
         return dataset
 

@@ -37,6 +37,9 @@ def start(
     "Begin a run without making it the current one. Raises `DataError`, `StoreError`."
     store = store or current_store()
     given = {str(key): facts.plain(value) for key, value in (params or {}).items()}
+    redactor = Redactor.from_environment() if redactor is None else redactor
+    if redactor:
+        name, experiment, label = (redactor.json(word) for word in (name, experiment, label))
     run = runs.create(store, experiment or store.settings.experiment, name, kind, parent, label)
     active = ActiveRun(store, run, redactor)
     try:

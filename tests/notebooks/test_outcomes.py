@@ -92,7 +92,8 @@ def test_crashed_kernel_has_last_words(project):
 
 def test_cell_timeout_interrupts(project):
     "A cell that is too slow is interrupted, so that it can tidy up, and its output is kept."
-    result = failure(project.write("import time\nprint('working', flush=True)\ntry:\n    time.sleep(60)\nfinally:\n    print('tidied')", "1"), cell_timeout=1)
+    path = project.write("import time\nprint('working', flush=True)\ntry:\n    time.sleep(60)\nfinally:\n    print('tidied')", "1")
+    result = failure(path, cell_timeout=1)
     assert (result.reason, result.error.type, result.cell) == ("cell 1 took longer than 1 s", "CellTimeoutError", 1)
     outputs = project.executed(result.run)["cells"][0]["outputs"]
     assert outputs[0]["text"] == ["working\n", "tidied\n"] and outputs[-1]["ename"] == "KeyboardInterrupt"
@@ -153,6 +154,31 @@ def test_wrong_use_leaves_nothing(project):
     assert project.runs() == [] and sorted(p.name for p in project.folder.iterdir()) == before
 
 
+MODEL = """
+import mlcycle as mlc
+from sklearn.datasets import load_breast_cancer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+X, y = load_breast_cancer(return_X_y=True, as_frame=True)
+model = make_pipeline(StandardScaler(), LogisticRegression()).fit(X, y)
+mlc.log_metric("accuracy", model.score(X, y))
+mlc.current_run().log_model(model, input_example=X.head())
+"""
+
+
+def test_register(project):
+    "What the notebook logged becomes the next version; a run that logged no model says so and stays finished."
+    done = run_notebook(project.write(MODEL), register="cancer")
+    assert done.version == done.json()["version"] == "cancer/1" and done.metrics["accuracy"] > 0.9
+    without = failure(project.write("1"), register="cancer")
+    assert without.status == "finished" and without.version is None and "was not registered as 'cancer'" in without.reason
+    assert without.result().exit_code == 1
+    with pytest.raises(UsageError):
+        run_notebook(project.write("1"), register="../cancer")
+    assert len(project.runs()) == 2
+
+
 def test_threads_keep_their_folders(project):
     "Two runs at once in one process: each kernel works in its own notebook's folder, the process stays where it is."
     from concurrent.futures import ThreadPoolExecutor
@@ -177,7 +203,7 @@ def test_parameters_arrive_with_their_types(project):
     import numpy as np
 
     values = {"a": True, "b": 3, "c": float("nan"), "d": float("-inf"), "e": "it's \"so\"\nü", "f": b"\x00\xff", "g": None, "h": (1, [2, {"x": {3}}]),
-              "i": dt.date(2026, 11, 22), "j": dt.datetime(2026, 1, 2, 3, tzinfo=dt.timezone.utc), "k": dt.timedelta(hours=30), "l": Path("a b/c"),
+              "i": dt.date(2026, 11, 22), "j": dt.datetime(2026, 1, 2, 3, tzinfo=dt.UTC), "k": dt.timedelta(hours=30), "l": Path("a b/c"),
               "m": Decimal("0.10"), "n": np.float64(0.1), "o": np.int32(7), "p": set()}
     declared = "\n".join(f"{name} = None" for name in values) + "\ndatetime = 'mine'"
     done = run_notebook(project.write({"source": declared, "tags": ["parameters"]}, f"print(repr([{', '.join(values)}]))\nprint(datetime)"), values)

@@ -17,14 +17,16 @@ TOKEN = "tok/4f9a2b+d07\"e1&13"
 
 CELLS = (
     {"source": "api_key = ''", "tags": ["parameters"]},
-    "assert len(api_key) == %d\nprint('key', api_key)\nprint(repr({'key': api_key}))\napi_key" % len(TOKEN),
+    f"assert len(api_key) == {len(TOKEN)}\nprint('key', api_key)\nprint(repr({{'key': api_key}}))\napi_key",
     "import base64, html, json, sys, urllib.parse\nprint(base64.b64encode(('user:' + api_key).encode()).decode())\n"
     "print(json.dumps(api_key), html.escape(api_key), urllib.parse.quote(api_key, safe=''))\n"
     "sys.stdout.write(api_key[:9]); sys.stdout.flush(); sys.stdout.write(api_key[9:]); print()",
     "from IPython.display import HTML, display\nimport html\ndisplay(HTML(f'<b>{html.escape(api_key)}</b>'), metadata={'note': api_key})",
-    "import os\nos.write(2, f'raw {api_key}\\n'.encode())\nos.system('echo $%s') and None" % "MLC_TEST_TOKEN",
+    "import os\nos.write(2, f'raw {api_key}\\n'.encode())\nos.system('echo $MLC_TEST_TOKEN') and None",
     "import mlcycle as mlc\nmlc.log_params({'url': f'https://u:{api_key}@h', api_key: 1})\nmlc.set_tags({'t': api_key})\n"
-    "mlc.log_text(f'key={api_key}', 'note.txt')\n"
+    "mlc.log_text(f'key={api_key}', 'note.txt')\nmlc.log_text('x', api_key + '.txt')\nmlc.log_metric(api_key, 1.0)\n"
+    "import pandas as pd\nmlc.log_input(pd.DataFrame({api_key: [1]}), name=api_key, source=f's3://u:{api_key}@h')\n"
+    "with mlc.run(api_key, experiment=api_key):\n    pass\n"
     "open('leak.bin', 'wb').write(api_key.encode())\n"
     "try:\n    mlc.log_artifact('leak.bin')\nexcept mlc.MlcycleError as e:\n    print('refused:', e)",
     "raise ValueError(f'bad key {api_key}')",
@@ -41,7 +43,8 @@ def token(monkeypatch):
 def written_forms(value: str) -> list[bytes]:
     "The ways in which the token must not be found."
     escaped = json.dumps(value)[1:-1]
-    return [text.encode() for text in (value, escaped, json.dumps(escaped)[1:-1], base64.b64encode(value.encode()).decode()[:20], value.split("\"")[0])]
+    encoded = base64.b64encode(value.encode()).decode()[:20]
+    return [text.encode() for text in (value, escaped, json.dumps(escaped)[1:-1], encoded, value.split('"')[0])]
 
 
 def test_secret_is_found_nowhere(project, token):
@@ -68,7 +71,7 @@ def test_secret_is_found_nowhere(project, token):
 
 def test_secret_is_in_no_log(project, token):
     "Papermill's log of the outputs, its output files and its own traceback are masked too; here the environment names the secret."
-    project.write("import os\nprint('key', os.environ['MLC_TEST_TOKEN'])\nprint('key ' + os.environ['MLC_TEST_TOKEN'], file=__import__('sys').stderr)",
+    project.write("import os, sys\nprint('key', os.environ['MLC_TEST_TOKEN'])\nprint('key ' + os.environ['MLC_TEST_TOKEN'], file=sys.stderr)",
                   "raise ValueError(os.environ['MLC_TEST_TOKEN'])")
     done = project.papermill("train.ipynb", "out.ipynb", "-k", "python3", "--log-output", "--stdout-file", "o.txt", "--stderr-file", "e.txt",
                              MLCYCLE_SECRETS="MLC_TEST_TOKEN")

@@ -1,0 +1,202 @@
+"What tracking costs. `pytest tests/benchmarks --benchmark-enable` measures; without the option each body runs once, small."
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mlcycle.store.connect import Store
+from mlcycle.track.begin import start
+from mlcycle.track.current import run as tracked
+from tests.benchmarks.conftest import Race
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> sqlite3.Connection:
+    "The floor: autocommitted inserts into SQLite in WAL mode."
+    con = sqlite3.connect(tmp_path / "raw.db", isolation_level=None)
+    con.execute("PRAGMA journal_mode=WAL")
+    con.execute("PRAGMA synchronous=NORMAL")
+    con.execute("CREATE TABLE points (run INTEGER, name TEXT, step INTEGER, value REAL, time REAL)")
+    yield con
+    con.close()
+
+
+def test_log_metric(race: Race, local: Store, raw: sqlite3.Connection) -> None:
+    "Log one point, against a raw autocommitted insert."
+    active, each = start(store=local, capture=False), race.size(200, 5)
+
+    def ours() -> None:
+        for i in range(each):
+            active.log_metric("loss", 1 / (i + 1))
+
+    def insert() -> None:
+        for i in range(each):
+            raw.execute("INSERT INTO points VALUES (?, ?, ?, ?, ?)", (1, "loss", i, 1 / (i + 1), time.time()))
+
+    race.run("log_metric, against a raw insert", ours, insert, rounds=100, each=each, unit="us", bound=4, ratio=True)
+
+
+_WRITER = """
+import sys, time
+from mlcycle.store.connect import open_store
+from mlcycle.track.begin import start
+store = open_store(sys.argv[1])
+run = start(store=store, capture=False)
+print("ready", flush=True); sys.stdin.readline()
+begin = time.time()
+for i in range(int(sys.argv[2])): run.log_metric("loss", 1 / (i + 1))
+print(begin, time.time())
+"""
+
+
+def test_eight_processes(race: Race, tmp_path: Path) -> None:
+    "Eight processes that log into one SQLite store together, from the first one's first point to the last one's last."
+    each, speeds = race.size(2000, 5), []
+
+    def ours() -> None:
+        command = [sys.executable, "-c", _WRITER, str(tmp_path / "shared.db"), str(each)]
+        writers = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(8)]
+        for writer in writers:
+            assert writer.stdout.readline() == "ready\n"
+        for writer in writers:
+            writer.stdin.write("\n")
+            writer.stdin.flush()
+        spans = [tuple(map(float, writer.communicate()[0].split())) for writer in writers]
+        speeds.append(8 * each / (max(end for _, end in spans) - min(begin for begin, _ in spans)))
+
+    race.benchmark.pedantic(ours, rounds=race.size(5, 1), iterations=1)
+    if race.timed:
+        median = sorted(speeds)[len(speeds) // 2]
+        race.note("eight processes together", f"{median:,.0f} points/s", "", "", ">= 10,000 points/s", median >= 10_000)
+
+
+@pytest.mark.parametrize("capture", [False, True], ids=["plain", "captured"])
+def test_start_and_end(race: Race, local: Store, repository: Path, monkeypatch: pytest.MonkeyPatch, capture: bool) -> None:
+    "Start and end a run, with capture in a Git repository with uncommitted work."
+    monkeypatch.chdir(repository)
+
+    def ours() -> None:
+        with tracked("baseline", store=local, capture=capture):
+            pass
+
+    ours()  # what the first run of a process pays is part of the process's time
+    race.run(f"start and end a run, {'with' if capture else 'without'} capture", ours, rounds=100, bound=10 if capture else 2)
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    "A Git repository of 200 files with changes that are not committed."
+    root = tmp_path / "repository"
+    for i in range(200):
+        (root / f"package{i % 10}").mkdir(parents=True, exist_ok=True)
+        (root / f"package{i % 10}" / f"module{i}.py").write_text(f"value = {i}\n" * 50)
+
+    def git(*words: str) -> None:
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", *words], cwd=root, check=True, capture_output=True)
+
+    git("init", "-q")
+    git("add", "-A")
+    git("commit", "-qm", "first")
+    (root / "package0" / "module0.py").write_text("changed = True\n")
+    (root / "new.py").write_text("new = True\n")
+    return root
+
+
+def test_hundred_params(race: Race, local: Store) -> None:
+    "A hundred params in one call."
+    active = start(store=local, capture=False)
+    values = {f"param_{i}": (i, i / 7, f"text {i}", i % 2 == 0, None)[i % 5] for i in range(100)}
+    race.run("100 params in one call", lambda: active.log_params(values), rounds=100, bound=1)
+
+
+def test_points_as_frame(race: Race, local: Store) -> None:
+    "Read a long curve as a DataFrame, against a raw SELECT of the same rows."
+    from mlcycle.store import metrics, schema
+
+    active, count = start(store=local, capture=False), race.size(100_000, 100)
+    rows = [{"run": active.run.pk, "name": "loss", "step": i, "seq": 0, "value": 1 / (i + 1), "time": 1.8e9 + i} for i in range(count)]
+    with local.db.write() as con:
+        con.execute(schema.points.insert(), rows)
+    con = sqlite3.connect(local.db.where)
+    query = "SELECT step, value, time FROM points WHERE run = ? AND name = ? ORDER BY step, seq"
+    assert len(metrics.frame(local, active.run, "loss")) == len(con.execute(query, (active.run.pk, "loss")).fetchall()) == count
+    race.run("100,000 points as a DataFrame, against SELECT", lambda: metrics.frame(local, active.run, "loss"),
+             lambda: con.execute(query, (active.run.pk, "loss")).fetchall(), rounds=15, bound=3, ratio=True)
+    con.close()
+
+
+@pytest.mark.parametrize("filtered", [False, True], ids=["all", "filtered"])
+def test_top_hundred(race: Race, local: Store, filtered: bool) -> None:
+    "The hundred best of a hundred thousand runs, as a DataFrame."
+    import random
+
+    from mlcycle.store import schema
+    from mlcycle.track.queries import runs
+
+    count, rng = race.size(100_000, 300), random.Random(7)
+    models = ["hgb", "forest", "linear"]
+    with local.db.write() as con:
+        con.execute(schema.runs.insert(), [
+            {"pk": i, "id": f"{i:016x}", "name": f"churn-{i}", "experiment": f"e{i % 5}", "kind": "script",
+             "status": "finished" if i % 10 else "failed", "started": 1.8e9 + i, "ended": 1.8e9 + i + 1, "actor": "me"} for i in range(1, count + 1)])
+        for name in ("auc", "loss"):
+            values = [rng.random() for _ in range(count)]
+            con.execute(schema.metrics.insert(), [{"run": i + 1, "name": name, "step": 0, "value": v, "low": v, "high": v, "count": 1}
+                                                  for i, v in enumerate(values)])
+        for name in ("model", "depth"):
+            con.execute(schema.params.insert(), [
+                {"run": i, "name": name, "value": f'"{models[i % 3]}"' if name == "model" else str(i % 9),
+                 "number": None if name == "model" else i % 9}
+                for i in range(1, count + 1)])
+    query = "metrics.auc > 0.5 and params.model == 'hgb' and status == 'finished'" if filtered else None
+
+    def top() -> None:
+        assert len(runs(query, order_by="-metrics.auc", limit=100, store=local)) == (100 if race.timed or not filtered else 42)
+
+    race.run(f"top 100 of 100,000 runs{', three conditions' if filtered else ''}", top, rounds=15, bound=50)
+
+
+# Whole processes
+
+
+def python(code: str, folder: Path) -> None:
+    "Run Python with `code` in a folder, to the end."
+    subprocess.run([sys.executable, "-c", code], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+
+
+def test_import(race: Race, tmp_path: Path) -> None:
+    "Importing mlcycle, on top of Python's own start."
+    race.run("import mlcycle, on top of python", lambda: python("import mlcycle", tmp_path), lambda: python("pass", tmp_path),
+             rounds=15, unit="s", bound=0.15, less=True)
+
+
+_ONE = "import mlcycle as mlc\nwith mlc.run('baseline'{}) as run: run.log_metric('loss', 0.5)"
+
+
+@pytest.mark.parametrize("options", ["", ", capture=False"], ids=["captured", "plain"])
+@pytest.mark.parametrize("new", [True, False], ids=["new", "existing"])
+def test_process(race: Race, repository: Path, new: bool, options: str) -> None:
+    "A whole process that opens a store, runs and logs one metric, in a Git repository."
+    import shutil
+
+    code = _ONE.format(options)
+    if not new:
+        python(code, repository)
+    race.run(f"process: {'new' if new else 'existing'} store, a run, a metric{'' if options else ', captured'}", lambda: python(code, repository),
+             lambda: python("pass", repository), rounds=11, unit="s", bound=0.6,
+             before=lambda: shutil.rmtree(repository / ".mlcycle", ignore_errors=True) if new else None)
+
+
+def test_version(race: Race, tmp_path: Path) -> None:
+    "`mlcycle --version`."
+    from mlcycle.ui import cli  # the command must be there to be timed
+
+    command = [sys.executable, "-c", "import sys; sys.argv = ['mlcycle', '--version']; from mlcycle.ui.cli import main; main()"]
+    assert cli.main
+    race.run("mlcycle --version", lambda: subprocess.run(command, cwd=tmp_path, check=True, stdout=subprocess.DEVNULL),
+             lambda: python("pass", tmp_path), rounds=15, unit="s", bound=0.3)

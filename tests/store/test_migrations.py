@@ -1,0 +1,220 @@
+"Opening older, newer and foreign stores: an upgrade happens whole, once, after a copy, or not at all."
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from mlcycle.errors import StoreError, StoreFormatError, StoreVersionError
+from mlcycle.store import facts, models, runs, schema
+from mlcycle.store.connect import Store
+from mlcycle.store.database import Database
+from mlcycle.store.opening import MIGRATIONS, migrate, open_database, stored_version
+from mlcycle.track.active import ActiveRun
+from tests.conftest import need
+
+# Copies the table that everything refers to, as most changes do on SQLite, and slowly, so that a second process comes upon it half way.
+NEXT = """
+import time
+import sqlalchemy as sa
+from alembic import op
+
+revision, down_revision = "0002", "0001"
+
+def upgrade():
+    with op.batch_alter_table("runs", recreate="auto") as table:
+        table.add_column(sa.Column("note", sa.Text(), nullable=False, server_default="none yet"))
+        table.alter_column("reason", new_column_name="remark")
+    time.sleep({seconds})
+    {then}
+"""
+
+
+@pytest.fixture
+def scripts(tmp_path: Path) -> Path:
+    "A copy of the migrations with one more, for a store of tomorrow."
+    copy = tmp_path / "migrations 100%"
+    shutil.copytree(MIGRATIONS, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    (copy / "versions" / "r0002_next.py").write_text(NEXT.format(seconds=0, then=""))
+    return copy
+
+
+@pytest.fixture
+def filled(store: Store) -> Store:
+    "A store of today with something in every table that refers to another."
+    run = ActiveRun(store, runs.create(store, "churn", "baseline"))
+    run.log_params({"lr": 0.1})
+    run.log_metrics({"auc": -0.0}, step=3)
+    run.log_bytes(b"m", "model/model.skops")
+    models.create_version(store, "churn", run.run, "d" * 64, "sklearn")
+    models.move_alias(store, "churn", "champion", 1)
+    facts.put_captures(store, run.run.pk, {"git": {"dirty": False}}, ["a warning"])
+    run.finish("failed", reason="because")
+    return store
+
+
+def everything(db: Database) -> dict[str, list]:
+    "Every row of every table."
+    with db.read() as con:
+        tables = sa.MetaData()
+        tables.reflect(con)
+        return {t.name: sorted(map(repr, con.execute(sa.select(t)).mappings())) for t in tables.sorted_tables if t.name != schema.VERSION_TABLE}
+
+
+def backups(store: Store) -> list[Path]:
+    "The copies beside an SQLite store."
+    return sorted(Path(store.db.where).parent.glob("*.backup"))
+
+
+def empty(url: str) -> Database:
+    "An empty database, not yet a store."
+    if url.startswith("sqlite"):
+        Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True)
+    return Database(url)
+
+
+def structure(db: Database) -> dict[str, object]:
+    "Columns, types, keys, indexes and foreign keys of every table, as the database describes them."
+    with db.read() as con:
+        look = sa.inspect(con)
+        return {name: ([(c["name"], str(c["type"]), c["nullable"]) for c in look.get_columns(name)],
+                       look.get_pk_constraint(name)["constrained_columns"],
+                       sorted((i["name"], i["column_names"], i["unique"]) for i in look.get_indexes(name)),
+                       sorted(str((f["constrained_columns"], f["referred_table"], f["options"])) for f in look.get_foreign_keys(name)),
+                       sorted(u["column_names"] for u in look.get_unique_constraints(name)), look.get_table_options(name))
+                for name in look.get_table_names()}
+
+
+def test_migrations_make_the_schema(database_url: str, store: Store, tmp_path: Path) -> None:
+    "A database migrated from nothing is the one that a new store gets: Alembic sees no difference, and neither does the database's own description."
+    url = need("postgresql").new_database() if database_url.startswith("postgresql") else f"sqlite:///{tmp_path}/migrated/mlcycle.db"
+    db = empty(url)
+    migrate(db)
+    with db.read() as con:
+        options = {"version_table": schema.VERSION_TABLE, "compare_type": True, "compare_server_default": True}
+        assert compare_metadata(MigrationContext.configure(con, opts=options), schema.metadata) == []
+    assert stored_version(db) == schema.HEAD and structure(db) == structure(store.db)
+    if db.sqlite:
+        ddl = sa.text("SELECT name, sql LIKE '%WITHOUT ROWID%' FROM sqlite_master WHERE type = 'table' ORDER BY name")
+        assert db.all(ddl) == store.db.all(ddl)
+    db.close()
+
+
+def test_older_store_is_copied_and_upgraded(filled: Store, scripts: Path) -> None:
+    "Opening an older store upgrades it, keeps every row, and leaves a copy of the old one that opens as it was."
+    before = everything(filled.db)
+    filled.close()
+    db = open_database(filled.db.url, scripts, "0002")
+    after = everything(db)
+    assert stored_version(db) == "0002" and after.pop("runs")[0].count("'remark': 'because'") == 1
+    assert after == {name: rows for name, rows in before.items() if name != "runs"} and len(before["points"]) == 1
+    with db.write() as con, pytest.raises(sa.exc.IntegrityError):  # foreign keys still hold
+        con.execute(sa.insert(schema.tags).values(run=999, name="x", value="y"))
+    db.close()
+    if db.sqlite:
+        (copy,) = backups(filled)
+        old = open_database(f"sqlite:///{copy}")
+        assert (stored_version(old), everything(old)) == ("0001", before)
+        old.close()
+    open_database(filled.db.url, scripts, "0002").close()
+    assert len(backups(filled)) == (1 if db.sqlite else 0)
+
+
+def test_newer_store_is_refused_untouched(filled: Store) -> None:
+    "A store from a later mlcycle is refused with the way out, and not a byte of it changes."
+    with filled.db.write() as con:
+        con.execute(sa.text(f"UPDATE {schema.VERSION_TABLE} SET version_num = '0042'"))
+    before = everything(filled.db)
+    filled.close()
+    path = Path(filled.db.where)
+    content = path.read_bytes() if filled.db.sqlite else None
+    with pytest.raises(StoreVersionError, match="pip install -U mlcycle"):
+        open_database(filled.db.url)
+    assert backups(filled) == [] and everything(filled.db) == before and (content is None or path.read_bytes() == content)
+
+
+def test_two_processes_upgrade_at_once(filled: Store, scripts: Path) -> None:
+    "Two processes that open an older store at once both end with the new one, upgraded once and copied once, before the upgrade."
+    (scripts / "versions" / "r0002_next.py").write_text(NEXT.format(seconds=1.5, then="print('upgraded', flush=True)"))
+    filled.close()
+    code = ("import sys\nfrom pathlib import Path\nfrom mlcycle.store.opening import open_database, stored_version\n"
+            "print(stored_version(open_database(sys.argv[1], Path(sys.argv[2]), '0002')))")
+    command = [sys.executable, "-c", code, filled.db.url, str(scripts)]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    printed = sorted(process.communicate(timeout=60)[0].split() for process in processes)
+    assert printed == [["0002"], ["upgraded", "0002"]]
+    if filled.db.sqlite:
+        (copy,) = backups(filled)
+        assert stored_version(Database(f"sqlite:///{copy}")) == "0001"
+
+
+@pytest.mark.parametrize("failure", ["raise ValueError('no such thing')", "op.execute('SELECT nonsense')", "op.execute('DELETE FROM models')"])
+def test_failed_upgrade_changes_nothing(filled: Store, scripts: Path, failure: str) -> None:
+    "A migration that raises, that the database refuses, or that breaks a reference leaves the old store, which old mlcycle still opens, and no copy."
+    (scripts / "versions" / "r0002_next.py").write_text(NEXT.format(seconds=0, then=failure))
+    before, shape = everything(filled.db), structure(filled.db)
+    filled.close()
+    with pytest.raises(StoreError, match="left as it was"):
+        open_database(filled.db.url, scripts, "0002")
+    db = open_database(filled.db.url)
+    assert (stored_version(db), everything(db), structure(db)) == ("0001", before, shape) and backups(filled) == []
+    db.close()
+
+
+def test_killed_upgrade_changes_nothing(filled: Store, scripts: Path) -> None:
+    "A process killed in the middle of an upgrade leaves the old store; the next one to open it upgrades it."
+    (scripts / "versions" / "r0002_next.py").write_text(NEXT.format(seconds=0, then="import os; os.kill(os.getpid(), 9)"))
+    before = everything(filled.db)
+    filled.close()
+    code = ("import sys\nfrom pathlib import Path\nfrom mlcycle.store.opening import open_database\n"
+            "open_database(sys.argv[1], Path(sys.argv[2]), '0002')")
+    assert subprocess.run([sys.executable, "-c", code, filled.db.url, str(scripts)]).returncode == -9
+    assert (stored_version(filled.db), everything(filled.db)) == ("0001", before)
+    filled.close()
+    (scripts / "versions" / "r0002_next.py").write_text(NEXT.format(seconds=0, then=""))
+    db = open_database(filled.db.url, scripts, "0002")
+    assert stored_version(db) == "0002"
+    db.close()
+
+
+def test_database_of_another_program(tmp_path: Path) -> None:
+    "A PostgreSQL database with another program's table of the same name is refused and left alone; one with other tables is shared."
+    url = need("postgresql").new_database()
+    db = Database(url)
+    with db.write() as con:
+        con.execute(sa.text("CREATE TABLE customers (name text)"))
+        con.execute(sa.text("CREATE TABLE metrics (key text)"))
+    with pytest.raises(StoreFormatError, match=r"another program.*metrics"):
+        open_database(url)
+    with db.write() as con:
+        assert sorted(sa.inspect(con).get_table_names()) == ["customers", "metrics"]
+        con.execute(sa.text("DROP TABLE metrics"))
+    open_database(url).close()
+    assert stored_version(db) == schema.HEAD
+    db.close()
+
+
+def test_no_server_is_one_clear_error(tmp_path: Path) -> None:
+    "An address where nothing listens is a store error that names it, without its password."
+    need("postgresql")
+    with pytest.raises(StoreError, match=r"postgresql\+psycopg://me:\*\*\*@127\.0\.0\.1:1/ml") as error:
+        open_database("postgresql+psycopg://me:sesame@127.0.0.1:1/ml")
+    assert "sesame" not in str(error.value)
+
+
+def test_new_store_and_history_agree(store: Store) -> None:
+    "What the schema calls its newest version is the head of the migrations, and each has one predecessor."
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
+    config = Config()
+    config.set_main_option("script_location", os.fspath(MIGRATIONS).replace("%", "%%"))
+    assert ScriptDirectory.from_config(config).get_heads() == [schema.HEAD] == [stored_version(store.db)]
+    assert all(len(r.revision) == 4 for r in ScriptDirectory.from_config(config).walk_revisions())
