@@ -32,7 +32,7 @@ def column(
     return sa.Column(name, kind, nullable=null, primary_key=key, autoincrement="auto" if name == "pk" else False)
 
 
-def run_key() -> list[sa.SchemaItem]:
+def run_key() -> list[sa.schema.SchemaItem]:
     "The run that a row belongs to, and goes with."
     return [column("run", KEY, key=True), sa.ForeignKeyConstraint(["run"], ["runs.pk"], ondelete="CASCADE")]
 

@@ -1,0 +1,78 @@
+"The README is what nbs/index.ipynb says, and what it says is true."
+from __future__ import annotations
+
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+tool = runpy.run_path(str(ROOT / ".ci" / "readme.py"))
+
+
+def section(title: str) -> str:
+    "The text below one heading of the README."
+    return README.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def mlcycle(*words: str, folder: Path) -> str:
+    "Run a command of the README as a process."
+    command = [sys.executable, "-m", "mlcycle", *words]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, f"mlcycle {shlex.join(words)}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def test_readme_is_rendered() -> None:
+    "README.md is written from index.ipynb and never by hand."
+    assert tool["render"](tool["read"]()) == README, "README.md and nbs/index.ipynb differ: run python .ci/readme.py"
+
+
+def test_outputs_are_real() -> None:
+    "What the README shows below a cell is what the cell shows, run ids and durations aside."
+    stored = tool["read"]()
+    assert tool["settled"](tool["execute"](stored)) == tool["settled"](stored), "run python .ci/readme.py"
+
+
+def test_set_up_is_two_commands() -> None:
+    "The two commands are the ones that the project promises."
+    assert re.findall(r"```sh\n(.*?)\n```", section("Set up"), re.S) == ["pip install . && mlcycle demo", 'pip install -e ".[dev]" && pytest']
+
+
+def test_every_command_is_listed() -> None:
+    "The table names every command of the tree, in its order, and no other."
+    from mlcycle.ui.tree import COMMANDS
+
+    assert re.findall(r"^\| `mlcycle (\w+)", section("In a terminal"), re.M) == list(COMMANDS)
+
+
+def test_links_lead_somewhere() -> None:
+    "A relative link of the README names a file of the repository."
+    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
+    assert links and not [link for link in links if not (ROOT / link).exists()]
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    "What `mlcycle demo` leaves behind, made with one short run: the sample project, and biopsy/1 as champion."
+    from mlcycle.ui.sample import write_project
+
+    write_project(tmp_path)
+    mlcycle("run", "train.ipynb", "-p", "folds", "2", "-e", "biopsies", "--register", "biopsy", folder=tmp_path)
+    mlcycle("promote", "biopsy/1", folder=tmp_path)
+    return tmp_path
+
+
+def test_terminal_commands_work(project: Path) -> None:
+    "Every line of the section on the terminal, in its order, in the folder it speaks of."
+    (block,) = re.findall(r"```sh\n(.*?)\n```", section("In a terminal"), re.S)
+    said = {line: mlcycle(*shlex.split(line)[1:], folder=project) for line in block.splitlines()}
+    assert len(said) == 10
+    assert "big-forest" in said['''mlcycle runs "metrics.auc > 0.98 and params.model == 'forest'" -o -metrics.auc''']
+    assert (project / "out" / "roc.png").exists() and (project / "predictions.parquet").exists()
+    assert "all sound" in said["mlcycle fsck"]
