@@ -105,7 +105,8 @@ def test_installs_into_an_empty_environment(built: dict[str, Path], tmp_path: Pa
 _COMMAND = "import sys; sys.argv = ['mlcycle', '--version']\nfrom mlcycle.ui.cli import main\ntry: main()\nexcept SystemExit: pass"
 
 
-@pytest.mark.parametrize("code", ["import mlcycle", "import mlcycle; mlcycle.__version__, dir(mlcycle)", _COMMAND], ids=["import", "version", "command"])
+@pytest.mark.parametrize("code", ["import mlcycle", "import mlcycle; mlcycle.__version__, dir(mlcycle)", _COMMAND],
+                         ids=["import", "version", "command"])
 def test_import_is_light(code: str) -> None:
     "A fresh interpreter that imports mlcycle, or answers --version, loads nothing heavy until it is used."
     code += f"\nimport sys; print(sorted(name for name in {HEAVY} if name in sys.modules))"
