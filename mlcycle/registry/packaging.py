@@ -188,7 +188,6 @@ def log_model(
     allow_pickle: bool = False,          # Whether it may be stored as a pickle
 ) -> LoggedModel:
     "Store a model in an active run, verified: what `run.log_model` calls. Raises as `package` does, and `SecretError`."
-    from mlcycle.track.active import watcher
 
     return package(active.store, active.run, model, name, input_example, signature, flavour, allow_pickle,
-                   watch=lambda file: watcher(active.redactor, f"{name}/{file}"))
+                   watch=lambda file: active.watcher(f"{name}/{file}"))

@@ -143,7 +143,7 @@ class Blobs:
     def _write(self, stream: BinaryIO, watch: Callable[[bytes], None] | None) -> tuple[str, int]:
         fs, root = self._place
         part, total, sha = f"{root}/tmp/{secrets.token_hex(12)}", 0, hashlib.sha256()
-        fs.makedirs(f"{root}/tmp", exist_ok=True)
+        _make_folder(fs, f"{root}/tmp")
         try:
             with fs.open(part, "wb", block_size=8 << 20) as out:
                 while piece := stream.read(PIECE):
@@ -156,7 +156,7 @@ class Blobs:
             if fs.exists(final := self.path(digest)):
                 fs.rm_file(part)
             else:
-                fs.makedirs(final.rsplit("/", 1)[0], exist_ok=True)
+                _make_folder(fs, final.rsplit("/", 1)[0])
                 fs.mv(part, final)
         except BaseException:
             with suppress(Exception):
@@ -225,8 +225,9 @@ class Blobs:
         self,
         digest: str,  # SHA-256
     ) -> None:
-        "Remove content. Only `gc` may: it knows that nothing refers to it."
-        self._guard("deleted", lambda: self._place[0].rm_file(self.path(digest)))
+        "Remove content, if it is still there. Only `gc` may: it knows that nothing refers to it."
+        with suppress(NotFoundError):
+            self._guard("deleted", lambda: self._place[0].rm_file(self.path(digest)))
 
     def set_aside(
         self,
@@ -249,6 +250,9 @@ class Blobs:
         try:
             return action()
         except FileNotFoundError as e:
+            if done == "stored":
+                raise ArtifactError(f"An artifact could not be stored at {self.url}: {e.strerror or e}. Make the bucket or folder, "
+                                    "or set MLCYCLE_ARTIFACTS.") from e
             raise NotFoundError(f"That content is not in the artifact store at {self.url}. "
                                 "Run `mlcycle fsck` to see what is affected.") from e
         except OSError as e:
@@ -256,6 +260,13 @@ class Blobs:
                 raise StoreFullError(f"No space left for artifacts at {self.url}. Free some space and try again; "
                                      "nothing half-written was kept.") from e
             raise ArtifactError(f"An artifact could not be {done} at {self.url}: {e}.") from e
+
+
+def _make_folder(fs: Any, path: str) -> None:
+    "Object stores have no folders; asked for one, s3fs would make a misspelled bucket."
+    names = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
+    if not names & {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}:
+        fs.makedirs(path, exist_ok=True)
 
 
 def _changed(info: dict[str, Any]) -> float:

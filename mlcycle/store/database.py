@@ -194,11 +194,14 @@ class Database:
 
     def _fast_connection(self) -> Any:
         if self._fast is None:
-            if self.sqlite:
-                self._fast = _sqlite_connect(str(make_url(self.url).database))
-            else:
-                args, options = self.engine.dialect.create_connect_args(self.engine.url)
-                self._fast = self.engine.dialect.connect(*args, **options, autocommit=True)
+            try:
+                if self.sqlite:
+                    self._fast = _sqlite_connect(str(make_url(self.url).database))
+                else:
+                    args, options = self.engine.dialect.create_connect_args(self.engine.url)
+                    self._fast = self.engine.dialect.connect(*args, **options, autocommit=True)
+            except Exception as e:
+                raise explain(e, self.where) from e
         return self._fast
 
     def sql(

@@ -15,14 +15,14 @@ from typing import Any
 from ..config import ENV_RUN
 from ..display import STATES, Facts, Result, Text, show_seconds
 from ..entities import Artifact, Dataset, Run, RunError, Status
-from ..errors import ArtifactNameError, DataError, NotFoundError, SecretError, UsageError
+from ..errors import ArtifactNameError, DataError, NotFoundError, UsageError
 from ..redact import Redactor
 from ..store import artifacts, facts, inputs, metrics, runs
 from ..store.connect import Store
 from ..store.database import storable
 
 # %% auto #0
-__all__ = ['to_number', 'watcher', 'ActiveRun']
+__all__ = ['to_number', 'ActiveRun']
 
 # %% ../../nbs/track/03_active.ipynb #value
 def to_number(
@@ -38,25 +38,6 @@ def to_number(
         return float(value)
     except (TypeError, ValueError, OverflowError) as e:
         raise DataError(f"The metric {name!r} must be a number, not {value!r:.60}. Use log_params or set_tags for text.") from e
-
-# %% ../../nbs/track/03_active.ipynb #watch
-def watcher(
-    redactor: Redactor,  # Knows the secrets
-    name: str,           # The artifact's name, for the error
-) -> Callable[[bytes], None] | None:  # None when there are no secrets to look for
-    "Looks at content on its way into the store; raises `SecretError` when it finds a secret."
-    if not redactor:
-        return None
-    tail = b""
-
-    def watch(piece: bytes) -> None:
-        nonlocal tail
-        window = tail + piece
-        if found := redactor.found_in([window]):
-            raise SecretError(f"{name!r} holds the value of the secret {found} and was not stored. Remove it from the file and log it again.")
-        tail = window[-redactor.longest:]
-
-    return watch
 
 # %% ../../nbs/track/03_active.ipynb #active
 class ActiveRun:
@@ -123,6 +104,13 @@ class ActiveRun:
         self._steps[name] = max(following, step + 1)
         return step
 
+    def watcher(
+        self,
+        name: str,  # An artifact's name, for the error
+    ) -> Callable[[bytes], None] | None:  # None when there is no secret to look for
+        "Looks at content on its way into the store; raises `SecretError` when it finds a secret."
+        return self.redactor.watcher(repr(name)) if self.redactor else None
+
     def log_metric(
         self,
         name: str,                # The metric
@@ -173,11 +161,11 @@ class ActiveRun:
         path = Path(path)
         name = self.redactor.text(name or path.name or path.resolve().name)
         if path.is_dir():
-            return [artifacts.put_file(self.store, self.run, file, self.redactor.text(f"{name}/{inner}"), kind, watcher(self.redactor, inner))
+            return [artifacts.put_file(self.store, self.run, file, self.redactor.text(f"{name}/{inner}"), kind, self.watcher(inner))
                     for file, inner in _files_below(path)]
         if not path.is_file():
             raise NotFoundError(f"There is no file or folder {str(path)!r} to log.")
-        return artifacts.put_file(self.store, self.run, path, name, kind, watcher(self.redactor, name))
+        return artifacts.put_file(self.store, self.run, path, name, kind, self.watcher(name))
 
     def log_bytes(
         self,
@@ -188,7 +176,7 @@ class ActiveRun:
         "Store bytes. Raises `ArtifactError`, `SecretError`."
         self._open()
         name = self.redactor.text(name) if isinstance(name, str) else name
-        return artifacts.put_bytes(self.store, self.run, data, name, kind, watcher(self.redactor, name))
+        return artifacts.put_bytes(self.store, self.run, data, name, kind, self.watcher(name))
 
     def log_text(
         self,

@@ -40,7 +40,7 @@ def run_view(
              "warnings": facts.warnings(store, run), "children": [child.id for child in runs.children(store, run)]}
     parts: list[Text | Facts | Table] = [Facts({
         "run": f"{run.name} ({run.id[:8]})", "experiment": run.experiment, "status": run.status, "reason": run.reason, "started": run.started,
-        "took": show_seconds(run.seconds), "by": run.actor, "part of": run.parent and run.parent[:8], **_origin(found)})]
+        "took": show_seconds(run.seconds), "by": run.actor, "part of": run.parent and run.parent[:8], **_origin(run, data["tags"], found)})]
     parts += [Facts(values, title) for title, values in (("Params", data["params"]), ("Metrics", data["metrics"]), ("Tags", data["tags"])) if values]
     if datasets:
         parts.append(Table(["data", "for", "rows", "digest"], [[d.name, d.role, d.rows, d.digest[:12]] for d in datasets], "Inputs"))
@@ -54,12 +54,13 @@ def run_view(
     return Result(data, parts)
 
 
-def _origin(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _origin(run: Run, tags: dict[str, str], found: dict[str, dict[str, Any]]) -> dict[str, Any]:
     git, code, environment = found.get("git", {}), found.get("code", {}), found.get("environment", {})
-    commit = git.get("commit")
+    commit, snapshot = git.get("commit"), git.get("snapshot")
     return {
-        "git": f"{commit[:10]}{' on ' + git['branch'] if git.get('branch') else ''}{' + changes' if git.get('dirty') else ''}" if commit else None,
-        "source": code.get("script") or found.get("notebook", {}).get("path"),
+        "git": f"{commit[:10]}{' on ' + git['branch'] if git.get('branch') else ''}{' with changes' if git.get('dirty') else ''}" if commit else None,
+        "get it back": f"git worktree add DIR {snapshot[:12]}" if snapshot else None,
+        "source": tags.get("notebook") if run.kind == "notebook" else code.get("script"),
         "environment": f"Python {environment['python']}, {environment.get('distributions')} distributions" if environment.get("python") else None,
     }
 

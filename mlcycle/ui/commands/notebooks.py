@@ -11,50 +11,13 @@ from typing import Any
 import click
 
 from ...display import Result
-from ...errors import ParameterError
 from ..completion import complete_experiment, complete_model
 from ..tree import Command
 
 NOTEBOOK = click.Path(path_type=Path)
 
 # %% auto #0
-__all__ = ['NOTEBOOK', 'read_values', 'run', 'params']
-
-# %% ../../../nbs/ui/commands/02_notebooks.ipynb #values
-def _yaml(text: str, where: str) -> dict[str, Any]:
-    import yaml
-
-    try:
-        found = yaml.safe_load(text)
-    except yaml.YAMLError as e:
-        raise ParameterError(f"{where} is no valid YAML: {e}") from e
-    if found is None:
-        return {}
-    if not isinstance(found, dict):
-        raise ParameterError(f"{where} must hold names and values, such as 'lr: 0.1', not a {type(found).__name__}.")
-    return {str(k): v for k, v in found.items()}
-
-
-def read_values(
-    notebook: Path,                     # The notebook that declares the parameters
-    pairs: tuple[tuple[str, str], ...],  # From -p: name and text
-    texts: tuple[str, ...] = (),        # From -y
-    files: tuple[Path, ...] = (),       # From -f
-    kernel: str | None = None,          # Kernel to use instead of the notebook's
-) -> dict[str, Any]:
-    "Parameter values of a command line. Raises `ParameterError`, `NotFoundError`, `NotebookFormatError`."
-    from mlcycle.notebooks.checks import parse_values
-    from mlcycle.notebooks.runner import notebook_parameters
-
-    values: dict[str, Any] = {}
-    for file in files:
-        try:
-            values |= _yaml(file.read_text(encoding="utf-8"), str(file))
-        except (OSError, UnicodeDecodeError) as e:
-            raise ParameterError(f"{file} cannot be read: {e}") from e
-    for text in texts:
-        values |= _yaml(text, f"-y {text!r}")
-    return values | (parse_values(notebook_parameters(notebook, kernel), pairs) if pairs else {})
+__all__ = ['NOTEBOOK', 'run', 'params']
 
 # %% ../../../nbs/ui/commands/02_notebooks.ipynb #run
 @click.command("run", cls=Command)
@@ -75,19 +38,13 @@ def run(notebook: Path, pairs: tuple[tuple[str, str], ...], texts: tuple[str, ..
     "Execute NOTEBOOK with parameters, as a tracked run."
     import warnings
 
-    from mlcycle.notebooks.runner import run_notebook
+    from mlcycle.notebooks.checks import gather
+    from mlcycle.notebooks.runner import notebook_parameters, run_notebook
 
-    values = read_values(notebook, pairs, texts, files, options["kernel"])
+    values = gather(notebook_parameters(notebook, options["kernel"]), pairs, texts, files)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the result shows them
-        return run_notebook(notebook, values, secrets=_secrets(secrets), **options).result()
-
-
-def _secrets(words: tuple[str, ...]) -> dict[str, str]:
-    found = dict(word.partition("=")[::2] for word in words)
-    if bad := [name for name, source in found.items() if not name.isidentifier() or not source]:
-        raise ParameterError(f"--secret {bad[0]} is not of the form NAME=env:VAR, such as api_key=env:HF_TOKEN.")
-    return found
+        return run_notebook(notebook, values, secrets=secrets, **options).result()
 
 # %% ../../../nbs/ui/commands/02_notebooks.ipynb #params
 @click.command("params", cls=Command)
