@@ -46,9 +46,14 @@ class VerifiedReader(io.RawIOBase):
         self._stream, self._digest, self._hash = stream, digest, hashlib.sha256()
 
     def readable(self) -> bool:
+        "It is."
         return True
 
-    def readinto(self, buffer: Any) -> int:
+    def readinto(
+        self,
+        buffer: Any,  # Where the bytes go
+    ) -> int:         # How many there were; 0 at the end
+        "Read the next bytes. Raises `CorruptArtifactError` at the end of damaged content."
         data = self._stream.read(len(buffer))
         buffer[: len(data)] = data
         self._hash.update(data)
@@ -58,6 +63,7 @@ class VerifiedReader(io.RawIOBase):
         return len(data)
 
     def close(self) -> None:
+        "Close the stream below, too."
         self._stream.close()
         super().close()
 
@@ -100,11 +106,17 @@ class Blobs:
         "Where a digest's content lies in the file system."
         return f"{self._place[1]}/sha256/{digest[:2]}/{digest[2:]}"
 
-    def exists(self, digest: str) -> bool:
+    def exists(
+        self,
+        digest: str,  # SHA-256
+    ) -> bool:
         "Is this content stored?"
         return self._guard("looked up", lambda: self._place[0].exists(self.path(digest)))
 
-    def size(self, digest: str) -> int:
+    def size(
+        self,
+        digest: str,  # SHA-256
+    ) -> int:
         "Bytes of this content. Raises `NotFoundError`."
         return self._guard("looked up", lambda: self._place[0].size(self.path(digest)))
 
@@ -160,7 +172,10 @@ class Blobs:
         stream = self._guard("read", lambda: self._place[0].open(self.path(digest), "rb", block_size=8 << 20, cache_type="readahead"))
         return io.BufferedReader(VerifiedReader(stream, digest), PIECE)
 
-    def read(self, digest: str) -> bytes:
+    def read(
+        self,
+        digest: str,  # SHA-256
+    ) -> bytes:
         "The whole content, verified. Raises `NotFoundError`, `CorruptArtifactError`."
         with self.open(digest) as f:
             return f.read()
@@ -206,18 +221,27 @@ class Blobs:
         found = fs.find(f"{root}/tmp", detail=True)
         return [(path, info["size"]) for path, info in found.items() if time.time() - _changed(info) >= age]
 
-    def delete(self, digest: str) -> None:
+    def delete(
+        self,
+        digest: str,  # SHA-256
+    ) -> None:
         "Remove content, if it is still there. Only `gc` may: it knows that nothing refers to it."
         with suppress(NotFoundError):
             self._guard("deleted", lambda: self._place[0].rm_file(self.path(digest)))
 
-    def set_aside(self, digest: str) -> None:
+    def set_aside(
+        self,
+        digest: str,  # SHA-256
+    ) -> None:
         "Move damaged content out of the way, so that the same content can be stored again."
         fs, root = self._place
         fs.makedirs(f"{root}/damaged", exist_ok=True)
         self._guard("moved", lambda: fs.mv(self.path(digest), f"{root}/damaged/{digest}"))
 
-    def delete_temporary(self, path: str) -> None:
+    def delete_temporary(
+        self,
+        path: str,  # As `abandoned` gives it
+    ) -> None:
         "Remove what `abandoned` found."
         with suppress(FileNotFoundError):
             self._place[0].rm_file(path)
