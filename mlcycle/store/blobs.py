@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..errors import ArtifactError, ConfigError, CorruptArtifactError, NotFoundError, StoreFullError
+from ..errors import ArtifactError, ConfigError, CorruptArtifactError, MlcycleError, NotFoundError, StoreFullError
 
 # %% auto #0
 __all__ = ['PIECE', 'digest_of', 'VerifiedReader', 'open_filesystem', 'Blobs']
@@ -201,25 +201,25 @@ class Blobs:
 
     def digests(self) -> Iterator[tuple[str, int]]:
         "Every stored digest with its size; what lies there under another name is passed over."
-        fs, root = self._place
-        fs.invalidate_cache()
-        if fs.exists(f"{root}/sha256"):
-            for path, info in fs.find(f"{root}/sha256", detail=True).items():
-                digest = "".join(path.rsplit("/", 2)[-2:])
-                if len(digest) == 64:
-                    yield digest, info["size"]
+        for path, info in self._found("sha256").items():
+            digest = "".join(path.rsplit("/", 2)[-2:])
+            if len(digest) == 64:
+                yield digest, info["size"]
+
+    def _found(self, folder: str) -> dict[str, Any]:
+        def find() -> dict[str, Any]:
+            fs, root = self._place
+            fs.invalidate_cache()
+            return fs.find(f"{root}/{folder}", detail=True) if fs.exists(f"{root}/{folder}") else {}
+
+        return self._guard("looked up", find)
 
     def abandoned(
         self,
         age: float = 3600.0,  # Seconds since its last change; younger ones may still be being written
     ) -> list[tuple[str, int]]:  # Path and size
         "Temporary files that a killed process left."
-        fs, root = self._place
-        fs.invalidate_cache()
-        if not fs.exists(f"{root}/tmp"):
-            return []
-        found = fs.find(f"{root}/tmp", detail=True)
-        return [(path, info["size"]) for path, info in found.items() if time.time() - _changed(info) >= age]
+        return [(path, info["size"]) for path, info in self._found("tmp").items() if time.time() - _changed(info) >= age]
 
     def delete(
         self,
@@ -260,6 +260,13 @@ class Blobs:
                 raise StoreFullError(f"No space left for artifacts at {self.url}. Free some space and try again; "
                                      "nothing half-written was kept.") from e
             raise ArtifactError(f"An artifact could not be {done} at {self.url}: {e}.") from e
+        except MlcycleError:
+            raise
+        except Exception as e:
+            if not type(e).__module__.startswith(("botocore", "aiobotocore", "aiohttp", "s3fs")):
+                raise
+            raise ArtifactError(f"The artifact store at {self.url} cannot be used: {e}. Check its address, its endpoint "
+                                "and the credentials in the environment.") from e
 
 
 def _make_folder(fs: Any, path: str) -> None:
