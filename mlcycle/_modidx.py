@@ -719,6 +719,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'mlcycle/store/artifacts.py')},
             'mlcycle.store.blobs': { 'mlcycle.store.blobs.Blobs': ('store/blobs.html#blobs', 'mlcycle/store/blobs.py'),
                                      'mlcycle.store.blobs.Blobs.__init__': ('store/blobs.html#blobs.__init__', 'mlcycle/store/blobs.py'),
+                                     'mlcycle.store.blobs.Blobs._found': ('store/blobs.html#blobs._found', 'mlcycle/store/blobs.py'),
                                      'mlcycle.store.blobs.Blobs._guard': ('store/blobs.html#blobs._guard', 'mlcycle/store/blobs.py'),
                                      'mlcycle.store.blobs.Blobs._place': ('store/blobs.html#blobs._place', 'mlcycle/store/blobs.py'),
                                      'mlcycle.store.blobs.Blobs._write': ('store/blobs.html#blobs._write', 'mlcycle/store/blobs.py'),

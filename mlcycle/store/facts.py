@@ -124,25 +124,37 @@ def put_captures(
         db.transact(*steps)
 
 # %% ../../nbs/store/08_facts.ipynb #read
-def params(store: Store, run: Run) -> dict[str, Any]:
+def params(
+    store: Store,  # The store
+    run: Run,      # A run
+) -> dict[str, Any]:  # Param name to value
     "A run's params, with their types."
     t = schema.params.c
     return {name: json.loads(value) for name, value in store.db.all(select(t.name, t.value).where(t.run == run.pk).order_by(t.name))}
 
 
-def tags(store: Store, run: Run) -> dict[str, str]:
+def tags(
+    store: Store,  # The store
+    run: Run,      # A run
+) -> dict[str, str]:      # Tag name to text
     "A run's tags."
     t = schema.tags.c
     return dict(store.db.all(select(t.name, t.value).where(t.run == run.pk).order_by(t.name)))
 
 
-def captures(store: Store, run: Run) -> dict[str, dict[str, Any]]:
+def captures(
+    store: Store,  # The store
+    run: Run,      # A run
+) -> dict[str, dict[str, Any]]:  # Provider to what it found
     "What each capture provider found for a run."
     t = schema.captures.c
     return {provider: json.loads(data) for provider, data in store.db.all(select(t.provider, t.data).where(t.run == run.pk))}
 
 
-def warnings(store: Store, run: Run) -> list[str]:
+def warnings(
+    store: Store,  # The store
+    run: Run,      # A run
+) -> list[str]:     # In words
     "Warnings that came up during a run, oldest first."
     t = schema.warnings.c
     return [message for (message,) in store.db.all(select(t.message).where(t.run == run.pk).order_by(t.pk))]

@@ -62,6 +62,7 @@ class Translator:
         self._status: ColumnElement | None = None
 
     def refuse(self, what: str) -> QueryError:
+        "The error for what is not in the grammar, with what is."
         return QueryError(f"{what} in the query {self.text!r}. A query compares metrics.NAME, params.NAME, tags.NAME, {', '.join(TEXTS)}, started, "
                           "ended and seconds with values, joined by and, or, not; for example: metrics.auc > 0.9 and params.model == 'hgb'.")
 
@@ -166,6 +167,7 @@ class Translator:
         return make(column, str(value))
 
     def param(self, table: Any, make: Any, operator: ast.cmpop, value: Any, equality: bool) -> ColumnElement:
+        "A comparison of a param, whose value has a type: text is compared with text, numbers with numbers."
         if isinstance(value, int | float) and not isinstance(value, bool):
             return make(table.c.number, literal(float(value)))
         if not equality:
@@ -176,6 +178,7 @@ class Translator:
         return make(table.c.value, encode(value))
 
     def among(self, sort: str, where: Any, value: Any) -> ColumnElement:
+        "Is the field one of a list? Raises `QueryError`."
         if not isinstance(value, list):
             raise self.refuse(f"`in` needs a list, or a text on its left: not {value!r}")
         return or_(false(), *(self.compare(sort, where, ast.Eq(), item) for item in value))

@@ -109,7 +109,8 @@ def invoke(
     try:
         result = tree.main(words, prog_name="mlcycle", standalone_mode=False, obj=face)
     except click.exceptions.NoArgsIsHelpError as e:
-        raise CommandError(e.format_message()) from None
+        click.echo(e.format_message())
+        raise Quiet from None
     except click.UsageError as e:
         where = f"\nSee `{e.ctx.command_path} --help`." if e.ctx else ""
         raise CommandError(e.format_message() + where) from None
