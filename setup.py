@@ -45,5 +45,6 @@ setup(
     extras_require={name: lines("extras", name) for name in own("extras")},
     entry_points=entry_points(),
     packages=find_packages(include=["mlcycle", "mlcycle.*"]),
+    package_data={"mlcycle.ui.widgets": ["static/*"]},
     cmdclass={"sdist": Sdist},
 )
