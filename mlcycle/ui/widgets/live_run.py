@@ -9,7 +9,6 @@ import contextvars
 import math
 import threading
 import time
-import warnings
 from typing import TYPE_CHECKING, Any
 
 from ...display import STATES, Facts, Result, Table, Text, show_seconds, show_value
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from mlcycle.track.active import ActiveRun
 
 # %% auto #0
-__all__ = ['PERIOD', 'SHARE', 'CHARTS', 'LiveRun', 'follow']
+__all__ = ['PERIOD', 'SHARE', 'CHARTS', 'LiveRun', 'Followed', 'follow']
 
 # %% ../../../nbs/ui/widgets/06_live_run.ipynb #live
 PERIOD = 0.1      # Seconds between two messages to the page at least
@@ -117,20 +116,23 @@ class LiveRun(View):
 
         return stop(self.store, self.run)
 
-    def _ipython_display_(self) -> None:
-        "Show it, and follow the run for as long as it runs where somebody is there to see it."
-        from IPython.display import display
-
+    def _model(self) -> dict[str, Any]:
+        "A widget only while there is something to follow: a run that has ended is a picture, which needs no kernel."
         self.run = runs.get(self.store, self.run.id)
-        bundle = self._repr_mimebundle_()
-        if not is_live() or self.run.status != "running" or len(bundle) < 3:
-            display(bundle, raw=True)
-            return
-        self._handle = display(bundle, raw=True, display_id=True)
-        if self._thread is None:
+        found = super()._model() if self.run.status == "running" else {}
+        if found and self._thread is None:
             # The context carries the cell that the thread speaks for.
             self._thread = threading.Thread(target=contextvars.copy_context().run, args=(self._follow,), name="mlcycle-live", daemon=True)
             self._thread.start()
+        return found
+
+    def _ipython_display_(self) -> None:
+        "Show it in a place that can be drawn again when the run has ended."
+        from IPython.display import display
+
+        bundle = self._repr_mimebundle_()
+        handle = display(bundle, raw=True, display_id=True)
+        self._handle = handle if self._thread is not None else None
 
     def _follow(self) -> None:
         wait, looked, failures = PERIOD, 0.0, 0
@@ -159,46 +161,26 @@ class LiveRun(View):
 
     def _last(self) -> None:
         "Leave a picture in the widget's place: it is still there when the notebook is opened without a kernel."
-        shown = self.static()
-        self._handle.update({"text/plain": repr(shown), "text/html": shown._repr_html_()}, raw=True)
+        if self._handle is not None:
+            self._handle.update(self._repr_mimebundle_(), raw=True)
 
-    def close(self) -> None:
-        "Wait for the last picture of a run that has ended. Where nobody was there to see the widget, show the static form now. Never raises."
-        try:
-            if self._thread is None:
-                self._ipython_display_()
-            elif runs.get(self.store, self.run.id).status != "running":
-                self._thread.join(10)
-        except Exception as e:
-            warnings.warn(f"mlcycle could not show the run: {type(e).__name__}: {e}", stacklevel=2)
-
-    def __enter__(self) -> LiveRun:
-        return self
-
-    def __exit__(self, *exc: Any) -> None:
-        self.close()
+    def wait(
+        self,
+        seconds: float = 10.0,  # How long at most
+    ) -> None:
+        "Wait until a run that has ended is shown as it ended."
+        if self._thread is not None and runs.get(self.store, self.run.id).status != "running":
+            self._thread.join(seconds)
 
 # %% ../../../nbs/ui/widgets/06_live_run.ipynb #follow
-class _Nothing:
-    "Stands in for a view that could not be made."
+class Followed(LiveRun):
+    "A live run whose place in the notebook somebody else keeps up to date."
 
-    def close(self) -> None: ...
-
-    def __enter__(self) -> _Nothing:
-        return self
-
-    def __exit__(self, *exc: Any) -> None: ...
+    _ipython_display_ = None  # type: ignore[assignment]
 
 
 def follow(
     active: ActiveRun,  # A run that has just begun
-) -> LiveRun | _Nothing:  # Call its `close` when the run has ended, or use it in a `with` around the run
-    "Show a run below the cell while it runs; in a batch or a terminal, once it has ended. Never raises."
-    try:
-        live = LiveRun(active)
-        if is_live():
-            live._ipython_display_()
-        return live
-    except Exception as e:
-        warnings.warn(f"mlcycle cannot show the run live: {type(e).__name__}: {e}", stacklevel=2)
-        return _Nothing()
+) -> Followed:          # Display it with a `display_id`, and update that display when the run has ended
+    "The live view of a run for `%%track`: the widget while it runs, where somebody is there to see it; the picture when it has ended. Raises `StoreError`."
+    return Followed(active)
