@@ -75,7 +75,7 @@ def test_the_stop_button_ends_a_busy_cell(notebook: Opener) -> None:
 
 def test_a_page_that_is_loaded_again_goes_on(notebook: Opener) -> None:
     "A reload must not cost the chart: the run goes on in the kernel, and the page finds its curves complete."
-    opened = notebook(SETUP, TRAIN.format(epochs=400))
+    opened = notebook(SETUP, TRAIN.format(epochs=3000))
     opened.run(0, 1)
     opened.wait(POINTS, [0, 10])
     opened.reload()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ...display import STATES, Facts, Result, Table, Text, show_seconds, show_value
 from ...entities import Run
 from ...store import facts, runs
-from .view import Picture, View, is_live
+from .view import Picture, View
 
 if TYPE_CHECKING:
     from mlcycle.store.connect import Store
@@ -182,5 +182,5 @@ class Followed(LiveRun):
 def follow(
     active: ActiveRun,  # A run that has just begun
 ) -> Followed:          # Display it with a `display_id`, and update that display when the run has ended
-    "The live view of a run for `%%track`: the widget while it runs, where somebody is there to see it; the picture when it has ended. Raises `StoreError`."
+    "The live view of a run for `%%track`: the widget while it runs and somebody is there; the picture when it has ended. Raises `StoreError`."
     return Followed(active)
