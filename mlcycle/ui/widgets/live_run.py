@@ -124,7 +124,7 @@ class LiveRun(View):
         self.run = runs.get(self.store, self.run.id)
         found = super()._model() if self.run.status == "running" else {}
         if found and self._thread is None:
-            answer_while_busy(get_ipython().kernel)
+            answer_while_busy(get_ipython().kernel, self.widget().model_id)
             # The context carries the cell that the thread speaks for.
             self._thread = threading.Thread(target=contextvars.copy_context().run, args=(self._follow,), name="mlcycle-live", daemon=True)
             self._thread.start()
