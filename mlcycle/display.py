@@ -5,10 +5,12 @@
 # %% ../nbs/05_display.ipynb #imports
 from __future__ import annotations
 
+import base64
 import html
 import json
 import math
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -17,7 +19,8 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 # %% auto #0
-__all__ = ['STYLE', 'STATES', 'show_value', 'show_bytes', 'show_seconds', 'Text', 'Facts', 'Table', 'Result']
+__all__ = ['STYLE', 'STATES', 'Part', 'show_value', 'show_bytes', 'show_seconds', 'Text', 'Facts', 'Table', 'Picture', 'Drawing',
+           'Result']
 
 # %% ../nbs/05_display.ipynb #cell
 def show_value(
@@ -77,6 +80,8 @@ max-width:60ch;overflow:hidden;text-overflow:ellipsis}
 .mlc .facts table td{white-space:normal;max-width:80ch}
 .mlc .scroll table .num{text-align:right}.mlc .scroll tbody th{font-weight:500;color:var(--jp-ui-font-color2,#57606a)}
 .mlc .good{color:var(--jp-success-color0,#1a7f37)}.mlc .bad{color:var(--jp-error-color0,#cf222e)}.mlc .dim{color:var(--jp-ui-font-color2,#57606a)}
+.mlc figure{margin:4px 12px 4px 0;display:inline-block;max-width:100%;vertical-align:top}.mlc figure img{max-width:min(100%,420px);height:auto;background:#fff;
+border-radius:3px}.mlc figcaption{font-size:12px;color:var(--jp-ui-font-color2,#57606a)}
 .mlc .warn{color:var(--jp-warn-color0,#9a6700)}.mlc pre{white-space:pre-wrap;font-size:12px;margin:4px 0;background:none;color:inherit}
 </style>"""
 STATES = {"finished": "good", "running": "", "failed": "bad", "lost": "bad", "cancelled": "warn", "pruned": "dim"}
@@ -168,13 +173,56 @@ class Table:
             table.add_row(*(RichText(show_value(v), style=_RICH[STATES.get(str(v), "")]) for v in row))
         return table
 
+# %% ../nbs/05_display.ipynb #media
+@dataclass(frozen=True, slots=True)
+class Picture:
+    "An image that is part of the page itself."
+    data: bytes       # Content of the file
+    mime: str         # `image/png`, `image/svg+xml`, …
+    name: str = ""    # What it is called
+
+    def html(self) -> str:
+        "As HTML; an image can run nothing, whatever is in it."
+        name = html.escape(self.name, quote=True)
+        source = f"data:{html.escape(self.mime, quote=True)};base64,{base64.b64encode(self.data).decode()}"
+        return f"<figure><img src='{source}' alt='{name}'><figcaption>{name}</figcaption></figure>"
+
+    def rich(self) -> RenderableType:
+        "For a terminal."
+        from rich.text import Text as RichText
+
+        return RichText(f"{self.name} ({show_bytes(len(self.data))})", style="dim")
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    "Markup that mlcycle wrote itself, never what people typed, with the same in words."
+    markup: str      # HTML or SVG, shown as it is
+    words: str       # For a terminal
+    title: str = ""  # A heading
+
+    def html(self) -> str:
+        "As HTML."
+        head = f"<h4>{html.escape(self.title)}</h4>" if self.title else ""
+        return f"{head}<div class='scroll'>{self.markup}</div>"
+
+    def rich(self) -> RenderableType:
+        "For a terminal."
+        from rich.text import Text as RichText
+
+        return RichText((f"{self.title}\n" if self.title else "") + self.words)
+
+
+Part = Text | Facts | Table | Picture | Drawing
+
 # %% ../nbs/05_display.ipynb #result
 @dataclass(frozen=True)
 class Result:
     "What a command gives back: data for machines, parts for people."
     data: Any                                         # JSON-able
-    parts: Sequence[Text | Facts | Table] = field(default=())  # What to show, from top to bottom
+    parts: Sequence[Part] = field(default=())         # What to show, from top to bottom
     exit_code: int = 0                                # What the command line leaves with
+    live: Callable[[], Any] | None = field(default=None, compare=False, repr=False)  # Makes the view that a person at a notebook works with
 
     def json(self) -> str:
         "The data on one line; NaN and the infinities as null, which is all that JSON has for them."
@@ -206,7 +254,20 @@ class Result:
         return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())
 
     def _repr_html_(self) -> str:
-        return f"{STYLE}<div class='mlc'>{''.join(part.html() for part in self.parts)}</div>"
+        return f"{STYLE}<div class='mlc'>{self.body()}</div>"
+
+    def body(self) -> str:
+        "The parts as HTML, without the style."
+        return "".join(part.html() for part in self.parts)
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        if self.live is None:
+            return {}  # the other forms are enough
+        try:
+            return self.live()._repr_mimebundle_(**kwargs)
+        except Exception as e:  # a display that fails is no lost result
+            warnings.warn(f"mlcycle: the live view could not be made ({type(e).__name__}: {e}); this is its static form.", stacklevel=2)
+            return {}
 
 
 def _finite(value: Any) -> Any:
