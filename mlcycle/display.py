@@ -80,8 +80,9 @@ max-width:60ch;overflow:hidden;text-overflow:ellipsis}
 .mlc .facts table td{white-space:normal;max-width:80ch}
 .mlc .scroll table .num{text-align:right}.mlc .scroll tbody th{font-weight:500;color:var(--jp-ui-font-color2,#57606a)}
 .mlc .good{color:var(--jp-success-color0,#1a7f37)}.mlc .bad{color:var(--jp-error-color0,#cf222e)}.mlc .dim{color:var(--jp-ui-font-color2,#57606a)}
-.mlc figure{margin:4px 12px 4px 0;display:inline-block;max-width:100%;vertical-align:top}.mlc figure img{max-width:min(100%,420px);height:auto;background:#fff;
-border-radius:3px}.mlc figcaption{font-size:12px;color:var(--jp-ui-font-color2,#57606a)}
+.mlc figure{margin:4px 12px 4px 0;display:inline-block;max-width:100%;vertical-align:top}
+.mlc figure img{max-width:min(100%,420px);height:auto;background:#fff;border-radius:3px}
+.mlc figcaption{font-size:12px;color:var(--jp-ui-font-color2,#57606a)}
 .mlc .warn{color:var(--jp-warn-color0,#9a6700)}.mlc pre{white-space:pre-wrap;font-size:12px;margin:4px 0;background:none;color:inherit}
 </style>"""
 STATES = {"finished": "good", "running": "", "failed": "bad", "lost": "bad", "cancelled": "warn", "pruned": "dim"}
