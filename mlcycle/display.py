@@ -5,7 +5,6 @@
 # %% ../nbs/05_display.ipynb #imports
 from __future__ import annotations
 
-import base64
 import html
 import json
 import math
@@ -13,14 +12,13 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 # %% auto #0
-__all__ = ['STYLE', 'STATES', 'Part', 'show_value', 'show_bytes', 'show_seconds', 'Text', 'Facts', 'Table', 'Picture', 'Drawing',
-           'Result']
+__all__ = ['STYLE', 'STATES', 'show_value', 'show_bytes', 'show_seconds', 'Text', 'Facts', 'Table', 'Part', 'Result']
 
 # %% ../nbs/05_display.ipynb #cell
 def show_value(
@@ -80,9 +78,6 @@ max-width:60ch;overflow:hidden;text-overflow:ellipsis}
 .mlc .facts table td{white-space:normal;max-width:80ch}
 .mlc .scroll table .num{text-align:right}.mlc .scroll tbody th{font-weight:500;color:var(--jp-ui-font-color2,#57606a)}
 .mlc .good{color:var(--jp-success-color0,#1a7f37)}.mlc .bad{color:var(--jp-error-color0,#cf222e)}.mlc .dim{color:var(--jp-ui-font-color2,#57606a)}
-.mlc figure{margin:4px 12px 4px 0;display:inline-block;max-width:100%;vertical-align:top}
-.mlc figure img{max-width:min(100%,420px);height:auto;background:#fff;border-radius:3px}
-.mlc figcaption{font-size:12px;color:var(--jp-ui-font-color2,#57606a)}
 .mlc .warn{color:var(--jp-warn-color0,#9a6700)}.mlc pre{white-space:pre-wrap;font-size:12px;margin:4px 0;background:none;color:inherit}
 </style>"""
 STATES = {"finished": "good", "running": "", "failed": "bad", "lost": "bad", "cancelled": "warn", "pruned": "dim"}
@@ -174,47 +169,15 @@ class Table:
             table.add_row(*(RichText(show_value(v), style=_RICH[STATES.get(str(v), "")]) for v in row))
         return table
 
-# %% ../nbs/05_display.ipynb #media
-@dataclass(frozen=True, slots=True)
-class Picture:
-    "An image that is part of the page itself."
-    data: bytes       # Content of the file
-    mime: str         # `image/png`, `image/svg+xml`, …
-    name: str = ""    # What it is called
-
-    def html(self) -> str:
-        "As HTML; an image can run nothing, whatever is in it."
-        name = html.escape(self.name, quote=True)
-        source = f"data:{html.escape(self.mime, quote=True)};base64,{base64.b64encode(self.data).decode()}"
-        return f"<figure><img src='{source}' alt='{name}'><figcaption>{name}</figcaption></figure>"
-
-    def rich(self) -> RenderableType:
-        "For a terminal."
-        from rich.text import Text as RichText
-
-        return RichText(f"{self.name} ({show_bytes(len(self.data))})", style="dim")
-
-
-@dataclass(frozen=True, slots=True)
-class Drawing:
-    "Markup that mlcycle wrote itself, never what people typed, with the same in words."
-    markup: str      # HTML or SVG, shown as it is
-    words: str       # For a terminal
-    title: str = ""  # A heading
+# %% ../nbs/05_display.ipynb #part
+class Part(Protocol):
+    "A piece of a result."
 
     def html(self) -> str:
         "As HTML."
-        head = f"<h4>{html.escape(self.title)}</h4>" if self.title else ""
-        return f"{head}<div class='scroll'>{self.markup}</div>"
 
     def rich(self) -> RenderableType:
         "For a terminal."
-        from rich.text import Text as RichText
-
-        return RichText((f"{self.title}\n" if self.title else "") + self.words)
-
-
-Part = Text | Facts | Table | Picture | Drawing
 
 # %% ../nbs/05_display.ipynb #result
 @dataclass(frozen=True)
