@@ -144,8 +144,8 @@ def _code(found: dict[str, dict[str, Any]]) -> Node | None:
     if not (commit or snapshot):
         return Node("code:modules", "code", own, "", {"modules": modules}) if modules else None
     changed = "with changes" + (f", snapshot {snapshot[:7]}" if snapshot else "") if git.get("dirty") or not commit else ""
-    label = (f"commit {commit[:10]}" if commit else "no commit yet") + (f" on {git['branch']}" if git.get("branch") else "")
-    return Node(f"code:{snapshot or commit}", "code", label, ", ".join(filter(None, (changed, own))),
+    label = f"commit {commit[:8]}" if commit else "no commit yet"
+    return Node(f"code:{snapshot or commit}", "code", label, ", ".join(filter(None, (git.get("branch"), changed, own))),
                 {key: git.get(key) for key in ("commit", "branch", "remote", "dirty", "snapshot", "changes")} | {"modules": modules})
 
 # %% ../../nbs/registry/22_lineage.ipynb #nodes

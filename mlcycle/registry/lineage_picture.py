@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/registry/23_lineage_picture.ipynb #layout
 BOX, GAP, ROW, STEP = 182, 27, 44, 54  # Width of a box, gap between columns, height of a box, distance of rows
-MOST = 5                               # Boxes in a column; the rest is counted
+MOST = 6                               # Boxes in a column; the rest is counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,33 +40,35 @@ def _fewer(
     if len(nodes) <= MOST:
         return nodes
     first = [*(node for node in nodes if node.id == keep), *(node for node in nodes if node.id != keep)][: MOST - 1]
-    kind = nodes[-1].kind
-    return [*(node for node in nodes if node in first), Node(f"more:{kind}", "more", f"and {len(nodes) - MOST + 1} more")]
+    return [*(node for node in nodes if node in first), Node(f"more:{nodes[0].id}", "more", f"and {len(nodes) - MOST + 1} more")]
+
+
+def _middle(lineage: Lineage) -> Node | None:
+    "The run that everything goes through; None where it is gone."
+    subject = lineage.node(lineage.subject)
+    return subject if subject.kind == "run" else next((node for role, node in lineage.causes(subject.id) if role == "made"), None)
 
 
 def place(
     lineage: Lineage,  # What to draw
 ) -> tuple[list[Placed], int, int]:  # The boxes; width and height of the picture
-    "Lay out a lineage: sources, then the run between its parent and its parts, then versions with their aliases."
-    run = next((node for node in lineage.nodes if node.id == lineage.subject and node.kind == "run"), None) or \
-        next((node for role, node in lineage.causes(lineage.subject) if role == "made"), None)
+    "Lay out a lineage: what led to the run, the run, what came of it."
+    run = _middle(lineage)
     if run is None:  # a version whose run is gone
         aliases = tuple(node.label for _, node in lineage.effects(lineage.subject))
         return [Placed(lineage.node(lineage.subject), 1, 1, aliases)], BOX + 2, ROW + 2
-    causes = lineage.causes(run.id)
-    left = _fewer([node for role, node in causes if role != "parent of"], "")
-    above = [node for role, node in causes if role == "parent of"]
     effects = [node for _, node in lineage.effects(run.id)]
-    below = _fewer([node for node in effects if node.kind == "run"], "")
-    right = _fewer([node for node in effects if node.kind == "version"], lineage.subject)
-    columns = [column for column in (left, [*above, run, *below], right) if column]
+    left = _fewer([node for _, node in lineage.causes(run.id)], "")
+    right = _fewer([node for node in effects if node.kind == "version"] + [node for node in effects if node.kind == "run"], lineage.subject)
+    columns = [column for column in (left, [run], right) if column]
     height = max(len(column) for column in columns) * STEP - (STEP - ROW) + 2
     boxes = []
     for i, column in enumerate(columns):
         top = (height - (len(column) * STEP - (STEP - ROW))) // 2
         for j, node in enumerate(column):
             notes = tuple(n.label for _, n in lineage.effects(node.id)) if node.kind == "version" else \
-                tuple(n.label for _, n in lineage.causes(node.id)) if node.kind == "data" else ()
+                tuple(n.label for _, n in lineage.causes(node.id)) if node.kind == "data" else \
+                ("(parent)" if i == 0 else "(part)",) if node.kind == "run" and node is not run else ()
             boxes.append(Placed(node, 1 + i * (BOX + GAP), top + j * STEP, notes))
     return boxes, len(columns) * (BOX + GAP) - GAP + 2, height
 
@@ -80,7 +82,7 @@ _ICONS = {  # In a square of 16
     "run": "M5 3l8 5-8 5z",
     "version": "M2 2h6l6 6-6 6-6-6zM5 5h.01",
 }
-_WIDE = 21  # Letters of a label that fit into a box
+_WIDE = 20  # Letters of a label that fit into a box
 _FINE = 25  # Letters of the smaller line
 
 
@@ -97,6 +99,10 @@ def words(
     return ", ".join(filter(None, (node.label if node.kind == "more" else f"{node.kind} {node.label}", node.detail, note)))
 
 
+def _run_line(placed: Placed) -> str:
+    return " ".join((placed.node.facts.get("status", placed.node.detail), *placed.notes))
+
+
 def _box(placed: Placed, subject: str) -> str:
     node, x, y = placed.node, placed.x, placed.y
     said = html.escape(words(placed), quote=True)
@@ -105,7 +111,7 @@ def _box(placed: Placed, subject: str) -> str:
     name = node.label.rsplit("/", 1)[-1] if node.kind in ("notebook", "source") else node.label
     small = " ".join(placed.notes) if node.kind == "version" and placed.notes else \
         f"written by {placed.notes[0]}" if node.kind == "data" and placed.notes else \
-        node.detail.split(", ", 1)[-1] if node.kind == "run" else node.detail
+        _run_line(placed) if node.kind == "run" else node.detail
     status = node.facts.get("status", "") if node.kind == "run" else ""
     look = "lin-alias" if node.kind == "version" and placed.notes else f"lin-{status}" if status else "lin-dim"
     ref = node.facts.get("ref") or node.facts.get("run") if node.kind in ("version", "run") else None
@@ -113,34 +119,22 @@ def _box(placed: Placed, subject: str) -> str:
     return (f"<g class='lin-node{' lin-subject' if node.id == subject else ''}' role='img' aria-label='{said}'{link}><title>{said}</title>"
             f"<rect x='{x}' y='{y}' width='{BOX - 2}' height='{ROW}' rx='4'/>"
             f"<path class='lin-icon' transform='translate({x + 8} {y + 14})' d='{_ICONS.get(node.kind, _ICONS['source'])}'/>"
-            f"<text x='{x + 32}' y='{y + 19}' font-size='12.5' font-weight='600'>{html.escape(_cut(name, _WIDE))}</text>"
+            f"<text x='{x + 32}' y='{y + 19}' font-size='12' font-weight='600'>{html.escape(_cut(name, _WIDE))}</text>"
             f"<text class='{look}' x='{x + 32}' y='{y + 35}' font-size='11'>{html.escape(_cut(small, _FINE))}</text></g>")
 
 # %% ../../nbs/registry/23_lineage_picture.ipynb #lines
 def _lines(lineage: Lineage, boxes: list[Placed]) -> str:
     at = {box.node.id: box for box in boxes}
-    run = next((box for box in boxes if box.node.kind == "run" and any(box.node.id in (e.source, e.target) for e in lineage.edges)), None)
     paths, heads = [], set()
     pairs = [(at[e.source], at[e.target]) for e in lineage.edges if e.source in at and e.target in at]
-    if run is not None:  # what was left out is counted in a box of its own
-        run = next(box for box in boxes if box.node.kind == "run" and (box.node.id == lineage.subject or any(
-            e.source == box.node.id and e.target == lineage.subject and e.role == "made" for e in lineage.edges)))
-        pairs += [(box, run) if box.x < run.x else (run, box) for box in boxes if box.node.kind == "more" and box.x != run.x]
+    middle = _middle(lineage)
+    run = next((box for box in boxes if middle and box.node.id == middle.id), None)
+    pairs += [(box, run) if box.x < run.x else (run, box) for box in boxes if box.node.kind == "more"]  # stands for the rest
     for a, b in pairs:
-        if a.x == b.x:  # a parent, or parts: down the left side, past what lies between
-            x, y1, y2 = a.x + 16, a.y + ROW, b.y
-            if y2 - y1 <= STEP - ROW:
-                paths.append(f"M{x} {y1}V{y2}")
-                heads.add((x, y2, "down"))
-            else:
-                paths.append(f"M{a.x} {a.y + ROW // 2}h-8V{b.y + ROW // 2}h8")
-                heads.add((b.x, b.y + ROW // 2, "right"))
-        else:
-            x1, y1, x2, y2 = a.x + BOX - 2, a.y + ROW // 2, b.x, b.y + ROW // 2
-            paths.append(f"M{x1} {y1}C{x1 + GAP * .7:.0f} {y1} {x2 - GAP * .7:.0f} {y2} {x2} {y2}")
-            heads.add((x2, y2, "right"))
-    tips = "".join(f"M{x - 5} {y - 3.5}L{x} {y}L{x - 5} {y + 3.5}" if way == "right" else f"M{x - 3.5} {y - 5}L{x} {y}L{x + 3.5} {y - 5}"
-                   for x, y, way in sorted(heads))
+        x1, y1, x2, y2 = a.x + BOX - 2, a.y + ROW // 2, b.x, b.y + ROW // 2
+        paths.append(f"M{x1} {y1}C{x1 + GAP * .7:.0f} {y1} {x2 - GAP * .7:.0f} {y2} {x2} {y2}")
+        heads.add((x2, y2))
+    tips = "".join(f"M{x - 5} {y - 3.5}L{x} {y}L{x - 5} {y + 3.5}" for x, y in sorted(heads))
     return f"<path class='lin-line' aria-hidden='true' d='{''.join(paths)}{tips}'/>"
 
 # %% ../../nbs/registry/23_lineage_picture.ipynb #svg
