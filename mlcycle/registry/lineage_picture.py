@@ -171,7 +171,7 @@ class LineagePart:
 
     def html(self) -> str:
         "As HTML: an image, with the tree as its description."
-        head = f"<h4>{html.escape(self.title)}</h4>"
+        head = f"<h4>{html.escape(self.title)}</h4>" if self.title else ""
         if self.inline:
             return f"{head}<div class='lin-box'>{svg(self.lineage, own_style=False)}</div>"
         data, said = base64.b64encode(svg(self.lineage).encode()).decode(), html.escape(str(self.lineage), quote=True)
@@ -181,7 +181,7 @@ class LineagePart:
         "For a terminal: the tree."
         from rich.text import Text
 
-        return Text(f"{self.title}\n{self.lineage}")
+        return Text(f"{self.title}\n{self.lineage}" if self.title else str(self.lineage))
 
 
 def live_parts(

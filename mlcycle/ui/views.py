@@ -7,14 +7,43 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..display import Facts, Result, Table, Text, show_bytes, show_seconds, show_value
-from ..entities import AliasMove, Model, Run, Version
+from ..display import Facts, Part, Result, Table, Text, show_bytes, show_seconds, show_value
+from ..entities import AliasMove, Artifact, Model, Run, Version
+from ..errors import MlcycleError
+from ..registry.lineage import Lineage, of_run, of_version
+from ..registry.lineage_picture import LineagePart
 from ..store import artifacts, facts, inputs, metrics, models, runs
 from ..store.connect import Store
+from .widgets.view import Picture
 
 # %% auto #0
-__all__ = ['VERSION_COLUMNS', 'run_data', 'run_view', 'runs_view', 'version_data', 'version_row', 'version_view', 'move_data',
-           'model_view', 'models_view']
+__all__ = ['FIGURES', 'FIGURE_BYTES', 'VERSION_COLUMNS', 'figures', 'run_data', 'run_view', 'runs_view', 'version_data',
+           'version_row', 'version_view', 'move_data', 'model_view', 'models_view']
+
+# %% ../../nbs/ui/03_views.ipynb #figures
+FIGURES, FIGURE_BYTES = 4, 400_000  # Figures that a view shows, and the size of the largest
+_MIME = {"png": "image/png", "jpg": "image/jpeg", "jpeg": "image/jpeg", "gif": "image/gif", "webp": "image/webp", "svg": "image/svg+xml"}
+
+
+def figures(
+    store: Store,           # The store
+    files: list[Artifact],  # A run's artifacts
+) -> list[Part]:            # Pictures, and a line on those that are not shown
+    "The figures among some files as pictures."
+    found = [(file, _MIME[ending]) for file in files if file.kind == "figure" and (ending := file.name.rpartition(".")[2].lower()) in _MIME]
+    parts: list[Part] = []
+    for file, mime in [pair for pair in found if pair[0].size <= FIGURE_BYTES][:FIGURES]:
+        try:
+            parts.append(Picture(store.blobs.read(file.digest), file.name, mime, 420))
+        except MlcycleError as e:  # a lost file is no reason to show nothing
+            parts.append(Text(f"{file.name} cannot be shown: {e}", "warn"))
+    left = len(found) - len(parts)
+    return parts + ([Text(f"{left} more figure{'s' if left > 1 else ''} among the artifacts", "dim")] if left else [])
+
+
+def _origins(found: Lineage) -> list[Part]:
+    "The picture of a lineage, where there is more to see than the thing itself."
+    return [LineagePart(found)] if found.edges else []
 
 # %% ../../nbs/ui/03_views.ipynb #run
 def run_data(
@@ -38,10 +67,13 @@ def run_view(
     data |= {"artifacts": [{"name": a.name, "digest": a.digest, "bytes": a.size, "kind": a.kind} for a in files], "captured": found,
              "inputs": [{"name": d.name, "role": d.role, "digest": d.digest, "rows": d.rows, "source": d.source} for d in datasets],
              "warnings": facts.warnings(store, run), "children": [child.id for child in runs.children(store, run)]}
-    parts: list[Text | Facts | Table] = [Facts({
+    parts: list[Part] = [Facts({
         "run": f"{run.name} ({run.id[:8]})", "experiment": run.experiment, "status": run.status, "reason": run.reason, "started": run.started,
         "took": show_seconds(run.seconds), "by": run.actor, "part of": run.parent and run.parent[:8], **_origin(run, data["tags"], found)})]
+    parts += _origins(of_run(store, run))
     parts += [Facts(values, title) for title, values in (("Params", data["params"]), ("Metrics", data["metrics"]), ("Tags", data["tags"])) if values]
+    if shown := figures(store, files):
+        parts += [Text("Figures", "head"), *shown]
     if datasets:
         parts.append(Table(["data", "for", "rows", "digest"], [[d.name, d.role, d.rows, d.digest[:12]] for d in datasets], "Inputs"))
     if files:
@@ -127,7 +159,7 @@ def version_view(
     data = version_data(version) | {"files": [{"name": f.name, "digest": f.digest, "bytes": f.size} for f in files]}
     head = Facts({"version": version.ref, "aliases": version.aliases or None, "flavour": version_row(version)[2], "run": version.run[:8],
                   "registered": version.created, "by": version.actor, "digest": version.digest[:16]})
-    parts: list[Text | Facts | Table] = [head]
+    parts: list[Part] = [head, *_origins(of_version(store, version))]
     if version.metrics:
         parts.append(Facts(version.metrics, "Metrics"))
     if version.signature:
