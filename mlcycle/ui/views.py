@@ -83,7 +83,14 @@ def run_view(
     parts += [Text(f"Warning: {w}", "warn") for w in data["warnings"]]
     if run.error and run.error.traceback:
         parts.append(Text(run.error.traceback, "bad", block=True))
-    return Result(data, parts)
+    return Result(data, parts, live=lambda: _page("RunView", run, store))
+
+
+def _page(name: str, thing: Any, store: Store) -> Any:
+    "The page that a person at a notebook works with."
+    from mlcycle.ui.widgets import things
+
+    return getattr(things, name)(thing, store)
 
 
 def _origin(run: Run, tags: dict[str, str], found: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -167,7 +174,7 @@ def version_view(
 
         parts.append(_signature(from_dict(version.signature)))
     parts.append(Table(["file", "size"], [[f.name, show_bytes(f.size)] for f in files], "Files"))
-    return Result(data, parts)
+    return Result(data, parts, live=lambda: _page("VersionView", version, store))
 
 # %% ../../nbs/ui/03_views.ipynb #model
 def move_data(
@@ -186,7 +193,8 @@ def model_view(
     data = {"name": model.name, "aliases": model.aliases, "versions": [version_data(v) for v in held], "history": [move_data(m) for m in moves]}
     rows = [[m.time, m.alias, m.before, m.after, m.actor, m.why] for m in reversed(moves)]
     return Result(data, [Table(VERSION_COLUMNS, [version_row(v) for v in reversed(held)], model.name),
-                         *([Table(["when", "alias", "from", "to", "by", "why"], rows, "Alias history")] if rows else [])])
+                         *([Table(["when", "alias", "from", "to", "by", "why"], rows, "Alias history")] if rows else [])],
+                  live=lambda: _page("ModelView", model, store))
 
 
 def models_view(
