@@ -55,6 +55,9 @@ class Lab:
         self.home, self.port, self.token = Path(tempfile.mkdtemp(prefix="mlcycle-lab-")), free_port(), secrets.token_hex(8)
         self.root, log = self.home / "notebooks", self.home / "log"
         self.root.mkdir()
+        quiet = self.home / "settings/@jupyterlab/apputils-extension/notification.jupyterlab-settings"  # no pop-up that asks about news
+        quiet.parent.mkdir(parents=True)
+        quiet.write_text('{"fetchNews": "false", "checkForUpdates": false}', encoding="utf-8")
         own = {f"JUPYTER_{name}_DIR": str(self.home / name.lower()) for name in ("CONFIG", "RUNTIME")}
         environment = {name: value for name, value in os.environ.items() if not name.startswith("MLCYCLE_")}
         environment |= own | {"JUPYTERLAB_SETTINGS_DIR": str(self.home / "settings"), "JUPYTERLAB_WORKSPACES_DIR": str(self.home / "workspaces"),
