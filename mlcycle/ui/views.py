@@ -5,7 +5,9 @@
 # %% ../../nbs/ui/03_views.ipynb #imports
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from ..display import Facts, Part, Result, Table, Text, show_bytes, show_seconds, show_value
 from ..entities import AliasMove, Artifact, Model, Run, Version
@@ -16,9 +18,29 @@ from ..store import artifacts, facts, inputs, metrics, models, runs
 from ..store.connect import Store
 from .widgets.view import Picture
 
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
 # %% auto #0
-__all__ = ['FIGURES', 'FIGURE_BYTES', 'VERSION_COLUMNS', 'figures', 'run_data', 'run_view', 'runs_view', 'version_data',
+__all__ = ['FIGURES', 'FIGURE_BYTES', 'VERSION_COLUMNS', 'Beside', 'figures', 'run_data', 'run_view', 'runs_view', 'version_data',
            'version_row', 'version_view', 'move_data', 'model_view', 'models_view']
+
+# %% ../../nbs/ui/03_views.ipynb #beside
+@dataclass(frozen=True, slots=True)
+class Beside:
+    "Parts next to each other, below each other in a terminal."
+    parts: Sequence[Part]  # What to show
+
+    def html(self) -> str:
+        "As HTML."
+        each = "".join(f"<div style='min-width:0;max-width:100%'>{part.html()}</div>" for part in self.parts)
+        return f"<div style='display:flex;flex-wrap:wrap;gap:0 48px;align-items:flex-start'>{each}</div>"
+
+    def rich(self) -> RenderableType:
+        "For a terminal."
+        from rich.console import Group
+
+        return Group(*(part.rich() for part in self.parts))
 
 # %% ../../nbs/ui/03_views.ipynb #figures
 FIGURES, FIGURE_BYTES = 4, 400_000  # Figures that a view shows, and the size of the largest
@@ -71,9 +93,10 @@ def run_view(
         "run": f"{run.name} ({run.id[:8]})", "experiment": run.experiment, "status": run.status, "reason": run.reason, "started": run.started,
         "took": show_seconds(run.seconds), "by": run.actor, "part of": run.parent and run.parent[:8], **_origin(run, data["tags"], found)})]
     parts += _origins(of_run(store, run))
-    parts += [Facts(values, title) for title, values in (("Params", data["params"]), ("Metrics", data["metrics"]), ("Tags", data["tags"])) if values]
+    if held := [Facts(values, title) for title, values in (("Params", data["params"]), ("Metrics", data["metrics"]), ("Tags", data["tags"])) if values]:
+        parts.append(Beside(held))
     if shown := figures(store, files):
-        parts += [Text("Figures", "head"), *shown]
+        parts += [Text("Figures", "head"), Beside(shown)]
     if datasets:
         parts.append(Table(["data", "for", "rows", "digest"], [[d.name, d.role, d.rows, d.digest[:12]] for d in datasets], "Inputs"))
     if files:
@@ -167,13 +190,12 @@ def version_view(
     head = Facts({"version": version.ref, "aliases": version.aliases or None, "flavour": version_row(version)[2], "run": version.run[:8],
                   "registered": version.created, "by": version.actor, "digest": version.digest[:16]})
     parts: list[Part] = [head, *_origins(of_version(store, version))]
-    if version.metrics:
-        parts.append(Facts(version.metrics, "Metrics"))
+    held: list[Part] = [Facts(version.metrics, "Metrics")] if version.metrics else []
     if version.signature:
         from mlcycle.registry.signatures import from_dict
 
-        parts.append(_signature(from_dict(version.signature)))
-    parts.append(Table(["file", "size"], [[f.name, show_bytes(f.size)] for f in files], "Files"))
+        held.append(_signature(from_dict(version.signature)))
+    parts.append(Beside([*held, Table(["file", "size"], [[f.name, show_bytes(f.size)] for f in files], "Files")]))
     return Result(data, parts, live=lambda: _page("VersionView", version, store))
 
 # %% ../../nbs/ui/03_views.ipynb #model
