@@ -114,7 +114,7 @@ def _box(placed: Placed, subject: str) -> str:
         _run_line(placed) if node.kind == "run" else node.detail
     status = node.facts.get("status", "") if node.kind == "run" else ""
     look = "lin-alias" if node.kind == "version" and placed.notes else f"lin-{status}" if status else "lin-dim"
-    ref = node.facts.get("ref") or node.facts.get("run") if node.kind in ("version", "run") else None
+    ref = node.facts.get("ref") or node.facts.get("run") if node.kind in ("version", "run") and node.id != subject else None
     link = f" data-ref='{html.escape(ref, quote=True)}'" if ref else ""
     return (f"<g class='lin-node{' lin-subject' if node.id == subject else ''}' role='img' aria-label='{said}'{link}><title>{said}</title>"
             f"<rect x='{x}' y='{y}' width='{BOX - 2}' height='{ROW}' rx='4'/>"

@@ -93,7 +93,7 @@ def run_view(
         "run": f"{run.name} ({run.id[:8]})", "experiment": run.experiment, "status": run.status, "reason": run.reason, "started": run.started,
         "took": show_seconds(run.seconds), "by": run.actor, "part of": run.parent and run.parent[:8], **_origin(run, data["tags"], found)})]
     parts += _origins(of_run(store, run))
-    if held := [Facts(values, title) for title, values in (("Params", data["params"]), ("Metrics", data["metrics"]), ("Tags", data["tags"])) if values]:
+    if held := [Facts(data[what], what.capitalize()) for what in ("params", "metrics", "tags") if data[what]]:
         parts.append(Beside(held))
     if shown := figures(store, files):
         parts += [Text("Figures", "head"), Beside(shown)]

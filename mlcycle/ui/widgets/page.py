@@ -69,6 +69,7 @@ def _widget_class() -> type:
         actions = traitlets.List().tag(sync=True)    # What `Action.data` gives
         form = traitlets.Dict().tag(sync=True)       # Fields of the prediction form, once it was asked for
         reply = traitlets.Dict().tag(sync=True)      # What became of the last thing that was done
+        back = traitlets.Unicode().tag(sync=True)    # Heading of the page that was left for this one
 
     return PageWidget
 
@@ -84,6 +85,7 @@ class Page(View):
     "A view of one thing with actions. A subclass gives `title`, `static`, `actions` and `act`, and `form` where it can predict."
 
     _count = 0
+    _path: tuple[Page, ...] = ()  # Pages that were followed to from this one
 
     def title(self) -> str:
         "The heading."
@@ -105,6 +107,18 @@ class Page(View):
     ) -> Answer:
         "Do something. Raises `MlcycleError`."
         raise NotImplementedError
+
+    def follow(
+        self,
+        ref: str,  # A run's id, or `name/3`
+    ) -> Page:
+        "The page of something that this page's lineage names. Raises `NotFoundError`."
+        raise NotImplementedError
+
+    @property
+    def at(self) -> Page:
+        "The page that is shown: this one, or the one that was followed to from here."
+        return self._path[-1] if self._path else self
 
     def build(self) -> Any:
         "The widget."
@@ -129,14 +143,18 @@ class Page(View):
         form = None
         try:
             if name == "form":
-                form = self._form()
+                form = self.at._form()
+            elif name == "open":
+                self._path, form = (*self._path, self.at.follow(str(content["ref"]))), {}
+            elif name == "back":
+                self._path, form = self._path[:-1], {}
             elif name != "refresh":
-                said = self.act(name, content.get("values") or {}, bool(content.get("allow")))
+                said = self.at.act(name, content.get("values") or {}, bool(content.get("allow")))
                 reply |= {"text": said.text, "answer": said.answer}
         except Exception as e:
             reply |= {"ok": False, "text": str(e) if isinstance(e, MlcycleError) else f"{type(e).__name__}: {e}"}
             if isinstance(e, SignatureError) and name == "predict":
-                reply["problems"] = problems(e, self.form()[0])
+                reply["problems"] = problems(e, self.at.form()[0])
         if name not in ("form", "predict"):
             self._refresh(reply)
         Page._count += 1
@@ -152,10 +170,11 @@ class Page(View):
 
     def _refresh(self, reply: dict[str, Any]) -> None:
         try:
-            title, body, actions = self.title(), self._body(), self._actions()
+            title, body, actions = self.at.title(), self.at._body(), self.at._actions()
+            back = [self, *self._path][-2].title() if self._path else ""
         except Exception as e:  # it was deleted meanwhile
             reply["text"] = "\n".join(filter(None, (reply["text"], f"The page could not be brought up to date: {e}")))
             return
         widget = self.widget()
         with widget.hold_sync():
-            widget.title, widget.body, widget.actions = title, body, actions
+            widget.title, widget.body, widget.actions, widget.back = title, body, actions, back

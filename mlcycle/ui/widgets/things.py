@@ -45,6 +45,13 @@ class Thing(Page):
         "The prediction form."
         return self.predictor().form()
 
+    def follow(
+        self,
+        ref: str,  # A run's id, or `name/3`
+    ) -> Page:
+        "The page of a run or a version that the lineage names."
+        return VersionView(ref, self.store) if "/" in ref else RunView(ref, self.store)
+
     def act(
         self,
         name: str,                  # Id of an action

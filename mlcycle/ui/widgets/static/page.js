@@ -66,9 +66,10 @@ export default {
     const toolbar = el("div", {class: "mlc-toolbar", role: "toolbar", "aria-label": "Actions"});
     const panel = el("div", {class: "mlc-panels"}), message = el("div", {class: "mlc-message", role: "status", "aria-live": "polite"});
     const body = el("div", {class: "mlc-body"});
+    const way = el("span", {class: "mlc-way"});
     const title = el("h3", {class: "mlc-title"});
     const root = el("div", {class: "mlc-w mlc-page", role: "region", "data-lm-suppress-shortcuts": "true"},
-      el("div", {class: "mlc-head"}, title, toolbar), panel, message, body);
+      el("div", {class: "mlc-head"}, way, title, toolbar), panel, message, body);
     host.append(root);
     let open = null, busy = false;
 
@@ -146,19 +147,31 @@ export default {
       else if (result) result.replaceChildren();
       if (reply.done === "form") { if (reply.ok) { drawPanel(); panel.querySelector("input, select, textarea")?.focus(); } else panel.replaceChildren(); }
       if (reply.text) message.replaceChildren(el("p", {class: reply.ok ? "mlc-good" : "mlc-bad", role: reply.ok ? null : "alert"}, reply.text));
-      if (reply.ok && open && !["form", "predict", "refresh"].includes(reply.done)) { const id = open; toggle(id); drawReplyText(reply); toolbar.querySelector(`[data-id="${CSS.escape(id)}"]`)?.focus(); }
+      if (reply.ok && open && !["form", "predict", "refresh", "open", "back"].includes(reply.done)) { const id = open; toggle(id); drawReplyText(reply); toolbar.querySelector(`[data-id="${CSS.escape(id)}"]`)?.focus(); }
     }
+    const close = () => { open = null; drawPanel(); drawToolbar(); };
     const drawReplyText = (reply) => message.replaceChildren(el("p", {class: "mlc-good"}, reply.text));
 
     function drawBody() {
       title.textContent = model.get("title");
       root.setAttribute("aria-label", model.get("title"));
+      const back = model.get("back");
+      way.replaceChildren(...(back ? [button(`‹ ${back}`, {class: "mlc-button mlc-back", "aria-label": `Back to ${back}`,
+        onclick: () => { close(); send({do: "back"}); }})] : []));
       body.innerHTML = model.get("body");
+      for (const node of body.querySelectorAll(".lin-node[data-ref]")) {
+        node.setAttribute("role", "link");
+        node.setAttribute("tabindex", "0");
+        const follow = () => { if (!busy) { close(); send({do: "open", ref: node.dataset.ref}); } };
+        node.addEventListener("click", follow);
+        node.addEventListener("keydown", (event) => { if (event.key === "Enter") { event.preventDefault(); follow(); } });
+      }
     }
     const drawActions = () => { drawToolbar(); const held = model.get("actions").find((each) => each.id === open); if (!held) drawPanel(); };
     const drawForm = () => { if (open === "predict") drawPanel(); };
     model.on("change:body", drawBody);
     model.on("change:title", drawBody);
+    model.on("change:back", drawBody);
     model.on("change:actions", drawActions);
     model.on("change:form", drawForm);
     model.on("change:reply", drawReply);
@@ -167,7 +180,7 @@ export default {
     const unwatch = watchTheme(root);
     return () => {
       unwatch();
-      for (const [event, listener] of [["body", drawBody], ["title", drawBody], ["actions", drawActions], ["form", drawForm], ["reply", drawReply]])
+      for (const [event, listener] of [["body", drawBody], ["title", drawBody], ["back", drawBody], ["actions", drawActions], ["form", drawForm], ["reply", drawReply]])
         model.off(`change:${event}`, listener);
     };
   },
