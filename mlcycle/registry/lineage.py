@@ -119,12 +119,12 @@ def _source(store: Store, run: Run, found: dict[str, dict[str, Any]]) -> Node | 
     notebook, script = facts.tags(store, run).get("notebook"), found.get("code", {}).get("script")
     if notebook:
         _, digest = _digest(store, run, "notebook/source.ipynb")
-        return Node(f"notebook:{notebook}:{digest[:16]}", "notebook", notebook, digest[:12], {"path": notebook, "digest": digest or None})
+        return Node(f"notebook:{notebook}:{digest[:16]}", "notebook", notebook, digest[:8], {"path": notebook, "digest": digest or None})
     name, digest = _digest(store, run, "source/cell.py", f"source/{script}" if script else "", "source/session.py")
     if not name:
         return None
     label = {"source/cell.py": "the cell", "source/session.py": "the session"}.get(name, script)
-    return Node(f"source:{digest[:16]}", "source", label, digest[:12], {"artifact": name, "digest": digest, "path": script})
+    return Node(f"source:{digest[:16]}", "source", label, digest[:8], {"artifact": name, "digest": digest, "path": script})
 
 
 def _environment(store: Store, run: Run, found: dict[str, dict[str, Any]]) -> Node | None:
@@ -159,7 +159,7 @@ def run_node(
 
 def _version_nodes(version: Version) -> list[Node]:
     "A version, and each alias that points to it."
-    own = Node(f"version:{version.ref}", "version", version.ref, f"{version.flavour}, {version.digest[:12]}",
+    own = Node(f"version:{version.ref}", "version", version.ref, f"{version.flavour}, {version.digest[:8]}",
                {"ref": version.ref, "digest": version.digest, "flavour": version.flavour, "run": version.run})
     return [own, *(Node(f"alias:{version.model}@{alias}", "alias", f"@{alias}") for alias in version.aliases)]
 
@@ -167,7 +167,7 @@ def _version_nodes(version: Version) -> list[Node]:
 def _data(store: Store, run: Run) -> Iterator[tuple[Node, list[Node]]]:
     "Each dataset that a run read, with the other runs that wrote it."
     for dataset in inputs.listing(store, run):
-        detail = ", ".join(filter(None, (dataset.role, f"{dataset.rows:,} rows" if dataset.rows is not None else "", dataset.digest[:12])))
+        detail = ", ".join(filter(None, (dataset.role, f"{dataset.rows:,} rows" if dataset.rows is not None else "", dataset.digest[:8])))
         node = Node(f"data:{dataset.role}:{dataset.name}:{dataset.digest[:16]}", "data", dataset.name, detail,
                     {"digest": dataset.digest, "role": dataset.role, "rows": dataset.rows, "source": dataset.source})
         yield node, [run_node(maker) for maker, _ in artifacts.makers(store, dataset.digest) if maker.id != run.id]

@@ -83,7 +83,7 @@ _ICONS = {  # In a square of 16
     "version": "M2 2h6l6 6-6 6-6-6zM5 5h.01",
 }
 _WIDE = 20  # Letters of a label that fit into a box
-_FINE = 25  # Letters of the smaller line
+_FINE = 24  # Letters of the smaller line
 
 
 def _cut(text: str, length: int) -> str:

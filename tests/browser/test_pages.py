@@ -81,6 +81,10 @@ def test_register_promote_roll_back_and_predict_by_clicking(notebook: Opener) ->
     said(page, "churn@champion now points to churn/1.")
     page.locator(".lin-alias").get_by_text("@champion").wait_for()  # the lineage on the page has changed with it
     opened.shot("page-run", page)
+    page.get_by_role("link", name="version churn/1").press("Enter")
+    page.get_by_role("heading", name="Version churn/1 @champion").wait_for()
+    page.get_by_role("button", name="Back to Run boosting-0.05").click()
+    page.get_by_role("heading", name="Run boosting-0.05").wait_for()
 
     opened.run(2)
     opened.idle(2)

@@ -68,9 +68,11 @@ export default {
     const body = el("div", {class: "mlc-body"});
     const way = el("span", {class: "mlc-way"});
     const title = el("h3", {class: "mlc-title"});
-    const root = el("div", {class: "mlc-w mlc-page", role: "region", "data-lm-suppress-shortcuts": "true"},
+    const root = el("div", {class: "mlc-w mlc-page", role: "region"},
       el("div", {class: "mlc-head"}, way, title, toolbar), panel, message, body);
     host.append(root);
+    // JupyterLab's commands for single keys (dd, a, b, Enter) also run when a select or a button has the focus: keep such keys here.
+    root.addEventListener("keydown", (event) => { if (!event.ctrlKey && !event.metaKey && !event.altKey) event.stopPropagation(); });
     let open = null, busy = false;
 
     const send = (content) => {
@@ -106,7 +108,7 @@ export default {
         return;
       }
       const form = action.id === "predict" ? predictForm(action) : actionForm(action);
-      form.addEventListener("keydown", (event) => { if (event.key === "Escape") { event.stopPropagation(); const id = open; toggle(id); } });
+      form.addEventListener("keydown", (event) => { if (event.key === "Escape") leave(); });
       panel.replaceChildren(form);
     }
 
@@ -114,7 +116,7 @@ export default {
       const form = el("form", {class: "mlc-form", "aria-label": action.label, "data-action": action.id},
         action.says ? el("p", {}, action.says) : null, el("div", {class: "mlc-fields"}, ...action.inputs.map((input) => fieldRow(input, action.id))),
         el("div", {class: "mlc-buttons"}, el("button", {type: "submit", class: `mlc-button ${action.danger ? "mlc-danger" : "mlc-primary"}`}, action.verb),
-          button("Cancel", {onclick: () => toggle(action.id)})));
+          button("Cancel", {onclick: leave})));
       form.addEventListener("submit", (event) => { event.preventDefault(); if (!busy) send({do: action.id, values: valuesOf(form)}); });
       return form;
     }
@@ -126,7 +128,7 @@ export default {
       const form = el("form", {class: "mlc-form", "aria-label": action.label, "data-action": "predict"}, el("p", {class: "mlc-dim"}, spec.says),
         el("div", {class: "mlc-fields"}, ...spec.fields.map((field) => fieldRow(field, "predict"))), allow,
         el("div", {class: "mlc-buttons"}, el("button", {type: "submit", class: "mlc-button mlc-primary"}, "Predict"),
-          button("Cancel", {onclick: () => toggle("predict")})), el("div", {class: "mlc-result", "aria-live": "polite"}));
+          button("Cancel", {onclick: leave})), el("div", {class: "mlc-result", "aria-live": "polite"}));
       form.addEventListener("submit", (event) => {
         event.preventDefault();
         if (!busy) send({do: "predict", values: valuesOf(form), allow: !!form.querySelector("[name=allow]")?.checked});
@@ -147,10 +149,14 @@ export default {
       else if (result) result.replaceChildren();
       if (reply.done === "form") { if (reply.ok) { drawPanel(); panel.querySelector("input, select, textarea")?.focus(); } else panel.replaceChildren(); }
       if (reply.text) message.replaceChildren(el("p", {class: reply.ok ? "mlc-good" : "mlc-bad", role: reply.ok ? null : "alert"}, reply.text));
-      if (reply.ok && open && !["form", "predict", "refresh", "open", "back"].includes(reply.done)) { const id = open; toggle(id); drawReplyText(reply); toolbar.querySelector(`[data-id="${CSS.escape(id)}"]`)?.focus(); }
+      if (reply.ok && open && !["form", "predict", "refresh", "open", "back"].includes(reply.done)) leave();
     }
     const close = () => { open = null; drawPanel(); drawToolbar(); };
-    const drawReplyText = (reply) => message.replaceChildren(el("p", {class: "mlc-good"}, reply.text));
+    function leave() {  // the focus goes back to the button that opened the form, where it still is
+      const id = open;
+      close();
+      (toolbar.querySelector(`[data-id="${CSS.escape(id)}"]`) ?? toolbar.querySelector("button"))?.focus();
+    }
 
     function drawBody() {
       title.textContent = model.get("title");
