@@ -145,9 +145,9 @@ class Page(View):
             if name == "form":
                 form = self.at._form()
             elif name == "open":
-                self._path, form = (*self._path, self.at.follow(str(content["ref"]))), {}
+                self._path = (*self._path, self.at.follow(str(content["ref"])))
             elif name == "back":
-                self._path, form = self._path[:-1], {}
+                self._path = self._path[:-1]
             elif name != "refresh":
                 said = self.at.act(name, content.get("values") or {}, bool(content.get("allow")))
                 reply |= {"text": said.text, "answer": said.answer}
@@ -156,6 +156,7 @@ class Page(View):
             if isinstance(e, SignatureError) and name == "predict":
                 reply["problems"] = problems(e, self.at.form()[0])
         if name not in ("form", "predict"):
+            form = {}  # it may be about another version now
             self._refresh(reply)
         Page._count += 1
         with widget.hold_sync():

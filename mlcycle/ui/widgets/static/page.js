@@ -108,7 +108,7 @@ export default {
         return;
       }
       const form = action.id === "predict" ? predictForm(action) : actionForm(action);
-      form.addEventListener("keydown", (event) => { if (event.key === "Escape") leave(); });
+      form.addEventListener("keydown", (event) => { if (event.key === "Escape") cancel(); });
       panel.replaceChildren(form);
     }
 
@@ -116,7 +116,7 @@ export default {
       const form = el("form", {class: "mlc-form", "aria-label": action.label, "data-action": action.id},
         action.says ? el("p", {}, action.says) : null, el("div", {class: "mlc-fields"}, ...action.inputs.map((input) => fieldRow(input, action.id))),
         el("div", {class: "mlc-buttons"}, el("button", {type: "submit", class: `mlc-button ${action.danger ? "mlc-danger" : "mlc-primary"}`}, action.verb),
-          button("Cancel", {onclick: leave})));
+          button("Cancel", {onclick: cancel})));
       form.addEventListener("submit", (event) => { event.preventDefault(); if (!busy) send({do: action.id, values: valuesOf(form)}); });
       return form;
     }
@@ -128,7 +128,7 @@ export default {
       const form = el("form", {class: "mlc-form", "aria-label": action.label, "data-action": "predict"}, el("p", {class: "mlc-dim"}, spec.says),
         el("div", {class: "mlc-fields"}, ...spec.fields.map((field) => fieldRow(field, "predict"))), allow,
         el("div", {class: "mlc-buttons"}, el("button", {type: "submit", class: "mlc-button mlc-primary"}, "Predict"),
-          button("Cancel", {onclick: leave})), el("div", {class: "mlc-result", "aria-live": "polite"}));
+          button("Cancel", {onclick: cancel})), el("div", {class: "mlc-result", "aria-live": "polite"}));
       form.addEventListener("submit", (event) => {
         event.preventDefault();
         if (!busy) send({do: "predict", values: valuesOf(form), allow: !!form.querySelector("[name=allow]")?.checked});
@@ -151,6 +151,7 @@ export default {
       if (reply.text) message.replaceChildren(el("p", {class: reply.ok ? "mlc-good" : "mlc-bad", role: reply.ok ? null : "alert"}, reply.text));
       if (reply.ok && open && !["form", "predict", "refresh", "open", "back"].includes(reply.done)) leave();
     }
+    const cancel = () => { message.replaceChildren(); leave(); };
     const close = () => { open = null; drawPanel(); drawToolbar(); };
     function leave() {  // the focus goes back to the button that opened the form, where it still is
       const id = open;
