@@ -119,7 +119,7 @@ def _box(placed: Placed, subject: str) -> str:
     return (f"<g class='lin-node{' lin-subject' if node.id == subject else ''}' role='img' aria-label='{said}'{link}><title>{said}</title>"
             f"<rect x='{x}' y='{y}' width='{BOX - 2}' height='{ROW}' rx='4'/>"
             f"<path class='lin-icon' transform='translate({x + 8} {y + 14})' d='{_ICONS.get(node.kind, _ICONS['source'])}'/>"
-            f"<text x='{x + 32}' y='{y + 19}' font-size='12' font-weight='600'>{html.escape(_cut(name, _WIDE))}</text>"
+            f"<text x='{x + 32}' y='{y + (19 if small else 26)}' font-size='12' font-weight='600'>{html.escape(_cut(name, _WIDE))}</text>"
             f"<text class='{look}' x='{x + 32}' y='{y + 35}' font-size='11'>{html.escape(_cut(small, _FINE))}</text></g>")
 
 # %% ../../nbs/registry/23_lineage_picture.ipynb #lines

@@ -56,7 +56,7 @@ def figures(
     parts: list[Part] = []
     for file, mime in [pair for pair in found if pair[0].size <= FIGURE_BYTES][:FIGURES]:
         try:
-            parts.append(Picture(store.blobs.read(file.digest), file.name, mime, 420))
+            parts.append(Picture(store.blobs.read(file.digest), file.name, mime, 300))
         except MlcycleError as e:  # a lost file is no reason to show nothing
             parts.append(Text(f"{file.name} cannot be shown: {e}", "warn"))
     left = len(found) - len(parts)
@@ -97,10 +97,10 @@ def run_view(
         parts.append(Beside(held))
     if shown := figures(store, files):
         parts += [Text("Figures", "head"), Beside(shown)]
-    if datasets:
-        parts.append(Table(["data", "for", "rows", "digest"], [[d.name, d.role, d.rows, d.digest[:12]] for d in datasets], "Inputs"))
-    if files:
-        parts.append(Table(["artifact", "kind", "size"], [[a.name, a.kind, show_bytes(a.size)] for a in files], "Artifacts"))
+    tables = [Table(["data", "for", "rows", "digest"], [[d.name, d.role, d.rows, d.digest[:12]] for d in datasets], "Inputs"),
+              Table(["artifact", "kind", "size"], [[a.name, a.kind, show_bytes(a.size)] for a in files], "Artifacts")]
+    if any(table.rows for table in tables):
+        parts.append(Beside([table for table in tables if table.rows]))
     if data["children"]:
         parts.append(Table(["run", "name", "status"], [[c.id[:8], c.name, c.status] for c in runs.children(store, run)], "Parts"))
     parts += [Text(f"Warning: {w}", "warn") for w in data["warnings"]]
