@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mlcycle.store.connect import Store
 
 # %% auto #0
-__all__ = ['create_version', 'versions', 'get_version', 'version_files', 'list_models', 'get_model', 'move_alias',
+__all__ = ['create_version', 'versions', 'versions_of', 'get_version', 'version_files', 'list_models', 'get_model', 'move_alias',
            'alias_history']
 
 # %% ../../nbs/store/11_models.ipynb #create
@@ -83,6 +83,16 @@ def versions(
     "Every version of a model."
     aliases, t = _aliases(store, model).get(model, {}), schema.versions.c
     return [_version(r, aliases) for r in store.db.all(select(schema.versions).where(t.model == model).order_by(t.number))]
+
+
+def versions_of(
+    store: Store,  # The store
+    run: Run,      # A run
+) -> list[Version]:  # Oldest first
+    "Every version that a run made."
+    aliases, t = _aliases(store), schema.versions.c
+    rows = store.db.all(select(schema.versions).where(t.run == run.id).order_by(t.created))
+    return [_version(r, aliases.get(r.model, {})) for r in rows]
 
 
 def get_version(

@@ -25,6 +25,7 @@ COMMANDS = {  # In the order in which the cycle meets them
     "params": "notebooks:params",
     "runs": "runs:runs",
     "show": "show:show",
+    "lineage": "lineage:lineage",
     "artifacts": "runs:artifacts",
     "register": "models:register",
     "promote": "models:promote",
