@@ -96,7 +96,7 @@ def _chart(chart: Chart, names: Sequence[str], log: bool, left: float, top: floa
         return left + (x - x0) / (x1 - x0) * width, top + height - (y - y0) / (y1 - y0) * height
 
     out = [_text(left, top - 8, chart.title, fill=_FG, more=_BOLD)]
-    for tick in ticks(y0, y1):
+    for tick in ticks(y0, y1, 5):
         y = place(x0, tick)[1]
         out.append(f"<path d='M{left:.1f} {y:.1f}h{width:.1f}' stroke='{_LINE}'/>")
         out.append(_text(left - 5, y + 4, show_value(10**tick if log else tick), "end"))

@@ -5,7 +5,8 @@ const TABS = [["overview", "Params & metrics"], ["curves", "Curves"], ["parallel
 
 function render({ model, el: root }) {
   root.classList.add("mlc-w", "mlc-compare");
-  root.setAttribute("data-lm-suppress-shortcuts", "true");  // keys typed here are not the notebook's
+  // Keys typed here are not the notebook's: "d d" on a button would delete the cell. `data-lm-suppress-shortcuts` would have to be on each element.
+  root.addEventListener("keydown", (event) => { if (!event.ctrlKey && !event.metaKey && !event.altKey) event.stopPropagation(); });
   const unwatch = watchTheme(root);
   const uid = model.model_id ?? Math.random().toString(36).slice(2);
   const tabs = el("div", {class: "mlc-tabs", role: "tablist", "aria-label": "Parts of the comparison"});
@@ -64,23 +65,26 @@ function render({ model, el: root }) {
        el("span", {class: "mlc-dim"}, run.took))));
   }
 
-  function grid(title, lines) {
-    const shown = only.checked ? lines.filter((line) => line.differs) : lines;
-    if (!lines.length) return null;
-    const runs = model.get("state").runs, hidden = lines.length - shown.length;
-    return el("section", {}, el("h4", {}, title, hidden ? el("span", {class: "mlc-dim mlc-note"}, ` ${hidden} the same`) : null),
-      shown.length ? el("div", {class: "mlc-scroll", tabindex: "0", role: "region", "aria-label": title}, el("table", {class: "mlc-grid"},
-        el("thead", {}, el("tr", {}, el("th", {}), ...runs.map((run) => el("th", {scope: "col"}, swatch(run), run.name)))),
-        el("tbody", {}, ...shown.map((line) => el("tr", {class: line.differs ? "" : "mlc-same"}, el("th", {scope: "row", title: line.name}, line.name),
-          ...line.texts.map((text, i) => el("td", {class: line.marks[i] ? "mlc-mark" : ""},
-            line.marks[i] ? el("span", {class: "mlc-sr"}, "differs: ") : null, text || el("span", {class: "mlc-dim", "aria-label": "none"}, "–"))))))))
-        : null);
+  function row(line) {
+    return el("tr", {}, el("th", {scope: "row", title: line.name}, line.name), ...line.texts.map((text, i) => el("td", {class: line.marks[i] ? "mlc-mark" : "", title: text},
+      line.marks[i] ? el("span", {class: "mlc-sr"}, "differs: ") : null, text || el("span", {class: "mlc-dim", "aria-label": "none"}, "–"))));
+  }
+  // One table, so that every run is one column from top to bottom.
+  function grid(label, empty, groups) {
+    const runs = model.get("state").runs, held = groups.filter(([, lines]) => lines.length);
+    if (!held.length) return [el("p", {class: "mlc-dim"}, empty)];
+    return [el("div", {class: "mlc-scroll", tabindex: "0", role: "region", "aria-label": label}, el("table", {class: "mlc-grid"},
+      el("thead", {}, el("tr", {}, el("th", {}), ...runs.map((run) => el("th", {scope: "col"}, swatch(run), run.name)))),
+      ...held.map(([title, lines]) => {
+        const shown = only.checked ? lines.filter((line) => line.differs) : lines, hidden = lines.length - shown.length;
+        return el("tbody", {}, el("tr", {class: "mlc-group"}, el("th", {scope: "rowgroup", colspan: String(runs.length + 1)}, title,
+          hidden ? el("span", {class: "mlc-dim mlc-note"}, ` ${hidden} the same`) : null)), ...shown.map(row));
+      })))];
   }
 
   function overview() {
     const state = model.get("state");
-    const found = [grid("Params", state.params), grid("Metrics", state.metrics), grid("Tags", state.tags)].filter(Boolean);
-    return found.length ? found : [el("p", {class: "mlc-dim"}, "These runs have no params, metrics or tags.")];
+    return grid("Params, metrics and tags", "These runs have no params, metrics or tags.", [["Params", state.params], ["Metrics", state.metrics], ["Tags", state.tags]]);
   }
 
   function curvesTab() {
@@ -138,8 +142,7 @@ function render({ model, el: root }) {
 
   function files() {
     const state = model.get("state");
-    const found = [grid("Data", state.inputs), grid("Artifacts", state.artifacts)].filter(Boolean);
-    return found.length ? found : [el("p", {class: "mlc-dim"}, "These runs have no inputs and no artifacts.")];
+    return grid("Data and artifacts", "These runs have no inputs and no artifacts.", [["Data", state.inputs], ["Artifacts", state.artifacts]]);
   }
 
   // Environment and code are compared with the baseline, one other run at a time.
@@ -189,7 +192,7 @@ function render({ model, el: root }) {
     drawTabs();
     drawLegend();
     const tab = model.get("tab");
-    only.parentElement.style.visibility = ["overview", "files"].includes(tab) ? "visible" : "hidden";
+    only.parentElement.hidden = !["overview", "files"].includes(tab);
     panel.replaceChildren(...{overview, curves: curvesTab, parallel: parallelTab, files, environment, code}[tab]());
   }
   const events = ["change:state", "change:curves", "change:tab", "change:only"];

@@ -2,7 +2,8 @@
 
 function render({ model, el: root }) {
   root.classList.add("mlc-w", "mlc-runs");
-  root.setAttribute("data-lm-suppress-shortcuts", "true");  // keys typed here are not the notebook's
+  // Keys typed here are not the notebook's: "d d" on a button would delete the cell. `data-lm-suppress-shortcuts` would have to be on each element.
+  root.addEventListener("keydown", (event) => { if (!event.ctrlKey && !event.metaKey && !event.altKey) event.stopPropagation(); });
   const unwatch = watchTheme(root);
   const uid = model.model_id ?? Math.random().toString(36).slice(2);
   const ask = (values) => { for (const [name, value] of Object.entries(values)) model.set(name, value); model.save_changes(); };
@@ -100,7 +101,7 @@ function render({ model, el: root }) {
       button("Open notebook", () => act("open"), {disabled: !one, title: one ? "" : "Select one run", "data-at": "open"}),
       button("Delete…", () => act("ask-delete"), {disabled: !n, "data-at": "delete", class: n ? "mlc-danger" : ""}),
       el("span", {class: "mlc-count"}, n ? `${n} selected` : ""),
-      n ? button("Clear", () => ask({selected: []}), {"data-at": "clear"}) : null);
+      ...(n ? [button("Clear", () => ask({selected: []}), {"data-at": "clear"})] : []));
   }
 
   function drawChoices() {
