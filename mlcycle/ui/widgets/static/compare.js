@@ -1,6 +1,6 @@
 // Runs side by side. Text comes ready from Python; this file lays it out and switches between its parts.
 
-const TABS = [["overview", "Params & metrics"], ["curves", "Curves"], ["parallel", "Parallel coordinates"], ["files", "Data & files"],
+const TABS = [["overview", "Params & metrics"], ["curves", "Curves"], ["parallel", "Parallel"], ["files", "Data & files"],
               ["environment", "Environment"], ["code", "Code"]];
 
 function render({ model, el: root }) {
