@@ -39,7 +39,8 @@ def _family(con: Connection, roots: list[str]) -> tuple[list[Run], list[Run]]:
     asked, below, seen = [to_run(row) for row in rows], [], set(roots)
     level = [run.id for run in asked]
     while level:
-        found = [row for ids in _batches(level) for row in con.execute(select(schema.runs).where(t.parent.in_(ids)).order_by(t.pk).with_for_update())]
+        queries = [select(schema.runs).where(t.parent.in_(ids)).order_by(t.pk).with_for_update() for ids in _batches(level)]
+        found = [row for query in queries for row in con.execute(query)]
         new = [to_run(row) for row in found if row.id not in seen]
         seen.update(run.id for run in new)
         below += new
@@ -65,10 +66,10 @@ def _refuse(con: Connection, runs: list[Run]) -> None:
 # %% ../../nbs/store/16_deletion.ipynb #delete
 def delete(
     store: Store,           # The store
-    *runs: Run,             # Runs to delete: all of them or none
-    children: bool = False,  # Also delete the runs that are part of them
+    *runs: Run,             # All of them are deleted or none
+    children: bool = False,  # Also those that are part of them
 ) -> list[Run]:             # What was deleted
-    "Delete runs with their params, metrics, tags and names of artifacts. Raises `UsageError` when one must stay, `NotFoundError`, `StoreError`."
+    "Delete runs and all their rows. Raises `UsageError` when one must stay, `NotFoundError`, `StoreError`."
     with store.db.write() as con:
         asked, below = _family(con, list(dict.fromkeys(run.id for run in runs)))
         if gone := {run.id for run in runs} - {run.id for run in asked}:

@@ -105,7 +105,8 @@ def create(
     values = dict(zip(_COLUMNS, (run_id, name, experiment, kind, "running", now, parent, who, process.host, process.pid, process.started),
                       strict=True))
     db = store.db
-    db.transact((db.sql(_INSERT_SQLITE if db.sqlite else _INSERT), values), (db.sql(APPEND), entry("run.start", run_id, {"name": name, "experiment": experiment}, now)))
+    begin, log = db.sql(_INSERT_SQLITE if db.sqlite else _INSERT), entry("run.start", run_id, {"name": name, "experiment": experiment}, now)
+    db.transact((begin, values), (db.sql(APPEND), log))
     pk = db.fetch(_BY_ID, {"id": run_id})[0][0]
     return Run(pk, run_id, name, experiment, kind, "running", moment(now), None, parent, who, process)
 

@@ -49,7 +49,8 @@ def seeded(folder: Path) -> Path:
             active.log_metric("auc", 0.93 + lr)
             active.log_bytes(notebook_json(lr, name == "deeper"), "notebook/source.ipynb", "notebook")
             active.log_bytes(notebook_json(lr, name == "deeper"), "notebook/executed.ipynb", "notebook")
-            active.log_bytes(environment("2.3" if name == "baseline" else "2.4", *(["xgboost"] if name == "deeper" else [])), "environment.json", "environment")
+            installed = environment("2.3") if name == "baseline" else environment("2.4", *(["xgboost"] if name == "deeper" else []))
+            active.log_bytes(installed, "environment.json", "environment")
             active.log_bytes(b"the same", "model/manifest.json", "model")
             active.finish()
     return folder
@@ -145,7 +146,8 @@ def test_filter_sort_page_compare_delete(notebook: Opener, seeded: Path) -> None
 
 def test_by_keyboard_at_600_pixels_in_the_dark(notebook: Opener, seeded: Path) -> None:
     "Everything is reached with Tab and used with Enter and Space; the notebook's own shortcuts stay out of it; nothing is cut off at 600 px."
-    opened = notebook("import mlcycle.ui.widgets.runs_table as t\nt.RunsTable(\"kind == 'notebook'\", size=10)", theme="JupyterLab Dark", width=760, height=1000)
+    opened = notebook("import mlcycle.ui.widgets.runs_table as t\nt.RunsTable(\"kind == 'notebook'\", size=10)", theme="JupyterLab Dark",
+                      width=760, height=1000)
     opened.run()
     opened.idle()
     table = table_of(opened, 0)
@@ -158,7 +160,7 @@ def test_by_keyboard_at_600_pixels_in_the_dark(notebook: Opener, seeded: Path) -
         if label is None:
             break
         seen.append(label)
-        if label.startswith("Select baseline") or label.startswith("Select deeper"):
+        if label.startswith(("Select baseline", "Select deeper")):
             page.keyboard.press("Space")
             table.get_by_text(f"{1 if 'deeper' in label else 2} selected").wait_for()
     assert {"Filter", "Columns", "Refresh", "name", "Select all on this page", "Runs on a page"} <= {s.strip() for s in seen}, seen

@@ -62,7 +62,7 @@ def test_all_or_none(store: Store) -> None:
     for run, why in ((versioned, "churn/1, churn/2 came from it"), (going, "still running"), (parent, "1 run that is part of it")):
         with pytest.raises(UsageError, match=why):
             deletion.delete(store, free.run, run.run)
-    with pytest.raises(UsageError, match="grandchild .* still running"):
+    with pytest.raises(UsageError, match=r"grandchild .* still running"):
         deletion.delete(store, parent.run, children=True)
     assert query.count(store) == 6 and not events.listing(store, action="run.delete")
     grandchild.finish()
@@ -121,6 +121,7 @@ def test_pages_hold_each_run_once(store: Store) -> None:
 def test_delete_command_asks_first(store: Store) -> None:
     "`mlcycle delete` without --yes asks; no answer (a pipe) deletes nothing, and --json needs --yes."
     run = full(store, "unwanted")
+
     def delete(*words: str) -> subprocess.CompletedProcess:
         return subprocess.run([sys.executable, "-m", "mlcycle", "delete", *words], env={**os.environ, **store.environment}, text=True,
                               capture_output=True, stdin=subprocess.DEVNULL, timeout=60)

@@ -26,7 +26,8 @@ def seed(folder: Path) -> None:
 def test_executed_notebook_holds_tables_and_pictures(tmp_path: Path) -> None:
     "Executed without a person, `%mlcycle runs` and `compare` leave HTML with pictures and text, no widget that nobody can find; export shows it."
     seed(tmp_path)
-    cells = ["%load_ext mlcycle", "%mlcycle runs", "%mlcycle compare slow fast", "from mlcycle.ui.widgets.runs_table import RunsTable\nRunsTable(size=1)"]
+    cells = ["%load_ext mlcycle", "%mlcycle runs", "%mlcycle compare slow fast",
+             "from mlcycle.ui.widgets.runs_table import RunsTable\nRunsTable(size=1)"]
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     NotebookClient(nb, resources={"metadata": {"path": str(tmp_path)}}, kernel_name="python3").execute()
     shown = [cell.outputs[0].data for cell in nb.cells[1:]]

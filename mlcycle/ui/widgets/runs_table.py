@@ -116,12 +116,16 @@ class RunsTable(View):
         self._below = ipywidgets.VBox([])
         return ipywidgets.VBox([self._table, self._below])
 
-    def refresh(self) -> None:
+    def refresh(
+        self,
+        turned: bool = False,  # Another page or order of the same runs: they need not be counted again
+    ) -> None:
         "Read the page again; a query that is wrong is shown as such, over the runs of the last one that was right."
         w = self._table
         asked = Request(w.query.strip(), self.request.experiment, w.order_by, w.offset, max(1, min(w.size, 200)), tuple(w.columns))
+        known = w.page["total"] if turned and asked.query == self.request.query else None
         try:
-            w.page, self.request, w.problem = read(self.store, asked), asked, ""
+            w.page, self.request, w.problem = read(self.store, asked, known), asked, ""
             w.offset = w.page["offset"]
         except QueryError as e:
             w.problem = str(e)
@@ -132,7 +136,7 @@ class RunsTable(View):
         w = self._table
         now = Request(w.query.strip(), self.request.experiment, w.order_by, w.offset, w.size, tuple(w.columns))
         if now != self.request:  # several traits that change together are one request
-            self.refresh()
+            self.refresh(turned=True)
 
     def _answer(self, widget: Any, content: dict[str, Any], buffers: Any) -> None:
         "Do what a button asks for; whatever goes wrong is said where it was asked."

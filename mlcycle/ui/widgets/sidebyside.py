@@ -54,8 +54,8 @@ class Grid:
     def html(self) -> str:
         "As HTML."
         def cell(text: str, mark: bool) -> str:
-            style = " style='font-weight:600;box-shadow:inset 3px 0 var(--jp-brand-color1,#0969da);padding-left:9px'" if mark else " style='padding-left:9px'"
-            return f"<td class='{STATES.get(text, '')}'{style}>{html.escape(text) or '<span class=dim>–</span>'}</td>"
+            bar = ";font-weight:600;box-shadow:inset 3px 0 var(--jp-brand-color1,#0969da)" if mark else ""
+            return f"<td class='{STATES.get(text, '')}' style='padding-left:9px{bar}'>{html.escape(text) or '<span class=dim>–</span>'}</td>"
 
         def head(i: int, name: str) -> str:
             return f"<th scope='col' style='padding-left:9px'><span aria-hidden='true' style='color:{look(i)[0]}'>●</span> {html.escape(name)}</th>"
