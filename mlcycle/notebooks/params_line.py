@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from ..errors import ParameterError
 
 # %% auto #0
-__all__ = ['is_declaration', 'Assignment', 'read_line', 'as_code']
+__all__ = ['is_declaration', 'words_of', 'Assignment', 'read_line', 'as_code']
 
 # %% ../../nbs/notebooks/18_params_line.ipynb #is
-_LINE = re.compile(r"%params(?:\s+(?P<rest>.*))?$")
+_LINE = re.compile(r"%params(?:\s+--cell)?(?:\s+(?P<rest>.*))?$")
 _EXAMPLE = 'Write NAME=VALUE, text in quotes: %params lr=0.1 model="hgb"'
 
 
@@ -28,6 +28,12 @@ def is_declaration(
     "Whether a line declares parameters; `%params` alone and `%params --help` only show something."
     found = _LINE.match(line.rstrip())
     return bool(found and (rest := (found["rest"] or "").strip()) and not rest.startswith(("-", "#")))
+
+def words_of(
+    line: str,  # A line that declares
+) -> str:
+    "Its assignments, as they stand."
+    return (_LINE.match(line.rstrip())["rest"] or "").strip()
 
 # %% ../../nbs/notebooks/18_params_line.ipynb #assignment
 @dataclass(frozen=True, slots=True)
@@ -108,7 +114,7 @@ def as_code(
     line: str,  # A line `%params …`
 ) -> str:       # Python, on one line, its comment kept
     "The Python that a line stands for. Raises `ParameterError`."
-    rest = _LINE.match(line.rstrip())["rest"] or ""
+    rest = words_of(line)
     code = "; ".join(each.code for each in read_line(rest))
-    comment = next((t.string for t in tokenize.generate_tokens(io.StringIO(rest.strip()).readline) if t.type == tokenize.COMMENT), "")
+    comment = next((t.string for t in tokenize.generate_tokens(io.StringIO(rest).readline) if t.type == tokenize.COMMENT), "")
     return f"{code}  {comment}" if comment else code
