@@ -8,7 +8,6 @@ from __future__ import annotations
 import atexit
 import json
 import os
-import sys
 import time
 from datetime import UTC, datetime
 from typing import Any
@@ -23,17 +22,11 @@ from .here import document_of, in_batch
 from .hidden import Finding, is_aside, judge, verdict
 from .journal import Executed, Journal, journal_of
 from .options import Tracked
+from .showing import note
 
 # %% auto #0
-__all__ = ['CELLS', 'NOTEBOOK', 'note', 'cell_records', 'as_notebook', 'Session', 'open_session', 'last_session', 'start_session',
+__all__ = ['CELLS', 'NOTEBOOK', 'cell_records', 'as_notebook', 'Session', 'open_session', 'last_session', 'start_session',
            'stop_session', 'session_status', 'session_view']
-
-# %% ../../nbs/ui/15_session.ipynb #warn
-def note(
-    message: str,  # What could not be done
-) -> None:
-    "Say on standard error that mlcycle itself could not do something; the user's work goes on."
-    print(f"mlcycle: {message}", file=sys.stderr)
 
 # %% ../../nbs/ui/15_session.ipynb #records
 CELLS = "session/cells.json"         # Artifact: what ran, in its order

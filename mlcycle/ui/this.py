@@ -9,12 +9,14 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from datetime import date, timedelta
+from decimal import Decimal
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from ..display import Result, Table, Text
 from ..errors import MlcycleError, UsageError
-from .here import Unsaved, in_batch, notebook_path, saved_cells, unsaved
+from .here import Unsaved, notebook_path, saved_cells, unsaved
 from .hidden import Finding, judge
 from .journal import journal_of
 from .outputs import Difference, differences
@@ -65,7 +67,7 @@ def _said(found: Comparison) -> Text:
     shared = [row for row in found.metrics if row[3] is not None]
     differing = sum(bool(row[3]) for row in shared)
     if found.missing:
-        return Text(f"Hidden state: the variable {found.missing!r} is in this kernel, and no cell of the saved notebook had defined it by then.", "bad")
+        return Text(f"Hidden state: {found.missing!r} is a variable of this kernel, and no cell of the saved notebook had defined it by then.", "bad")
     if found.same:
         what = f"{len(shared)} metric{'s' * (len(shared) != 1)} and the outputs" if shared else "the outputs"
         return Text(f"The batch run gives the same: {what} agree with what is here.", "good")
@@ -80,7 +82,8 @@ def comparison_view(
     "The comparison as every command shows things."
     parts: list[Text | Table] = [_said(found)]
     if found.values:
-        parts.append(Table(["parameter", "here", "batch run"], [[n, _short(a), _short(b)] for n, (a, b) in found.values.items()], "Parameters that differ"))
+        rows = [[n, _short(a), _short(b)] for n, (a, b) in found.values.items()]
+        parts.append(Table(["parameter", "here", "batch run"], rows, "Parameters that differ"))
     if found.metrics:
         parts.append(Table(["metric", "here", "batch run", "difference"], found.metrics, "Metrics"))
     if found.outputs:
@@ -137,7 +140,8 @@ def tracked_here(
     from mlcycle.store import runs, schema
 
     t, me = schema.runs.c, runs.this_process()
-    rows = store.db.all(select(schema.runs).where(t.pid == me.pid, t.host == me.host, t.kind != "notebook", t.started >= me.started - 2).order_by(t.pk))
+    own = (t.pid == me.pid, t.host == me.host, t.started >= me.started - 2)
+    rows = store.db.all(select(schema.runs).where(*own, t.kind != "notebook").order_by(t.pk))
     mine = [runs.to_run(row) for row in rows]
     session = _last_session(mine)
     return session, [run for run in mine if run.parent == session.id] if session else mine
@@ -150,16 +154,20 @@ def _last_session(mine: Sequence[Run]) -> Run | None:
     return next((run for run in mine if run.id == known), None)
 
 # %% ../../nbs/ui/17_this.ipynb #values
+_PLAIN = (bool, int, float, str, bytes, list, tuple, set, dict, date, timedelta, Decimal, PurePath, type(None))
+
+
 def values_that_differ(
     names: Mapping[str, Any],   # The namespace of this kernel
     params: Mapping[str, Any],  # Parameters of the batch run
 ) -> dict[str, tuple[Any, Any]]:
     "Parameters with another value here."
+    from mlcycle.notebooks.annotations import plain
     from mlcycle.notebooks.inject import jsonable
 
     found = {}
     for name, value in params.items():
-        if name in names and type(names[name]).__module__ in ("builtins", "datetime", "pathlib", "decimal", "numpy"):
+        if name in names and isinstance(plain(names[name]), _PLAIN):
             here = jsonable(names[name])
             if here != value and not (here != here and value != value):
                 found[name] = (here, value)
@@ -170,8 +178,6 @@ def notebook_here() -> Path:
     "The file of the notebook one is in. Raises `UsageError`."
     from IPython import get_ipython
 
-    if in_batch():
-        raise UsageError("This is the batch run.")
     shell = get_ipython()
     if shell is None:
         raise UsageError("`this` is the notebook one is in: use it as %mlcycle run this. Elsewhere, name the file.")

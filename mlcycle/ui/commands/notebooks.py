@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from ...display import Result
+from ...display import Result, Text
 from ...errors import UsageError
 from ..completion import complete_experiment, complete_model
 from ..tree import Command, Face
@@ -59,8 +59,11 @@ def run(face: Face, notebook: Path, pairs: tuple[tuple[str, str], ...], texts: t
     if this and not face.notebook:
         raise UsageError("`this` is the notebook one is in, as %mlcycle run this. On the command line, name the file.")
     if this:
+        from mlcycle.ui.here import in_batch
         from mlcycle.ui.this import notebook_here
 
+        if in_batch():
+            return Result({"run": None}, [Text("This is the batch run of the notebook itself: nothing more is run.", "dim")])
         notebook = notebook_here()
     values = gather(notebook_parameters(notebook, options["kernel"]), pairs, texts, files)
     with warnings.catch_warnings():
