@@ -112,7 +112,8 @@ def _declare(shell: Any, text: str) -> None:
             except NameError as e:
                 raise MagicError(f"The value of {one.name!r} cannot be worked out: {e}. A text needs quotes: {one.name}=\"{one.value}\"") from None
             except Exception as e:
-                raise MagicError(f"The param {one.name!r} {e}." if one.annotation else f"The value of {one.name!r} cannot be worked out: {e}") from None
+                what = f"The param {one.name!r} {e}." if one.annotation else f"The value of {one.name!r} cannot be worked out: {e}"
+                raise MagicError(what) from None
             _declared[one.name] = one.annotation
     except ParameterError as e:
         raise MagicError(str(e)) from None
@@ -201,8 +202,16 @@ class MlcycleMagics(Magics):
         return _declarations(self.shell)
 
 # %% ../../nbs/ui/05_magics.ipynb #complete
-def _commands() -> dict[str, click.Command | None]:
-    return {"%mlcycle ": None, "%%track ": track_cell, "%track ": track_line, "%params ": params_line}
+_COMPLETED = {"%mlcycle ": None, "%%track ": track_cell, "%track ": track_line, "%params ": params_line}
+
+
+def _words_of(line: str) -> tuple[click.Command | None, str] | None:
+    "Which command a line gives words to, and which; None for any other line."
+    for start, command in _COMPLETED.items():
+        head, found, rest = line.partition(start)
+        if found and (not head.strip() or head.rstrip().endswith("=")):
+            return command, rest
+    return None
 
 
 @context_matcher()
@@ -212,13 +221,10 @@ def match_line(
     "Complete the words of the magics."
     from mlcycle.ui.completion import complete_line
 
-    line = context.line_with_cursor[: _cursor(context)]
-    for start, command in _commands().items():
-        head, found, rest = line.partition(start)
-        if found and (not head.strip() or head.rstrip().endswith("=")):
-            break
-    else:
+    found = _words_of(context.line_with_cursor[: _cursor(context)])
+    if found is None:
         return {"completions": []}
+    command, rest = found
     words = complete_line(rest, command)
     fragment = "" if not rest or rest[-1].isspace() else rest.split()[-1]
     return {"completions": [SimpleCompletion(text=word, type="mlcycle") for word in words], "matched_fragment": fragment, "suppress": bool(words)}
