@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -53,11 +54,11 @@ def document_of(
     names: Mapping[str, Any],  # The namespace of the kernel
 ) -> list[tuple[str, str]]:    # Empty where the file is not known or cannot be read
     "Id and source of each code cell of the notebook one is in, as saved."
-    from mlcycle.notebooks.source import read_notebook
-
     try:
-        return [] if in_batch() else saved_cells(read_notebook(notebook_path(names)).nb)
-    except MlcycleError:
+        content = {} if in_batch() else json.loads(notebook_path(names).read_bytes())
+        code = [cell for cell in content.get("cells", []) if cell["cell_type"] == "code" and "id" in cell]
+        return [(cell["id"], "".join(cell["source"])) for cell in code]
+    except (MlcycleError, OSError, ValueError, KeyError, TypeError, AttributeError):  # a file that is being edited is no reason to fail
         return []
 
 # %% ../../nbs/ui/14_here.ipynb #unsaved

@@ -48,18 +48,18 @@ def as_notebook(
     title: str,               # Of the notebook
 ) -> str:                     # JSON of a notebook
     "What ran, in the order in which it ran, as a notebook to be read."
-    import nbformat
-    from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
-
     said = "\n".join(f"- {f.text}" for f in findings) or "Every cell ran once, from top to bottom, as far as the kernel knows."
     head = f"# {title}\n\nThe cells as they were executed, in that order. Session: **{verdict(findings)}**.\n\n{said}"
-    made = [new_markdown_cell(head, id="verdict")]
+    made: list[dict[str, Any]] = [{"cell_type": "markdown", "id": "verdict", "metadata": {}, "source": head}]
     for i, entry in enumerate(cells, 1):
         name, _, message = entry.error.partition(": ")
-        outputs = [new_output("error", ename=name, evalue=message, traceback=[entry.error])] if entry.error else []
-        made.append(new_code_cell(entry.source, id=f"ran-{i}", execution_count=entry.count, outputs=outputs,
-                                  metadata={"mlcycle": {"cell": entry.cell, "status": entry.status, "seconds": entry.seconds}}))
-    return nbformat.writes(new_notebook(cells=made, metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}}))
+        outputs = [{"output_type": "error", "ename": name, "evalue": message, "traceback": [entry.error]}] if entry.error else []
+        about = {"cell": entry.cell, "status": entry.status, "seconds": entry.seconds}
+        made.append({"cell_type": "code", "id": f"ran-{i}", "metadata": {"mlcycle": about}, "source": entry.source,
+                     "execution_count": entry.count, "outputs": outputs})
+    kernel = {"name": "python3", "display_name": "Python 3"}
+    return json.dumps({"cells": made, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}, indent=1)
+
 
 # %% ../../nbs/ui/15_session.ipynb #session
 class Session:
