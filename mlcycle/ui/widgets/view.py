@@ -33,18 +33,21 @@ def asset(
     return "\n".join((folder / name).read_text(encoding="utf-8") for name in names)
 
 # %% ../../../nbs/ui/widgets/01_view.ipynb #picture
+_TURN = "<style>:is([data-jp-theme-light='false'],.vscode-dark,.quarto-dark) img.mlc-drawn{filter:invert(.933) hue-rotate(180deg)}</style>"
+
+
 @dataclass(frozen=True, slots=True)
 class Picture:
     "A picture as a part of a result."
     data: bytes                     # SVG or PNG
     alt: str                        # What it shows, in words
     mime: str = "image/svg+xml"     # `image/svg+xml` or `image/png`
-    width: int | None = None        # Pixels; as wide as it is by default, never wider than the page
+    drawn: bool = False             # Dark on white, to be turned around on a dark page
 
     def html(self) -> str:
         "As HTML."
-        size = f" width='{self.width}'" if self.width else ""
-        return (f"<img src='data:{self.mime};base64,{base64.b64encode(self.data).decode()}' alt='{html.escape(self.alt)}'{size} "
+        data, (before, look) = base64.b64encode(self.data).decode(), (_TURN, "mlc-drawn") if self.drawn else ("", "")
+        return (f"{before}<img class='{look}' alt='{html.escape(self.alt)}' src='data:{self.mime};base64,{data}' "
                 "style='max-width:100%;height:auto;display:block;margin:4px 0'>")
 
     def rich(self) -> RenderableType:
