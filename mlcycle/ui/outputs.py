@@ -25,6 +25,7 @@ _NOISE = tuple((re.compile(pattern), to) for pattern, to in (
     (r"(?i)\b\d+(\.\d+)?(e-?\d+)?\s?(ns|[µμu]s|ms|s|sec|secs|seconds|min|minutes|it/s|s/it)\b", "<time>"),
     (r"(?m)^(Wall time|CPU times):.*$", "<time>"),
     (r"/(tmp|var/folders)/[^\s'\":]+", "<temporary>"),
+    (r"The \w+ extension is already loaded\. To reload it, use:\s+%reload_ext \w+", ""),
     (r"\bipykernel_\d+\b", "ipykernel"),
     (r"\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b", "<uuid>"),
 ))

@@ -71,7 +71,8 @@ def _said(found: Comparison) -> Text:
     if found.same:
         what = f"{len(shared)} metric{'s' * (len(shared) != 1)} and the outputs" if shared else "the outputs"
         return Text(f"The batch run gives the same: {what} agree with what is here.", "good")
-    parts = [f"{differing} of {len(shared)} metrics"] * bool(differing) + [f"the outputs of {len(found.outputs)} cells"] * bool(found.outputs)
+    cells = f"the outputs of {len(found.outputs)} cell{'s' * (len(found.outputs) != 1)}"
+    parts = [f"{differing} of {len(shared)} metrics"] * bool(differing) + [cells] * bool(found.outputs)
     why = " It ran with other parameters." if found.values else " The notebook alone does not give what this kernel shows."
     return Text(f"The batch run differs: {' and '.join(parts)}.{why}", "warn")
 
@@ -204,6 +205,8 @@ def run_this(
     if changes := unsaved(journal, document):
         display(unsaved_view(changes))
     whole, within = tracked_here(store)
+    if not options.get("experiment") and (mine := whole or next(reversed(within), None)):
+        options["experiment"] = mine.experiment  # what is compared stands together
     before, findings = metrics_of(store, whole, within), judge(journal, document)
     try:
         done, failed = run_notebook(path, values, **options), None

@@ -33,6 +33,21 @@ def test_a_param_on_the_line_is_set_and_recorded(kernel: Kernel) -> None:
     assert shown(kernel.run("worst.run.status")[1]) == "'failed'"
 
 
+def test_the_run_is_seen_while_it_goes_on(kernel: Kernel) -> None:
+    "Where a person sits, the cell shows a widget at once, and the same place holds the picture of the end, for the saved notebook."
+    widget = "application/vnd.jupyter.widget-view+json"
+    code = "import mlcycle as mlc\nprint('in the cell')\nmlc.log_metrics({'auc': 0.91})"
+    status, outputs = kernel.run(f"%%track baseline -e churn\n{code}", live=True)
+    assert status == "ok"
+    shown_at = [i for i, o in enumerate(outputs) if widget in o.get("data", {})]
+    printed = next(i for i, o in enumerate(outputs) if "in the cell" in o.get("text", ""))
+    assert shown_at and shown_at[0] < printed
+    place = outputs[shown_at[0]]["transient"]["display_id"]
+    last = [o for o in outputs if o["type"] == "update_display_data" and o["transient"]["display_id"] == place][-1]
+    assert widget not in last["data"] and "0.91" in last["data"]["text/html"] and "finished" in last["data"]["text/plain"]
+    assert not [o for o in kernel.run(f"%%track batch -e churn\n{code}")[1] if widget in o.get("data", {})]
+
+
 def test_a_broken_display_loses_no_work(kernel: Kernel) -> None:
     "When mlcycle cannot draw a run, the cell has run, the run has ended, and a line on standard error says so."
     kernel.run("import sys, types\nsys.modules['mlcycle.ui.widgets.live_run'] = m = types.ModuleType('live_run')\n"
