@@ -1112,6 +1112,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'mlcycle.track.current._catch_sigterm': ( 'track/current.html#_catch_sigterm',
                                                                                  'mlcycle/track/current.py'),
                                        'mlcycle.track.current._parent': ('track/current.html#_parent', 'mlcycle/track/current.py'),
+                                       'mlcycle.track.current._tell': ('track/current.html#_tell', 'mlcycle/track/current.py'),
                                        'mlcycle.track.current.current_run': ('track/current.html#current_run', 'mlcycle/track/current.py'),
                                        'mlcycle.track.current.log_artifact': ( 'track/current.html#log_artifact',
                                                                                'mlcycle/track/current.py'),
