@@ -22,7 +22,7 @@ from .options import options
 from .patches import Patches
 
 # %% auto #0
-__all__ = ['log_shown', 'install', 'install_inline']
+__all__ = ['provider', 'log_shown', 'install', 'install_inline']
 
 # %% ../../../nbs/track/autolog/11_figures.ipynb #log
 _shown: WeakKeyDictionary[Any, dict[str, str]] = WeakKeyDictionary()  # Figure to the name that it has in each run
@@ -111,4 +111,13 @@ def install_inline(
     module: ModuleType,  # `matplotlib_inline.backend_inline`
 ) -> None:
     "Store figures when Jupyter's inline backend shows them at the end of a cell."
-    patches.set(module, "show", _showing(module.show))
+    plain, shown = module.show, _showing(module.show)
+    patches.set(module, "show", shown)
+
+    def hand_back() -> None:  # the backend keeps what is still to be drawn on the function itself
+        plain._draw_called, plain._to_draw = shown._draw_called, shown._to_draw
+
+    patches.on_restore(hand_back)
+
+# %% ../../../nbs/track/autolog/11_figures.ipynb #provider
+provider = {"matplotlib.pyplot": install, "matplotlib_inline.backend_inline": install_inline}

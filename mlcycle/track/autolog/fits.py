@@ -19,7 +19,7 @@ from .patches import Patches
 from .values import address, final, label, params_of
 
 # %% auto #0
-__all__ = ['METHODS', 'AFTER', 'CHEAP', 'only_prepares', 'logged_fit', 'describe_estimator', 'log_data', 'install',
+__all__ = ['METHODS', 'AFTER', 'CHEAP', 'provider', 'only_prepares', 'logged_fit', 'describe_estimator', 'log_data', 'install',
            'install_joblib']
 
 # %% ../../../nbs/track/autolog/08_fits.ipynb #call
@@ -209,3 +209,6 @@ def _quietly(task: Callable[..., Any]) -> Callable[..., Any]:
             return task(*args, **kwargs)
 
     return quietly
+
+# %% ../../../nbs/track/autolog/08_fits.ipynb #provider
+provider = {"sklearn.base": install, "joblib.parallel": install_joblib}

@@ -17,7 +17,7 @@ from .patches import Patches
 from .values import params_of
 
 # %% auto #0
-__all__ = ['columns', 'parts_of', 'log_search', 'install']
+__all__ = ['provider', 'columns', 'parts_of', 'log_search', 'install']
 
 # %% ../../../nbs/track/autolog/09_searches.ipynb #parts
 _SPLIT = re.compile(r"split(\d+)_(.+)")
@@ -97,3 +97,6 @@ def install(
     "Look at what has been fitted for searches."
     AFTER.append(log_search)
     patches.on_restore(lambda: AFTER.remove(log_search))
+
+# %% ../../../nbs/track/autolog/09_searches.ipynb #provider
+provider = {"sklearn.model_selection._search": install}

@@ -18,7 +18,7 @@ from .patches import Patches
 from .values import address, label
 
 # %% auto #0
-__all__ = ['QUIET', 'install']
+__all__ = ['QUIET', 'provider', 'install']
 
 # %% ../../../nbs/track/autolog/10_validation.ipynb #wrap
 QUIET = ("cross_val_predict", "learning_curve", "validation_curve", "permutation_test_score")
@@ -67,3 +67,6 @@ def install(
     for name in QUIET:
         if hasattr(module, name):
             patches.wrap(getattr(module, name), _quiet)
+
+# %% ../../../nbs/track/autolog/10_validation.ipynb #provider
+provider = {"sklearn.model_selection._validation": install}
