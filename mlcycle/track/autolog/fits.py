@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Iterator
 from inspect import isfunction
 from types import ModuleType
@@ -16,7 +17,7 @@ from .logs import Log
 from .options import options
 from .outermost import is_outermost, quiet, record
 from .patches import Patches
-from .values import address, final, label, params_of
+from .values import address, final, is_estimator, label, params_of
 
 # %% auto #0
 __all__ = ['METHODS', 'AFTER', 'CHEAP', 'provider', 'only_prepares', 'logged_fit', 'describe_estimator', 'log_data', 'install',
@@ -30,6 +31,11 @@ def only_prepares(
     estimator: Any,  # An estimator
 ) -> bool:
     "Does it transform data and nothing else?"
+    from sklearn.utils import get_tags
+
+    searches = sys.modules.get("sklearn.model_selection._search")
+    if get_tags(estimator).estimator_type is not None or (searches and isinstance(estimator, searches.BaseSearchCV)):
+        return False  # some, as a stack, have no `predict` before they are fitted
     return hasattr(estimator, "transform") and not hasattr(estimator, "predict") and not hasattr(estimator, "fit_predict")
 
 
@@ -66,7 +72,9 @@ def describe_estimator(
     if type(final(estimator)).__module__.partition(".")[0] == "xgboost":  # where None stands for the library's own default
         values = {name: value for name, value in values.items() if value is not None and value == value}
     log.params(values, long)
-    log.tags({"estimator": type(final(estimator)).__name__})
+    last = final(estimator)
+    inner = getattr(last, "estimator", None) if hasattr(last, "cv") else None  # what a search searches
+    log.tags({"estimator": type(final(inner)).__name__, "search": type(last).__name__} if is_estimator(inner) else {"estimator": type(last).__name__})
 
 
 def _before(log: Log, estimator: Any, X: Any, y: Any) -> None:

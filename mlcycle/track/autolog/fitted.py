@@ -34,7 +34,7 @@ def free_numbers(
         value = _get(estimator, name)
         if name == "n_iter_" and getattr(value, "size", 0):
             value = value.max()
-        if isinstance(value, Real) and not isinstance(value, bool):
+        if isinstance(value, Real) and not isinstance(value, bool) and (value or name != "best_iteration_"):  # lightgbm: 0 for none
             found[name.rstrip("_")] = float(value)
     return found
 
