@@ -224,7 +224,7 @@ def test_a_failure_of_ours_is_a_warning(logged: Store, monkeypatch: pytest.Monke
         con.exec_driver_sql("DROP TABLE params")
     assert LogisticRegression().fit(small, target).coef_.shape == (1, 30)
     monkeypatch.setenv("MLCYCLE_STORE", "nonsense://")
-    mlc.connect(None)
+    monkeypatch.setattr("mlcycle.store.connect._connected", None)
     with pytest.warns(UserWarning, match="autologging of LogisticRegression failed"):
         assert LogisticRegression().fit(small, target).coef_.shape == (1, 30)
 
@@ -338,6 +338,7 @@ def test_long_params_are_shortened(logged: Store) -> None:
 def test_secrets_are_masked(logged: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     "A secret of the environment that ends up in a candidate's params is not stored."
     monkeypatch.setenv("SERVICE_TOKEN", "hunter2-hunter2-hunter2")
+    monkeypatch.setenv("MLCYCLE_SECRETS", "SERVICE_TOKEN")
 
     class Client(LogisticRegression):
         def __init__(self, token: str = ""):

@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from ...store import facts
+from sqlalchemy import bindparam, select
+
+from ...store import facts, schema
 from ...store.bulk import add_points
 from ..active import ActiveRun, to_number
 from .options import Options
@@ -19,6 +21,7 @@ from .options import Options
 __all__ = ['PAUSE', 'Log']
 
 # %% ../../../nbs/track/autolog/05_logs.ipynb #log
+_NAMES = select(schema.params.c.name).where(schema.params.c.run == bindparam("run"))
 PAUSE = 0.25  # Seconds between two writes of a training loop's points
 
 
@@ -68,7 +71,7 @@ class Log:
         long: Mapping[str, str] | None = None,   # The whole text of those that were shortened
     ) -> None:
         "Log params that the run does not have yet."
-        had = set() if self.own else set(facts.params(self.run.store, self.run.run))
+        had = set() if self.own else {name for name, in self.run.store.db.fetch(_NAMES, {"run": self.run.run.pk})}
         self.run.log_params({name: value for name, value in values.items() if name not in had})
         if long:
             import json
