@@ -25,8 +25,9 @@ from .active import ActiveRun
 from .begin import attach, start
 
 # %% auto #0
-__all__ = ['current_run', 'hold', 'held_run', 'let_go', 'Terminated', 'outcome', 'run', 'log_metric', 'log_metrics', 'log_params',
-           'set_tags', 'log_artifact', 'log_text', 'log_figure', 'log_table', 'log_input', 'log_model']
+__all__ = ['entered', 'leaving', 'current_run', 'hold', 'held_run', 'let_go', 'Terminated', 'outcome', 'run', 'log_metric',
+           'log_metrics', 'log_params', 'set_tags', 'log_artifact', 'log_text', 'log_figure', 'log_table', 'log_input',
+           'log_model']
 
 # %% ../../nbs/track/05_current.ipynb #current
 _current: ContextVar[ActiveRun | None] = ContextVar("mlcycle_run", default=None)
@@ -113,6 +114,18 @@ def outcome(
             return "finished", None, None
     return "failed", RunError(type(error).__name__, str(error), "".join(traceback.format_exception(error))), f"{type(error).__name__}: {error}"
 
+# %% ../../nbs/track/05_current.ipynb #blocks
+entered: list[Callable[[ActiveRun], None]] = []  # Called with a run when its block has begun
+leaving: list[Callable[[ActiveRun], None]] = []  # Called with it before the block ends, while it can still be logged to
+
+
+def _tell(listeners: list[Callable[[ActiveRun], None]], active: ActiveRun) -> None:
+    for listener in tuple(listeners):
+        try:
+            listener(active)
+        except Exception as e:
+            active.warn(f"{getattr(listener, '__module__', 'a listener')}: {type(e).__name__}: {e}")
+
 # %% ../../nbs/track/05_current.ipynb #run
 class run:
     "A `with` block as a run: `with mlc.run(\"baseline\", experiment=\"churn\") as run:`. Raises `StoreError`."
@@ -147,9 +160,12 @@ class run:
         self._token, self._pid = _current.set(self.active), os.getpid()
         if threading.current_thread() is threading.main_thread():
             _main_runs.append(self.active)
+        _tell(entered, self.active)
         return self.active
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if os.getpid() == self._pid:
+            _tell(leaving, self.active)
         _current.reset(self._token)
         if self.active in _main_runs:
             _main_runs.remove(self.active)

@@ -35,6 +35,7 @@ COMMANDS = {  # In the order in which the cycle meets them
     "rollback": "models:rollback",
     "models": "models:models",
     "predict": "predict:predict",
+    "autolog": "autolog:autolog",
     "events": "store:events",
     "fsck": "store:fsck",
     "gc": "store:gc",
