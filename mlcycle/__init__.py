@@ -24,6 +24,10 @@ _HOME = {
     "load_model": "registry.loading",
     **dict.fromkeys(("predict", "predict_file"), "registry.predict"),
     "infer_signature": "registry.infer",
+    "LiveRun": "ui.widgets.live_run",
+    "RunsTable": "ui.widgets.runs_table",
+    "Compare": "ui.widgets.compare",
+    **dict.fromkeys(("RunView", "VersionView", "ModelView"), "ui.widgets.things"),
     **dict.fromkeys(("MlcycleError", "NoActiveRunError", "NotebookRunError"), "errors"),
 }
 __all__ = ["__version__", "load_ipython_extension", *_HOME]
