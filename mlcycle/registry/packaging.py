@@ -52,7 +52,8 @@ class LoggedModel:
 
     def _repr_html_(self) -> str:
         head, _, _ = str(self).partition("\n")
-        return f"<p>{escape(head)}</p>" + (self.manifest.signature._repr_html_() if self.manifest.signature else "")
+        signature = self.manifest.signature
+        return f"<p>{escape(head)}</p>" + (f"<details><summary>Signature</summary>{signature._repr_html_()}</details>" if signature else "")
 
 # %% ../../nbs/registry/14_packaging.ipynb #load
 def read_manifest(

@@ -8,9 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from html import escape
 from typing import Any
 
+from ..display import Result, Table
 from ..errors import ModelError, UsageError
 
 # %% auto #0
@@ -99,9 +99,7 @@ class Signature:
         return "\n".join(f"{side}  {name:<{width}}  {summary}" for side, name, summary in rows)
 
     def _repr_html_(self) -> str:
-        cells = "".join(f"<tr><td>{side}</td><td><code>{escape(name)}</code></td><td>{escape(summary)}</td></tr>"
-                        for side, name, summary in _rows(self))
-        return f"<table><thead><tr><th></th><th>column</th><th>type</th></tr></thead><tbody>{cells}</tbody></table>"
+        return Result(None, [Table(("", "column", "type"), _rows(self))])._repr_html_()
 
 # %% ../../nbs/registry/01_signatures.ipynb #to-dict
 FORMAT = 1  # Of the JSON form; a reader refuses a higher one
