@@ -45,5 +45,7 @@ setup(
     extras_require={name: lines("extras", name) for name in own("extras")},
     entry_points=entry_points(),
     packages=find_packages(include=["mlcycle", "mlcycle.*"]),
+    package_data={"mlcycle.ui.widgets": ["static/*"]},
+    include_package_data=False,  # else setuptools takes the folder for a package that was forgotten
     cmdclass={"sdist": Sdist},
 )

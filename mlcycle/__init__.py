@@ -17,12 +17,17 @@ _HOME = {
     **dict.fromkeys(("current_run", "run", "log_metric", "log_metrics", "log_params", "set_tags", "log_artifact", "log_text", "log_figure",
                      "log_table", "log_input", "log_model"), "track.current"),
     **dict.fromkeys(("runs", "history"), "track.queries"),
+    "autolog": "track.autolog.switch",
     "run_notebook": "notebooks.runner",
     **dict.fromkeys(("register", "resolve_version"), "registry.versions"),
     **dict.fromkeys(("promote", "rollback"), "registry.aliases"),
     "load_model": "registry.loading",
     **dict.fromkeys(("predict", "predict_file"), "registry.predict"),
     "infer_signature": "registry.infer",
+    "LiveRun": "ui.widgets.live_run",
+    "RunsTable": "ui.widgets.runs_table",
+    "Compare": "ui.widgets.compare",
+    **dict.fromkeys(("RunView", "VersionView", "ModelView"), "ui.widgets.things"),
     **dict.fromkeys(("MlcycleError", "NoActiveRunError", "NotebookRunError"), "errors"),
 }
 __all__ = ["__version__", "load_ipython_extension", *_HOME]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mlcycle.store.connect import Store
 
 # %% auto #0
-__all__ = ['plain', 'encode', 'put_params', 'put_tags', 'put_captures', 'params', 'tags', 'captures', 'warnings']
+__all__ = ['plain', 'encode', 'put_params', 'param_steps', 'put_tags', 'put_captures', 'params', 'tags', 'captures', 'warnings']
 
 # %% ../../nbs/store/08_facts.ipynb #encode
 def plain(
@@ -87,12 +87,22 @@ def put_params(
     values: Mapping[str, Any],  # Param name to value
 ) -> None:
     "Store params; one that was there before takes the new value. Raises `DataError`, `StoreError`."
-    if bad := [name for name in values if not isinstance(name, str) or not name.strip()]:
-        raise DataError(f"Param names must be non-empty text, not {bad[0]!r}.")
-    found = {storable(name, "The param"): plain(value) for name, value in values.items()}
-    rows = [{"run": run, "name": name, "value": encode(value), "number": _number(value)} for name, value in sorted(found.items())]
-    if rows:
-        store.db.transact((store.db.sql(_put(store.db.sqlite, schema.params, "name", "value", "number")), rows))
+    if steps := param_steps(store, [(run, values)]):
+        store.db.transact(*steps)
+
+
+def param_steps(
+    store: Store,                                       # The store
+    given: Iterable[tuple[int, Mapping[str, Any]]],     # A run's row number, and its params
+) -> list[tuple[str, list[dict[str, Any]]]]:            # What `Database.transact` takes; nothing for no params
+    "Store params of one or more runs: the statements of one transaction. Raises `DataError`."
+    rows = []
+    for run, values in given:
+        if bad := [name for name in values if not isinstance(name, str) or not name.strip()]:
+            raise DataError(f"Param names must be non-empty text, not {bad[0]!r}.")
+        found = {storable(name, "The param"): plain(value) for name, value in values.items()}
+        rows += [{"run": run, "name": name, "value": encode(value), "number": _number(value)} for name, value in sorted(found.items())]
+    return [(store.db.sql(_put(store.db.sqlite, schema.params, "name", "value", "number")), rows)] if rows else []
 
 
 def put_tags(
