@@ -94,7 +94,7 @@ def test_reference_means_one_run(store: Store) -> None:
     assert runs.resolve(store, "100%_done") == second
     with pytest.raises(AmbiguousError, match=third.id[:8]):
         runs.resolve(store, "base")
-    for ref in ("", " ", "100%", "%", "_", "b", "'; DROP TABLE runs; --", first.id + "0"):
+    for ref in ("", " ", "100%", "%", "_", "bas", "'; DROP TABLE runs; --", first.id + "0"):
         with pytest.raises(NotFoundError):
             runs.resolve(store, ref)
 
