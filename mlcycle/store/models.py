@@ -51,6 +51,9 @@ def create_version(
         raise NotFoundError(f"Run {run.id[:8]} ({run.name}) logged no model under {artifact!r}.")
     now, who, model = time.time(), actor(), storable(model, "The model")
     with store.db.write() as con:
+        held = select(schema.runs.c.pk).where(schema.runs.c.id == run.id).with_for_update(read=True, key_share=True)  # not deleted meanwhile
+        if con.execute(held).scalar() is None:
+            raise NotFoundError(f"Run {run.id[:8]} ({run.name}) is gone: it was deleted.")
         number = _next_number(con, store, model, now)
         con.execute(insert(schema.versions).values(
             model=model, number=number, run=run.id, digest=digest, flavour=flavour, artifact=artifact, created=now, actor=who,

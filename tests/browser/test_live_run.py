@@ -1,0 +1,89 @@
+"A run that is watched while it runs: in a real page, with a real kernel that is busy."
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mlcycle.store import metrics, query, runs
+from mlcycle.store.connect import Store, open_store
+from tests.browser.lab import Notebook, Opener
+
+SETUP = """import math, time
+import mlcycle as mlc
+from mlcycle.ui.widgets.live_run import LiveRun"""
+TRAIN = """with mlc.run("baseline", experiment="churn", params={{"lr": 0.1, "model": "hgb"}}, capture=False) as run:
+    live = LiveRun(run)
+    display(live)
+    for epoch in range({epochs}):
+        run.log_metrics({{"train_loss": math.exp(-epoch / 40) + 0.02 * math.sin(epoch), "val_loss": math.exp(-epoch / 45) + 0.05,
+                         "accuracy": 1 - 0.6 * math.exp(-epoch / 30)}}, step=epoch)
+        time.sleep(0.1)
+    run.log_metric("auc", 0.91)
+live.wait()"""
+POINTS = """([index, least]) => {
+  const label = document.querySelectorAll('.mlc-live canvas')[index]?.ariaLabel;
+  return Number((label?.match(/(\\d+) points/) ?? [0, 0])[1]) >= least;
+}"""
+
+
+def store_of(opened: Notebook) -> Store:
+    return open_store(opened.path.parent / ".mlcycle/mlcycle.db")
+
+
+def test_a_chart_grows_while_its_cell_runs_and_stays_as_a_picture(notebook: Opener) -> None:
+    "The first thing a person sees of mlcycle: curves below the cell, while it runs."
+    opened = notebook(SETUP, TRAIN.format(epochs=80))
+    opened.run(0, 1)
+    opened.wait(POINTS, [0, 5])
+    assert opened.running(1)
+    opened.wait(POINTS, [0, 30])
+    assert opened.running(1)
+    out = opened.output(1)
+    assert out.get_by_role("status").first.inner_text() == "running"
+    opened.shot("live-running")
+    opened.idle()
+    out.locator("img.mlc-drawn").wait_for()
+    assert "finished" in out.inner_text() and "0.91" in out.inner_text()
+    opened.shot("live-finished")
+    bundle = opened.saved()["cells"][1]["outputs"][0]["data"]
+    assert set(bundle) == {"text/plain", "text/html"} and "data:image/svg+xml" in bundle["text/html"]
+    assert not opened.errors
+
+
+def test_the_stop_button_ends_a_busy_cell(notebook: Opener) -> None:
+    "The kernel's main thread is at work: the button must reach it all the same, and the run keeps what it had."
+    opened = notebook(SETUP, TRAIN.format(epochs=3000), "'the kernel is still here'")
+    opened.run(0, 1)
+    opened.wait(POINTS, [0, 10])
+    opened.output(1).get_by_role("button", name="Stop").click()
+    opened.wait("() => document.querySelector('.jp-NotebookPanel').innerText.includes('KeyboardInterrupt')")
+    opened.idle(1)
+    opened.output(1).locator("img.mlc-drawn").wait_for()
+    assert "cancelled" in opened.output(1).inner_text()
+    opened.shot("live-stopped")
+    opened.run(2)
+    opened.output(2).get_by_text("the kernel is still here").wait_for()
+    with store_of(opened) as store:
+        run = runs.resolve(store, "baseline")
+        assert (run.status, run.reason) == ("cancelled", "interrupted")
+        assert len(metrics.history(store, run, "accuracy")) >= 10
+
+
+def test_a_page_that_is_loaded_again_goes_on(notebook: Opener) -> None:
+    "A reload must not cost the chart: the run goes on in the kernel, and the page finds its curves complete."
+    opened = notebook(SETUP, TRAIN.format(epochs=3000))
+    opened.run(0, 1)
+    opened.wait(POINTS, [0, 10])
+    opened.reload()
+    opened.wait(POINTS, [0, 20], seconds=60)
+    opened.shot("live-reloaded")
+    with store_of(opened) as store:
+        assert runs.resolve(store, "baseline").status == "running"
+        opened.output(1).get_by_role("button", name="Stop").click()
+        opened.wait("() => document.querySelector('.mlc-live-status, img.mlc-drawn')?.closest('.jp-OutputArea').innerText.includes('cancelled')")
+        assert runs.resolve(store, "baseline").status == "cancelled"
+    opened.shot("live-reloaded-stopped")
