@@ -63,9 +63,9 @@ def figures(
     return parts + ([Text(f"{left} more figure{'s' if left > 1 else ''} among the artifacts", "dim")] if left else [])
 
 
-def _origins(found: Lineage) -> list[Part]:
+def _origins(found: Lineage, title: str = "Lineage") -> list[Part]:
     "The picture of a lineage, where there is more to see than the thing itself."
-    return [LineagePart(found)] if found.edges else []
+    return [LineagePart(found, title)] if found.edges else []
 
 # %% ../../nbs/ui/03_views.ipynb #run
 def run_data(
@@ -210,11 +210,13 @@ def model_view(
     store: Store,  # The store
     model: Model,  # A model
 ) -> Result:
-    "One model: its versions and who moved its aliases."
+    "One model: its versions, where the one that its name stands for came from, and who moved its aliases."
     held, moves = models.versions(store, model.name), models.alias_history(store, model.name)
     data = {"name": model.name, "aliases": model.aliases, "versions": [version_data(v) for v in held], "history": [move_data(m) for m in moves]}
     rows = [[m.time, m.alias, m.before, m.after, m.actor, m.why] for m in reversed(moves)]
+    meant = next((v for v in held if "champion" in v.aliases), held[-1] if held else None)  # as a bare name is resolved
     return Result(data, [Table(VERSION_COLUMNS, [version_row(v) for v in reversed(held)], model.name),
+                         *(_origins(of_version(store, meant), f"Lineage of {meant.ref}") if meant else []),
                          *([Table(["when", "alias", "from", "to", "by", "why"], rows, "Alias history")] if rows else [])],
                   live=lambda: _page("ModelView", model, store))
 
