@@ -77,8 +77,9 @@ def delete(
         if below and not children:
             parent = next(run for run in asked if run.id == below[0].parent)
             number = sum(run.parent == parent.id for run in below)
-            raise UsageError(f"The run {_called(parent)} has {number} run{'s' if number > 1 else ''} that {'are' if number > 1 else 'is'} part of it, "
-                             "such as a search's trials. Delete them with it (--children), or first.")
+            parts = f"{number} runs that are" if number > 1 else "1 run that is"
+            raise UsageError(f"The run {_called(parent)} has {parts} part of it, "
+                             "such as trials of a search. Delete them with it (--children), or first.")
         _refuse(con, asked + below)
         for ids in _batches([run.id for run in asked + below]):
             con.execute(remove(schema.runs).where(schema.runs.c.id.in_(ids)))

@@ -141,7 +141,9 @@ def test_filter_sort_page_compare_delete(notebook: Opener, seeded: Path) -> None
         table.get_by_text("1 run deleted.").wait_for()
         table.get_by_text("1–2 of 2 runs").wait_for()
         assert query.count(store) == 44 and events.listing(store, limit=1)[0].action == "run.delete"
-    assert names(table) == ["deeper", "baseline"]
+    assert names(table) == ["deeper", "baseline"] and both.is_visible()
+    table.get_by_role("button", name="Close comparison").click()
+    both.wait_for(state="detached")
 
 
 def test_by_keyboard_at_600_pixels_in_the_dark(notebook: Opener, seeded: Path) -> None:

@@ -67,6 +67,7 @@ def _widget_class() -> Any:
         page = traitlets.Dict().tag(sync=True)
         problem = traitlets.Unicode("").tag(sync=True)  # What is wrong with the query
         choices = traitlets.Dict().tag(sync=True)
+        comparing = traitlets.Bool(False).tag(sync=True)
         notice = traitlets.Dict().tag(sync=True)        # What the last action said or asks
 
     return RunsWidget
@@ -192,8 +193,7 @@ class RunsTable(View):
         from mlcycle.ui.widgets.compare import Compare
 
         self._below.children = (Compare(*self._picked(), store=self.store).widget(),)
-        self._table.notice = {"kind": "comparing"}
+        self._table.comparing, self._table.notice = True, {}
 
     def _close(self, content: dict[str, Any]) -> None:
-        self._below.children = ()
-        self._table.notice = {}
+        self._below.children, self._table.comparing = (), False

@@ -101,7 +101,8 @@ function render({ model, el: root }) {
       button("Open notebook", () => act("open"), {disabled: !one, title: one ? "" : "Select one run", "data-at": "open"}),
       button("Delete…", () => act("ask-delete"), {disabled: !n, "data-at": "delete", class: n ? "mlc-danger" : ""}),
       el("span", {class: "mlc-count"}, n ? `${n} selected` : ""),
-      ...(n ? [button("Clear", () => ask({selected: []}), {"data-at": "clear"})] : []));
+      ...(n ? [button("Clear", () => ask({selected: []}), {"data-at": "clear"})] : []),
+      ...(model.get("comparing") ? [button("Close comparison", () => act("close"), {class: "mlc-right"})] : []));
   }
 
   function drawChoices() {
@@ -135,7 +136,6 @@ function render({ model, el: root }) {
     const close = () => button("Close", dismiss);
     if (said.kind === "error") notice.replaceChildren(box("mlc-danger", el("p", {class: "mlc-bad", role: "alert"}, said.text), close()));
     else if (said.kind === "done") notice.replaceChildren(box("", el("p", {class: "mlc-good"}, `✓ ${said.text}`), close()));
-    else if (said.kind === "comparing") notice.replaceChildren(el("div", {class: "mlc-bar"}, el("span", {class: "mlc-dim"}, "The comparison is below the table."), button("Close comparison", () => act("close"))));
     else if (said.kind === "link") notice.replaceChildren(box("", el("p", {}, "The executed notebook: ", link(said)), close()));
     else if (said.kind === "delete") drawDelete(said);
     else if (said.kind === "register") drawRegister(said);
@@ -189,7 +189,7 @@ function render({ model, el: root }) {
   const watched = {
     "change:page": () => { keepFocus(table, drawTable); keepFocus(pager, drawPager); keepFocus(choices, drawChoices); },
     "change:selected": () => { keepFocus(table, drawTable); keepFocus(actions, drawActions); },
-    "change:notice": drawNotice, "change:problem": drawProblem, "change:query": drawQuery, "change:choices": () => keepFocus(choices, drawChoices),
+    "change:comparing": () => keepFocus(actions, drawActions), "change:notice": drawNotice, "change:problem": drawProblem, "change:query": drawQuery, "change:choices": () => keepFocus(choices, drawChoices),
   };
   for (const [name, draw] of Object.entries(watched)) { model.on(name, draw); draw(); }
   return () => { unwatch(); for (const [name, draw] of Object.entries(watched)) model.off(name, draw); };
