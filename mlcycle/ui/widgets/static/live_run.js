@@ -111,7 +111,7 @@ class Chart {
     context.lineWidth = 1;
     context.textBaseline = "middle";
     context.textAlign = "right";
-    for (const v of ticks(low, high, 3)) {
+    for (const v of ticks(low, high, 4)) {
       const y = Math.round(bottom - (v - low) / (high - low) * (bottom - top)) + 0.5;
       context.strokeStyle = line;
       context.beginPath(); context.moveTo(left, y); context.lineTo(right, y); context.stroke();
