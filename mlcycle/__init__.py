@@ -17,6 +17,7 @@ _HOME = {
     **dict.fromkeys(("current_run", "run", "log_metric", "log_metrics", "log_params", "set_tags", "log_artifact", "log_text", "log_figure",
                      "log_table", "log_input", "log_model"), "track.current"),
     **dict.fromkeys(("runs", "history"), "track.queries"),
+    "autolog": "track.autolog.switch",
     "run_notebook": "notebooks.runner",
     **dict.fromkeys(("register", "resolve_version"), "registry.versions"),
     **dict.fromkeys(("promote", "rollback"), "registry.aliases"),

@@ -8,16 +8,17 @@ from __future__ import annotations
 import html
 import json
 import math
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 # %% auto #0
-__all__ = ['STYLE', 'STATES', 'show_value', 'show_bytes', 'show_seconds', 'Text', 'Facts', 'Table', 'Result']
+__all__ = ['STYLE', 'STATES', 'show_value', 'show_bytes', 'show_seconds', 'Text', 'Facts', 'Table', 'Part', 'Result']
 
 # %% ../nbs/05_display.ipynb #cell
 def show_value(
@@ -168,13 +169,24 @@ class Table:
             table.add_row(*(RichText(show_value(v), style=_RICH[STATES.get(str(v), "")]) for v in row))
         return table
 
+# %% ../nbs/05_display.ipynb #part
+class Part(Protocol):
+    "A piece of a result."
+
+    def html(self) -> str:
+        "As HTML."
+
+    def rich(self) -> RenderableType:
+        "For a terminal."
+
 # %% ../nbs/05_display.ipynb #result
 @dataclass(frozen=True)
 class Result:
     "What a command gives back: data for machines, parts for people."
     data: Any                                         # JSON-able
-    parts: Sequence[Text | Facts | Table] = field(default=())  # What to show, from top to bottom
+    parts: Sequence[Part] = field(default=())         # What to show, from top to bottom
     exit_code: int = 0                                # What the command line leaves with
+    live: Callable[[], Any] | None = field(default=None, compare=False, repr=False)  # Makes the view that a person at a notebook works with
 
     def json(self) -> str:
         "The data on one line; NaN and the infinities as null, which is all that JSON has for them."
@@ -206,7 +218,20 @@ class Result:
         return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())
 
     def _repr_html_(self) -> str:
-        return f"{STYLE}<div class='mlc'>{''.join(part.html() for part in self.parts)}</div>"
+        return f"{STYLE}<div class='mlc'>{self.body()}</div>"
+
+    def body(self) -> str:
+        "The parts as HTML, without the style."
+        return "".join(part.html() for part in self.parts)
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        if self.live is None:
+            return {}  # the other forms are enough
+        try:
+            return self.live()._repr_mimebundle_(**kwargs)
+        except Exception as e:  # a display that fails is no lost result
+            warnings.warn(f"mlcycle: the live view could not be made ({type(e).__name__}: {e}); this is its static form.", stacklevel=2)
+            return {}
 
 
 def _finite(value: Any) -> Any:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -53,12 +54,11 @@ def isolated(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tm
         monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
     yield
-    from mlcycle.store import connect
-
-    for store in filter(None, [connect._connected, *connect._found.values()]):
-        store.close()
-    connect._connected = None
-    connect._found.clear()
+    if connect := sys.modules.get("mlcycle.store.connect"):
+        for store in filter(None, [connect._connected, *connect._found.values()]):
+            store.close()
+        connect._connected = None
+        connect._found.clear()
 
 
 @pytest.fixture(scope="session")

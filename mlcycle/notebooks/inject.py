@@ -17,7 +17,7 @@ from typing import Any
 
 from ..errors import ParameterError
 from .annotations import plain
-from .parameters import tagged
+from .parameters import declaring, tagged
 from .secrets import Secret
 
 # %% auto #0
@@ -153,7 +153,7 @@ def inject(
     cell = nbformat.v4.new_code_cell(code_for(values, secrets, language, kernel), metadata={"tags": [INJECTED]})
     if INJECTED not in {each.get("id") for each in nb.cells}:
         cell["id"] = INJECTED  # the same notebook with the same values is the same file
-    before, declared = tagged(nb, INJECTED), tagged(nb)
+    before, declared = tagged(nb, INJECTED), declaring(nb)
     if before is not None:
         nb.cells[before] = cell
     else:

@@ -17,9 +17,10 @@ from typing import Any
 from ..display import Result, Table
 from ..errors import NotebookFormatError
 from .annotations import Kind, kind_of
+from .params_line import as_code, is_declaration
 
 # %% auto #0
-__all__ = ['Parameter', 'Parameters', 'tagged', 'parameters_of', 'infer']
+__all__ = ['Parameter', 'Parameters', 'tagged', 'declaring', 'parameters_of', 'infer']
 
 # %% ../../nbs/notebooks/03_parameters.ipynb #parameter
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ class Parameters(tuple):
     def result(self) -> Result:
         "As every command gives it: for machines, for a terminal and for a notebook."
         rows = [(p.name, p.type or "any", "(required)" if p.required else p.source, p.help) for p in self]
-        empty = "No parameters. Tag the cell that assigns them `parameters`."
+        empty = "No parameters. Tag the cell that assigns them `parameters`, or write %params lr=0.1 in one."
         return Result(self.json(), [Table(("name", "type", "default", "help"), rows, empty=empty)])
 
     def __repr__(self) -> str:
@@ -82,6 +83,18 @@ def tagged(
 ) -> int | None:              # Index of the first cell with it, None without one
     "Find a cell by tag."
     return next((i for i, cell in enumerate(nb.cells) if cell.cell_type == "code" and tag in cell.metadata.get("tags", [])), None)
+
+# %% ../../nbs/notebooks/03_parameters.ipynb #declaring
+def declaring(
+    nb: Any,  # A notebook node
+) -> int | None:  # Index of the cell, None without one
+    "Find the cell that declares the parameters. Raises `NotebookFormatError` when two cells do so with %params."
+    if (index := tagged(nb)) is not None:
+        return index
+    found = [i for i, cell in enumerate(nb.cells) if cell.cell_type == "code" and any(map(is_declaration, cell.source.splitlines()))]
+    if len(found) > 1:
+        raise NotebookFormatError(f"{len(found)} cells declare parameters with %params. Keep one of them: what is given to a run is set after it.")
+    return found[0] if found else None
 
 # %% ../../nbs/notebooks/03_parameters.ipynb #comments
 def _comments(source: str) -> dict[int, tuple[str, bool]]:
@@ -105,7 +118,8 @@ def _help(node: ast.stmt, comments: Mapping[int, tuple[str, bool]]) -> str:
 
 # %% ../../nbs/notebooks/03_parameters.ipynb #parse
 def _tree(source: str) -> tuple[ast.Module, str]:
-    cleaned = "\n".join("" if re.match(r"\s*[%!]", line) else line for line in source.splitlines())
+    lines = [as_code(line) if is_declaration(line) else line for line in source.splitlines()]
+    cleaned = "\n".join("" if re.match(r"\s*[%!]", line) else line for line in lines)
     try:
         return ast.parse(cleaned), cleaned + "\n"
     except SyntaxError as e:
@@ -171,8 +185,8 @@ def infer(
     language: str = "python",  # Language of its kernel
     kernel: str = "",       # Name of its kernel
 ) -> Parameters | None:     # None when nothing can be known about them
-    "The parameters that a notebook declares, empty when it has no cell tagged `parameters`."
-    index = tagged(nb)
+    "The parameters that a notebook declares, empty when it has no cell tagged `parameters` and none with a line `%params …`."
+    index = declaring(nb)
     if index is None:
         return Parameters()
     if language == "python":

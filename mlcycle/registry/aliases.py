@@ -16,7 +16,7 @@ from .versions import CHAMPION, resolve_version, use_store
 from ..store import models
 
 # %% auto #0
-__all__ = ['promote', 'rollback']
+__all__ = ['promote', 'step_back', 'rollback']
 
 # %% ../../nbs/registry/17_aliases.ipynb #lazy
 if TYPE_CHECKING:
@@ -52,14 +52,13 @@ def _pile(
             pile.append(move.after)
     return pile
 
-# %% ../../nbs/registry/17_aliases.ipynb #rollback
-def rollback(
-    ref: str,       # `name@alias`; a bare name means its champion
-    why: str = "",  # The reason, for the history
+# %% ../../nbs/registry/17_aliases.ipynb #step-back
+def step_back(
+    ref: str,  # `name@alias`; a bare name means its champion
     *,
     store: Store | None = None,  # The store; the current one by default
-) -> AliasMove:
-    "Move an alias back to where it was before its last promotion. Raises `NotFoundError` when there is no earlier place, `UsageError`."
+) -> tuple[str, int | None, int | None]:  # `name@alias`, where it is, and where a rollback would take it; None for removed
+    "What `rollback` would do. Raises `NotFoundError` when there is no earlier place, `UsageError`."
     store, parsed = use_store(store), parse_ref(ref)
     if parsed.number is not None:
         raise UsageError(f"A version cannot be rolled back, only an alias: say {parsed.name}@{CHAMPION}, "
@@ -73,5 +72,18 @@ def rollback(
     if len(pile) < 2:
         raise NotFoundError(f"{parsed.name}@{alias} was never anywhere before {parsed.name}/{pile[0]}. Promote another version instead: "
                             f"`mlcycle promote {parsed.name}/N {alias}`.")
-    left = pile[-1] if pile[-1] is not None else "nothing"
-    return models.move_alias(store, parsed.name, alias, pile[-2], f"rolled back from {left}" + (f": {why}" if why else ""))
+    return f"{parsed.name}@{alias}", pile[-1], pile[-2]
+
+# %% ../../nbs/registry/17_aliases.ipynb #rollback
+def rollback(
+    ref: str,       # `name@alias`; a bare name means its champion
+    why: str = "",  # The reason, for the history
+    *,
+    store: Store | None = None,  # The store; the current one by default
+) -> AliasMove:
+    "Move an alias back to where it was before its last promotion. Raises `NotFoundError` when there is no earlier place, `UsageError`."
+    store = use_store(store)
+    where, now, before = step_back(ref, store=store)
+    model, _, alias = where.rpartition("@")
+    left = now if now is not None else "nothing"
+    return models.move_alias(store, model, alias, before, f"rolled back from {left}" + (f": {why}" if why else ""))

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from mlcycle.track.active import ActiveRun
 
 # %% ../../nbs/registry/14_packaging.ipynb #logged
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class LoggedModel:
     "A model in a run, stored and verified, not yet registered."
     run: str            # Id of the run
@@ -47,6 +47,8 @@ class LoggedModel:
         mark = " (pickle: loads only with allow_pickle=True)" if self.manifest.unsafe else ""
         takes = f"\n{self.manifest.signature}" if self.manifest.signature else ""
         return f"{self.manifest.kind} as {self.name!r} in run {self.run[:8]}{mark}, {seen}{takes}"
+
+    __repr__ = __str__
 
     def _repr_html_(self) -> str:
         head, _, _ = str(self).partition("\n")

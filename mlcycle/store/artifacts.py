@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mlcycle.store.connect import Store
 
 # %% auto #0
-__all__ = ['check_name', 'fold', 'put_file', 'put_bytes', 'listing', 'get', 'download']
+__all__ = ['check_name', 'fold', 'put_file', 'put_bytes', 'listing', 'get', 'makers', 'download']
 
 # %% ../../nbs/store/09_artifacts.ipynb #names
 _DEVICES = {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$", "CLOCK$", *(f"{d}{n}" for d in ("COM", "LPT") for n in "0123456789¹²³")}
@@ -144,6 +144,19 @@ def get(
         have = ", ".join(a.name for a in listing(store, run)[:10]) or "none"
         raise NotFoundError(f"Run {run.id[:8]} ({run.name}) has no artifact {name!r}. It has: {have}.")
     return Artifact(*rows[0])
+
+
+def makers(
+    store: Store,  # The store
+    digest: str,   # Digest of a content
+    limit: int = 5,  # At most so many
+) -> list[tuple[Run, str]]:  # The runs that stored it, oldest first, each with the name it gave it
+    "Which runs made a file of this content."
+    from mlcycle.store.runs import to_run
+
+    t, r = schema.artifacts.c, schema.runs
+    query = select(r, t.name.label("artifact")).join(schema.artifacts, t.run == r.c.pk).where(t.digest == digest).order_by(t.time).limit(limit)
+    return [(to_run(row), row.artifact) for row in store.db.all(query)]
 
 
 def download(

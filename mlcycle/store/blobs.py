@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ..errors import ArtifactError, ConfigError, CorruptArtifactError, NotFoundError, StoreFullError
+from ..errors import ArtifactError, ConfigError, CorruptArtifactError, MlcycleError, NotFoundError, StoreFullError
 
 # %% auto #0
 __all__ = ['PIECE', 'digest_of', 'VerifiedReader', 'open_filesystem', 'Blobs']
@@ -46,9 +46,14 @@ class VerifiedReader(io.RawIOBase):
         self._stream, self._digest, self._hash = stream, digest, hashlib.sha256()
 
     def readable(self) -> bool:
+        "It is."
         return True
 
-    def readinto(self, buffer: Any) -> int:
+    def readinto(
+        self,
+        buffer: Any,  # Where the bytes go
+    ) -> int:         # How many there were; 0 at the end
+        "Read the next bytes. Raises `CorruptArtifactError` at the end of damaged content."
         data = self._stream.read(len(buffer))
         buffer[: len(data)] = data
         self._hash.update(data)
@@ -58,6 +63,7 @@ class VerifiedReader(io.RawIOBase):
         return len(data)
 
     def close(self) -> None:
+        "Close the stream below, too."
         self._stream.close()
         super().close()
 
@@ -100,11 +106,17 @@ class Blobs:
         "Where a digest's content lies in the file system."
         return f"{self._place[1]}/sha256/{digest[:2]}/{digest[2:]}"
 
-    def exists(self, digest: str) -> bool:
+    def exists(
+        self,
+        digest: str,  # SHA-256
+    ) -> bool:
         "Is this content stored?"
         return self._guard("looked up", lambda: self._place[0].exists(self.path(digest)))
 
-    def size(self, digest: str) -> int:
+    def size(
+        self,
+        digest: str,  # SHA-256
+    ) -> int:
         "Bytes of this content. Raises `NotFoundError`."
         return self._guard("looked up", lambda: self._place[0].size(self.path(digest)))
 
@@ -160,7 +172,10 @@ class Blobs:
         stream = self._guard("read", lambda: self._place[0].open(self.path(digest), "rb", block_size=8 << 20, cache_type="readahead"))
         return io.BufferedReader(VerifiedReader(stream, digest), PIECE)
 
-    def read(self, digest: str) -> bytes:
+    def read(
+        self,
+        digest: str,  # SHA-256
+    ) -> bytes:
         "The whole content, verified. Raises `NotFoundError`, `CorruptArtifactError`."
         with self.open(digest) as f:
             return f.read()
@@ -186,38 +201,47 @@ class Blobs:
 
     def digests(self) -> Iterator[tuple[str, int]]:
         "Every stored digest with its size; what lies there under another name is passed over."
-        fs, root = self._place
-        fs.invalidate_cache()
-        if fs.exists(f"{root}/sha256"):
-            for path, info in fs.find(f"{root}/sha256", detail=True).items():
-                digest = "".join(path.rsplit("/", 2)[-2:])
-                if len(digest) == 64:
-                    yield digest, info["size"]
+        for path, info in self._found("sha256").items():
+            digest = "".join(path.rsplit("/", 2)[-2:])
+            if len(digest) == 64:
+                yield digest, info["size"]
+
+    def _found(self, folder: str) -> dict[str, Any]:
+        def find() -> dict[str, Any]:
+            fs, root = self._place
+            fs.invalidate_cache()
+            return fs.find(f"{root}/{folder}", detail=True) if fs.exists(f"{root}/{folder}") else {}
+
+        return self._guard("looked up", find)
 
     def abandoned(
         self,
         age: float = 3600.0,  # Seconds since its last change; younger ones may still be being written
     ) -> list[tuple[str, int]]:  # Path and size
         "Temporary files that a killed process left."
-        fs, root = self._place
-        fs.invalidate_cache()
-        if not fs.exists(f"{root}/tmp"):
-            return []
-        found = fs.find(f"{root}/tmp", detail=True)
-        return [(path, info["size"]) for path, info in found.items() if time.time() - _changed(info) >= age]
+        return [(path, info["size"]) for path, info in self._found("tmp").items() if time.time() - _changed(info) >= age]
 
-    def delete(self, digest: str) -> None:
+    def delete(
+        self,
+        digest: str,  # SHA-256
+    ) -> None:
         "Remove content, if it is still there. Only `gc` may: it knows that nothing refers to it."
         with suppress(NotFoundError):
             self._guard("deleted", lambda: self._place[0].rm_file(self.path(digest)))
 
-    def set_aside(self, digest: str) -> None:
+    def set_aside(
+        self,
+        digest: str,  # SHA-256
+    ) -> None:
         "Move damaged content out of the way, so that the same content can be stored again."
         fs, root = self._place
         fs.makedirs(f"{root}/damaged", exist_ok=True)
         self._guard("moved", lambda: fs.mv(self.path(digest), f"{root}/damaged/{digest}"))
 
-    def delete_temporary(self, path: str) -> None:
+    def delete_temporary(
+        self,
+        path: str,  # As `abandoned` gives it
+    ) -> None:
         "Remove what `abandoned` found."
         with suppress(FileNotFoundError):
             self._place[0].rm_file(path)
@@ -236,6 +260,13 @@ class Blobs:
                 raise StoreFullError(f"No space left for artifacts at {self.url}. Free some space and try again; "
                                      "nothing half-written was kept.") from e
             raise ArtifactError(f"An artifact could not be {done} at {self.url}: {e}.") from e
+        except MlcycleError:
+            raise
+        except Exception as e:
+            if not type(e).__module__.startswith(("botocore", "aiobotocore", "aiohttp", "s3fs")):
+                raise
+            raise ArtifactError(f"The artifact store at {self.url} cannot be used: {e}. Check its address, its endpoint "
+                                "and the credentials in the environment.") from e
 
 
 def _make_folder(fs: Any, path: str) -> None:

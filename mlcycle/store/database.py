@@ -55,6 +55,8 @@ def explain(
                           "See who holds it open and try again.")
     if "readonly" in low or "unable to open database file" in low or "permission denied" in low:
         return StoreError(f"The store at {where} cannot be written ({text}). Check the folder's permissions.")
+    if any(words in low for words in ("connection refused", "could not connect", "timeout expired", "could not translate host", "server closed")):
+        return StoreError(f"The database at {where} cannot be reached ({text.splitlines()[0]}). Check that it runs and that the address is right.")
     return StoreError(f"The store at {where} failed: {text}")
 
 # %% ../../nbs/store/02_database.ipynb #text

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mlcycle.store.connect import Store
 
 # %% auto #0
-__all__ = ['plain', 'encode', 'put_params', 'put_tags', 'put_captures', 'params', 'tags', 'captures', 'warnings']
+__all__ = ['plain', 'encode', 'put_params', 'param_steps', 'put_tags', 'put_captures', 'params', 'tags', 'captures', 'warnings']
 
 # %% ../../nbs/store/08_facts.ipynb #encode
 def plain(
@@ -87,12 +87,22 @@ def put_params(
     values: Mapping[str, Any],  # Param name to value
 ) -> None:
     "Store params; one that was there before takes the new value. Raises `DataError`, `StoreError`."
-    if bad := [name for name in values if not isinstance(name, str) or not name.strip()]:
-        raise DataError(f"Param names must be non-empty text, not {bad[0]!r}.")
-    found = {storable(name, "The param"): plain(value) for name, value in values.items()}
-    rows = [{"run": run, "name": name, "value": encode(value), "number": _number(value)} for name, value in sorted(found.items())]
-    if rows:
-        store.db.transact((store.db.sql(_put(store.db.sqlite, schema.params, "name", "value", "number")), rows))
+    if steps := param_steps(store, [(run, values)]):
+        store.db.transact(*steps)
+
+
+def param_steps(
+    store: Store,                                       # The store
+    given: Iterable[tuple[int, Mapping[str, Any]]],     # A run's row number, and its params
+) -> list[tuple[str, list[dict[str, Any]]]]:            # What `Database.transact` takes; nothing for no params
+    "Store params of one or more runs: the statements of one transaction. Raises `DataError`."
+    rows = []
+    for run, values in given:
+        if bad := [name for name in values if not isinstance(name, str) or not name.strip()]:
+            raise DataError(f"Param names must be non-empty text, not {bad[0]!r}.")
+        found = {storable(name, "The param"): plain(value) for name, value in values.items()}
+        rows += [{"run": run, "name": name, "value": encode(value), "number": _number(value)} for name, value in sorted(found.items())]
+    return [(store.db.sql(_put(store.db.sqlite, schema.params, "name", "value", "number")), rows)] if rows else []
 
 
 def put_tags(
@@ -124,25 +134,37 @@ def put_captures(
         db.transact(*steps)
 
 # %% ../../nbs/store/08_facts.ipynb #read
-def params(store: Store, run: Run) -> dict[str, Any]:
+def params(
+    store: Store,  # The store
+    run: Run,      # A run
+) -> dict[str, Any]:  # Param name to value
     "A run's params, with their types."
     t = schema.params.c
     return {name: json.loads(value) for name, value in store.db.all(select(t.name, t.value).where(t.run == run.pk).order_by(t.name))}
 
 
-def tags(store: Store, run: Run) -> dict[str, str]:
+def tags(
+    store: Store,  # The store
+    run: Run,      # A run
+) -> dict[str, str]:      # Tag name to text
     "A run's tags."
     t = schema.tags.c
     return dict(store.db.all(select(t.name, t.value).where(t.run == run.pk).order_by(t.name)))
 
 
-def captures(store: Store, run: Run) -> dict[str, dict[str, Any]]:
+def captures(
+    store: Store,  # The store
+    run: Run,      # A run
+) -> dict[str, dict[str, Any]]:  # Provider to what it found
     "What each capture provider found for a run."
     t = schema.captures.c
     return {provider: json.loads(data) for provider, data in store.db.all(select(t.provider, t.data).where(t.run == run.pk))}
 
 
-def warnings(store: Store, run: Run) -> list[str]:
+def warnings(
+    store: Store,  # The store
+    run: Run,      # A run
+) -> list[str]:     # In words
     "Warnings that came up during a run, oldest first."
     t = schema.warnings.c
     return [message for (message,) in store.db.all(select(t.message).where(t.run == run.pk).order_by(t.pk))]

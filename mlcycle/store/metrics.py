@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from sqlalchemy import bindparam, case, func, literal_column, select
 
 from ..entities import MetricPoint, Run
 from . import schema
+from .database import storable
 from .events import moment
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from mlcycle.store.connect import Store
 
 # %% auto #0
-__all__ = ['log', 'history', 'frame', 'latest', 'next_step']
+__all__ = ['log', 'point_steps', 'history', 'frame', 'latest', 'next_step']
 
 # %% ../../nbs/store/07_metrics.ipynb #statements
 _ONE = literal_column("1")  # literals, since the fast path binds only what it is given
@@ -70,6 +71,17 @@ def log(
             for name, value in sorted(values.items())]
     data = rows[0] if len(rows) == 1 else rows
     db.transact((db.sql(_summary(db.sqlite)), data), (db.sql(_POINT), data))
+
+# %% ../../nbs/store/07_metrics.ipynb #many
+def point_steps(
+    store: Store,                                  # The store
+    points: Iterable[tuple[int, str, int, float]],  # The run's row number, metric, step, value
+) -> list[tuple[str, list[dict[str, Any]]]]:       # What `Database.transact` takes; nothing for no points
+    "Store many points: the statements of one transaction."
+    now, db = time.time(), store.db
+    rows = [{"run": run, "name": storable(name, "The metric"), "step": step, "value": None if value != value else float(value), "time": now}
+            for run, name, step, value in points]
+    return [(db.sql(_summary(db.sqlite)), rows), (db.sql(_POINT), rows)] if rows else []
 
 # %% ../../nbs/store/07_metrics.ipynb #read
 def _value(stored: float | None) -> float:

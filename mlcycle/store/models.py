@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mlcycle.store.connect import Store
 
 # %% auto #0
-__all__ = ['create_version', 'versions', 'get_version', 'version_files', 'list_models', 'get_model', 'move_alias',
+__all__ = ['create_version', 'versions', 'versions_of', 'get_version', 'version_files', 'list_models', 'get_model', 'move_alias',
            'alias_history']
 
 # %% ../../nbs/store/11_models.ipynb #create
@@ -51,6 +51,9 @@ def create_version(
         raise NotFoundError(f"Run {run.id[:8]} ({run.name}) logged no model under {artifact!r}.")
     now, who, model = time.time(), actor(), storable(model, "The model")
     with store.db.write() as con:
+        held = select(schema.runs.c.pk).where(schema.runs.c.id == run.id).with_for_update(read=True, key_share=True)  # not deleted meanwhile
+        if con.execute(held).scalar() is None:
+            raise NotFoundError(f"Run {run.id[:8]} ({run.name}) is gone: it was deleted.")
         number = _next_number(con, store, model, now)
         con.execute(insert(schema.versions).values(
             model=model, number=number, run=run.id, digest=digest, flavour=flavour, artifact=artifact, created=now, actor=who,
@@ -83,6 +86,16 @@ def versions(
     "Every version of a model."
     aliases, t = _aliases(store, model).get(model, {}), schema.versions.c
     return [_version(r, aliases) for r in store.db.all(select(schema.versions).where(t.model == model).order_by(t.number))]
+
+
+def versions_of(
+    store: Store,  # The store
+    run: Run,      # A run
+) -> list[Version]:  # Oldest first
+    "Every version that a run made."
+    aliases, t = _aliases(store), schema.versions.c
+    rows = store.db.all(select(schema.versions).where(t.run == run.id).order_by(t.created))
+    return [_version(r, aliases.get(r.model, {})) for r in rows]
 
 
 def get_version(

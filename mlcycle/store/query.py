@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mlcycle.store.connect import Store
 
 # %% auto #0
-__all__ = ['TEXTS', 'TIMES', 'FOLDERS', 'epoch', 'Translator', 'page']
+__all__ = ['TEXTS', 'TIMES', 'FOLDERS', 'epoch', 'Translator', 'page', 'count']
 
 # %% ../../nbs/store/13_query.ipynb #names
 TEXTS = ("id", "name", "experiment", "kind", "status", "parent", "actor")
@@ -62,6 +62,7 @@ class Translator:
         self._status: ColumnElement | None = None
 
     def refuse(self, what: str) -> QueryError:
+        "The error for what is not in the grammar, with what is."
         return QueryError(f"{what} in the query {self.text!r}. A query compares metrics.NAME, params.NAME, tags.NAME, {', '.join(TEXTS)}, started, "
                           "ended and seconds with values, joined by and, or, not; for example: metrics.auc > 0.9 and params.model == 'hgb'.")
 
@@ -166,6 +167,7 @@ class Translator:
         return make(column, str(value))
 
     def param(self, table: Any, make: Any, operator: ast.cmpop, value: Any, equality: bool) -> ColumnElement:
+        "A comparison of a param, whose value has a type: text is compared with text, numbers with numbers."
         if isinstance(value, int | float) and not isinstance(value, bool):
             return make(table.c.number, literal(float(value)))
         if not equality:
@@ -176,6 +178,7 @@ class Translator:
         return make(table.c.value, encode(value))
 
     def among(self, sort: str, where: Any, value: Any) -> ColumnElement:
+        "Is the field one of a list? Raises `QueryError`."
         if not isinstance(value, list):
             raise self.refuse(f"`in` needs a list, or a text on its left: not {value!r}")
         return or_(false(), *(self.compare(sort, where, ast.Eq(), item) for item in value))
@@ -232,18 +235,26 @@ def page(
     experiment: str | None = None,  # Only this experiment
     order_by: str = "-started",     # A field, `-` before it for descending
     limit: int | None = 1000,       # At most so many; None for all
+    offset: int = 0,                # How many of them to pass over: for the pages of a table
 ) -> list[Any]:                     # Rows of the runs table
     "The rows of runs that fit, in order. Raises `QueryError`."
     if limit is not None and limit < 1:
         raise QueryError(f"limit must be at least 1, not {limit}.")
+    if offset < 0:
+        raise QueryError(f"offset must be at least 0, not {offset}.")
+    translator, conditions = _translate(store, query, experiment)
+    return _ordered(store, translator, conditions, order_by.strip(), limit, offset)
+
+
+def _translate(store: Store, query: str | None, experiment: str | None) -> tuple[Translator, list[ColumnElement]]:
     translator = Translator(store, query or "")
     conditions = [translator.where()] if query and query.strip() else []
     if experiment is not None:
         conditions.append(schema.runs.c.experiment == experiment)
-    return _ordered(store, translator, conditions, order_by.strip(), limit)
+    return translator, conditions
 
 
-def _ordered(store: Store, translator: Translator, conditions: list[ColumnElement], order: str, limit: int | None) -> list[Any]:
+def _ordered(store: Store, translator: Translator, conditions: list[ColumnElement], order: str, limit: int | None, offset: int) -> list[Any]:
     down, name = order.startswith("-"), order.lstrip("+-")
     translator.text = order
     try:
@@ -263,8 +274,23 @@ def _ordered(store: Store, translator: Translator, conditions: list[ColumnElemen
     ordering.append(schema.runs.c.pk.desc())
     base = select(*columns).select_from(translator.source)
     have = conditions + ([where.c.run.is_not(None), where.c.name == translator.path(node)[1]] if inner else [])
-    rows = store.db.all(base.where(*have).order_by(*ordering).limit(limit))
+    rows = store.db.all(base.where(*have).order_by(*ordering).limit(limit).offset(offset or None))
     if inner and (limit is None or len(rows) < limit):
-        rest = base.where(*conditions, where.c.run.is_(None)).order_by(schema.runs.c.pk.desc())
+        passed = 0 if rows or not offset else _count(store, translator, have)
+        rest = base.where(*conditions, where.c.run.is_(None)).order_by(schema.runs.c.pk.desc()).offset(max(0, offset - passed) if not rows else None)
         rows += store.db.all(rest.limit(None if limit is None else limit - len(rows)))
     return rows
+
+
+def _count(store: Store, translator: Translator, conditions: list[ColumnElement]) -> int:
+    return store.db.all(select(func.count()).select_from(translator.source).where(*conditions))[0][0]
+
+# %% ../../nbs/store/13_query.ipynb #count
+def count(
+    store: Store,                   # The store
+    query: str | None = None,       # Condition; all runs by default
+    experiment: str | None = None,  # Only this experiment
+) -> int:
+    "How many runs fit. Raises `QueryError`."
+    translator, conditions = _translate(store, query, experiment)
+    return _count(store, translator, conditions)

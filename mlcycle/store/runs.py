@@ -83,6 +83,10 @@ def lost_keys(
 # %% ../../nbs/store/06_runs.ipynb #create
 _COLUMNS = ("id", "name", "experiment", "kind", "status", "started", "parent", "actor", "host", "pid", "process_started")
 _INSERT = insert(schema.runs).values({c: bindparam(c) for c in _COLUMNS})
+# SQLite would give the number of a deleted run to the next one, and whoever still holds the deleted run would see another in its place. Every run
+# adds to the log, which only grows, so a number past the log's was never used. PostgreSQL's sequences never go back by themselves.
+_NEXT = func.max(*(select(func.coalesce(func.max(t.c.pk), literal_column("0"))).scalar_subquery() for t in (schema.runs, schema.events)))
+_INSERT_SQLITE = _INSERT.values(pk=_NEXT + literal_column("1"))
 _BY_ID = select(schema.runs.c.pk).where(schema.runs.c.id == bindparam("id"))
 
 
@@ -101,7 +105,8 @@ def create(
     values = dict(zip(_COLUMNS, (run_id, name, experiment, kind, "running", now, parent, who, process.host, process.pid, process.started),
                       strict=True))
     db = store.db
-    db.transact((db.sql(_INSERT), values), (db.sql(APPEND), entry("run.start", run_id, {"name": name, "experiment": experiment}, now)))
+    begin, log = db.sql(_INSERT_SQLITE if db.sqlite else _INSERT), entry("run.start", run_id, {"name": name, "experiment": experiment}, now)
+    db.transact((begin, values), (db.sql(APPEND), log))
     pk = db.fetch(_BY_ID, {"id": run_id})[0][0]
     return Run(pk, run_id, name, experiment, kind, "running", moment(now), None, parent, who, process)
 

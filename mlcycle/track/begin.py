@@ -5,9 +5,9 @@
 # %% ../../nbs/track/04_begin.ipynb #imports
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..entities import Kind, RunError
 from ..redact import Redactor
@@ -15,8 +15,11 @@ from ..store import facts, runs
 from ..store.connect import Store, current_store
 from .active import ActiveRun
 
+if TYPE_CHECKING:
+    from mlcycle.track.capture.providers import Captured
+
 # %% auto #0
-__all__ = ['start', 'attach']
+__all__ = ['start', 'attach', 'keep_captures']
 
 # %% ../../nbs/track/04_begin.ipynb #start
 def start(
@@ -68,8 +71,16 @@ def _capture(active: ActiveRun, kind: Kind, source: str | None, cwd: Path) -> No
     from mlcycle.track.capture.providers import CaptureContext, capture_all
 
     context = CaptureContext(run_id=active.id, kind=kind, root=active.store.settings.root, cwd=cwd, cell_source=source)
-    found, problems = capture_all(context)
-    redactor = active.redactor
+    keep_captures(active, *capture_all(context))
+
+
+def keep_captures(
+    active: ActiveRun,                  # A run
+    found: Mapping[str, Captured],      # What each provider found
+    warnings: Sequence[str] = (),       # What could not be found
+) -> None:
+    "Store with a run what the capture providers found. Raises `StoreError`."
+    redactor, problems = active.redactor, list(warnings)
     for captured in found.values():
         for document, data in captured.documents.items():
             try:

@@ -18,19 +18,21 @@ from typing import Any
 
 from ..config import ENV_RUN
 from ..entities import Artifact, Dataset, Kind, RunError, Status
-from ..errors import MlcycleError, NoActiveRunError
+from ..errors import MlcycleError, NoActiveRunError, UsageError
 from ..redact import Redactor
 from ..store.connect import Store
 from .active import ActiveRun
 from .begin import attach, start
 
 # %% auto #0
-__all__ = ['current_run', 'Terminated', 'outcome', 'run', 'log_metric', 'log_metrics', 'log_params', 'set_tags', 'log_artifact',
-           'log_text', 'log_figure', 'log_table', 'log_input', 'log_model']
+__all__ = ['entered', 'leaving', 'current_run', 'hold', 'held_run', 'let_go', 'Terminated', 'outcome', 'run', 'log_metric',
+           'log_metrics', 'log_params', 'set_tags', 'log_artifact', 'log_text', 'log_figure', 'log_table', 'log_input',
+           'log_model']
 
 # %% ../../nbs/track/05_current.ipynb #current
 _current: ContextVar[ActiveRun | None] = ContextVar("mlcycle_run", default=None)
 _main_runs: list[ActiveRun] = []          # Runs open in the main thread, innermost last
+_held: list[ActiveRun] = []               # The run of a session over several cells, at most one
 _attached: dict[str, ActiveRun] = {}      # The run that this process was started for
 
 
@@ -40,6 +42,8 @@ def current_run() -> ActiveRun:
         return run
     if _main_runs and threading.current_thread() is not threading.main_thread():
         return _main_runs[-1]
+    if _held:
+        return _held[-1]
     if run_id := os.environ.get(ENV_RUN):
         if run_id not in _attached:
             _attached[run_id] = attach(run_id)
@@ -53,6 +57,25 @@ def _parent() -> str | None:
         return current_run().id
     except NoActiveRunError:
         return None
+
+# %% ../../nbs/track/05_current.ipynb #hold
+def hold(
+    active: ActiveRun,  # A run that goes on until `let_go`
+) -> None:
+    "Make a run the one of this process, wherever no block has a run of its own. Raises `UsageError`."
+    if _held:
+        raise UsageError(f"The run {_held[-1].name!r} ({_held[-1].id[:8]}) is held already. End it first.")
+    _held.append(active)
+
+
+def held_run() -> ActiveRun | None:  # None where there is none
+    "The run that this process holds."
+    return _held[-1] if _held else None
+
+
+def let_go() -> None:
+    "Hold no run any more; the run itself goes on until it is finished."
+    _held.clear()
 
 # %% ../../nbs/track/05_current.ipynb #terminate
 class Terminated(SystemExit):
@@ -91,6 +114,18 @@ def outcome(
             return "finished", None, None
     return "failed", RunError(type(error).__name__, str(error), "".join(traceback.format_exception(error))), f"{type(error).__name__}: {error}"
 
+# %% ../../nbs/track/05_current.ipynb #blocks
+entered: list[Callable[[ActiveRun], None]] = []  # Called with a run when its block has begun
+leaving: list[Callable[[ActiveRun], None]] = []  # Called with it before the block ends, while it can still be logged to
+
+
+def _tell(listeners: list[Callable[[ActiveRun], None]], active: ActiveRun) -> None:
+    for listener in tuple(listeners):
+        try:
+            listener(active)
+        except Exception as e:
+            active.warn(f"{getattr(listener, '__module__', 'a listener')}: {type(e).__name__}: {e}")
+
 # %% ../../nbs/track/05_current.ipynb #run
 class run:
     "A `with` block as a run: `with mlc.run(\"baseline\", experiment=\"churn\") as run:`. Raises `StoreError`."
@@ -125,9 +160,12 @@ class run:
         self._token, self._pid = _current.set(self.active), os.getpid()
         if threading.current_thread() is threading.main_thread():
             _main_runs.append(self.active)
+        _tell(entered, self.active)
         return self.active
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if os.getpid() == self._pid:
+            _tell(leaving, self.active)
         _current.reset(self._token)
         if self.active in _main_runs:
             _main_runs.remove(self.active)

@@ -37,6 +37,7 @@ def runs(
     experiment: str | None = None,  # Only this experiment
     order_by: str = "-started",     # A field, `-` before it for descending
     limit: int | None = 1000,       # At most so many; None for all
+    offset: int = 0,                # How many to pass over, for the pages of a table
     store: Store | None = None,     # Where to look; the store in use by default
 ) -> pd.DataFrame:                  # A row a run: id, name, experiment, status, kind, started, seconds, parent, then params, metrics and tags
     "The runs that fit, as a DataFrame. Raises `QueryError`."
@@ -45,7 +46,7 @@ def runs(
     import pandas as pd
 
     store = store or current_store()
-    rows = page(store, query, experiment, order_by, limit)
+    rows = page(store, query, experiment, order_by, limit, offset)
     found = [store_runs.to_run(row) for row in rows]
     keys = [run.pk for run in found]
     data: dict[str, Any] = {

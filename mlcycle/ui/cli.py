@@ -27,7 +27,8 @@ def main(
         _complain(e, face)
         sys.exit(e.exit_code)
     except (KeyboardInterrupt, SystemExit) as e:
-        _complain(e, face)
+        if isinstance(e, KeyboardInterrupt) or hasattr(e, "result"):  # click's completion leaves through SystemExit
+            _complain(e, face)
         sys.exit(getattr(e, "exit_code", 130 if isinstance(e, KeyboardInterrupt) else e.code))
     except BrokenPipeError:  # `mlcycle runs | head`
         _hush()

@@ -85,7 +85,8 @@ complete_anything = _offer(lambda store, incomplete: _models(store, incomplete) 
 
 # %% ../../nbs/ui/02_completion.ipynb #line
 def complete_line(
-    line: str,  # What stands after `%mlcycle `, up to the cursor
+    line: str,  # What stands after the command, up to the cursor
+    command: click.Command | None = None,  # The command; `mlcycle` by default
 ) -> list[str]:  # What the last word can become
     "Complete the last word of a command line."
     import shlex
@@ -100,7 +101,7 @@ def complete_line(
         return []
     incomplete = "" if not line or line[-1].isspace() else words.pop()
     try:
-        found = ShellComplete(tree, {}, "mlcycle", "_MLCYCLE_COMPLETE").get_completions(words, incomplete)
+        found = ShellComplete(command or tree, {}, "mlcycle", "_MLCYCLE_COMPLETE").get_completions(words, incomplete)
     except Exception:
         return []
     return [item.value for item in found if item.type == "plain"] + _files(found, incomplete)

@@ -14,6 +14,7 @@ import click
 
 from ..display import Result
 from ..errors import MlcycleError
+from .help import with_page
 
 # %% auto #0
 __all__ = ['COMMANDS', 'Face', 'Command', 'Tree', 'tree', 'CommandError', 'Quiet', 'invoke']
@@ -25,12 +26,16 @@ COMMANDS = {  # In the order in which the cycle meets them
     "params": "notebooks:params",
     "runs": "runs:runs",
     "show": "show:show",
+    "lineage": "lineage:lineage",
+    "compare": "compare:compare",
     "artifacts": "runs:artifacts",
+    "delete": "compare:delete",
     "register": "models:register",
     "promote": "models:promote",
     "rollback": "models:rollback",
     "models": "models:models",
     "predict": "predict:predict",
+    "autolog": "autolog:autolog",
     "events": "store:events",
     "fsck": "store:fsck",
     "gc": "store:gc",
@@ -52,6 +57,9 @@ class Command(click.Command):
         super().__init__(*args, **kwargs)
         self.params.append(click.Option(["--json", "as_json"], is_flag=True, help="Print the result as one line of JSON."))
 
+    def get_help_option(self, ctx: click.Context) -> click.Option | None:
+        return with_page(super().get_help_option(ctx))
+
     def invoke(self, ctx: click.Context) -> Result:
         as_json = ctx.params.pop("as_json", False)
         ctx.ensure_object(Face).json = as_json
@@ -60,6 +68,9 @@ class Command(click.Command):
 # %% ../../nbs/ui/01_tree.ipynb #tree
 class Tree(click.Group):
     "The root: finds a command by name and loads it."
+
+    def get_help_option(self, ctx: click.Context) -> click.Option | None:
+        return with_page(super().get_help_option(ctx))
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -109,7 +120,8 @@ def invoke(
     try:
         result = tree.main(words, prog_name="mlcycle", standalone_mode=False, obj=face)
     except click.exceptions.NoArgsIsHelpError as e:
-        raise CommandError(e.format_message()) from None
+        click.echo(e.format_message())
+        raise Quiet from None
     except click.UsageError as e:
         where = f"\nSee `{e.ctx.command_path} --help`." if e.ctx else ""
         raise CommandError(e.format_message() + where) from None

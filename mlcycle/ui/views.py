@@ -5,16 +5,67 @@
 # %% ../../nbs/ui/03_views.ipynb #imports
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from ..display import Facts, Result, Table, Text, show_bytes, show_seconds, show_value
-from ..entities import AliasMove, Model, Run, Version
+from ..display import Facts, Part, Result, Table, Text, show_bytes, show_seconds, show_value
+from ..entities import AliasMove, Artifact, Model, Run, Version
+from ..errors import MlcycleError
+from ..registry.lineage import Lineage, of_run, of_version
+from ..registry.lineage_picture import LineagePart
 from ..store import artifacts, facts, inputs, metrics, models, runs
 from ..store.connect import Store
+from .widgets.view import Picture
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 # %% auto #0
-__all__ = ['VERSION_COLUMNS', 'run_data', 'run_view', 'runs_view', 'version_data', 'version_row', 'version_view', 'move_data',
-           'model_view', 'models_view']
+__all__ = ['FIGURES', 'FIGURE_BYTES', 'VERSION_COLUMNS', 'Beside', 'figures', 'run_data', 'run_view', 'runs_view', 'version_data',
+           'version_row', 'version_view', 'move_data', 'model_view', 'models_view']
+
+# %% ../../nbs/ui/03_views.ipynb #beside
+@dataclass(frozen=True, slots=True)
+class Beside:
+    "Parts next to each other, below each other in a terminal."
+    parts: Sequence[Part]  # What to show
+
+    def html(self) -> str:
+        "As HTML."
+        each = "".join(f"<div style='min-width:0;max-width:100%'>{part.html()}</div>" for part in self.parts)
+        return f"<div style='display:flex;flex-wrap:wrap;gap:0 48px;align-items:flex-start'>{each}</div>"
+
+    def rich(self) -> RenderableType:
+        "For a terminal."
+        from rich.console import Group
+
+        return Group(*(part.rich() for part in self.parts))
+
+# %% ../../nbs/ui/03_views.ipynb #figures
+FIGURES, FIGURE_BYTES = 4, 400_000  # Figures that a view shows, and the size of the largest
+_MIME = {"png": "image/png", "jpg": "image/jpeg", "jpeg": "image/jpeg", "gif": "image/gif", "webp": "image/webp", "svg": "image/svg+xml"}
+
+
+def figures(
+    store: Store,           # The store
+    files: list[Artifact],  # A run's artifacts
+) -> list[Part]:            # Pictures, and a line on those that are not shown
+    "The figures among some files as pictures."
+    found = [(file, _MIME[ending]) for file in files if file.kind == "figure" and (ending := file.name.rpartition(".")[2].lower()) in _MIME]
+    parts: list[Part] = []
+    for file, mime in [pair for pair in found if pair[0].size <= FIGURE_BYTES][:FIGURES]:
+        try:
+            parts.append(Picture(store.blobs.read(file.digest), file.name, mime, 300))
+        except MlcycleError as e:  # a lost file is no reason to show nothing
+            parts.append(Text(f"{file.name} cannot be shown: {e}", "warn"))
+    left = len(found) - len(parts)
+    return parts + ([Text(f"{left} more figure{'s' if left > 1 else ''} among the artifacts", "dim")] if left else [])
+
+
+def _origins(found: Lineage) -> list[Part]:
+    "The picture of a lineage, where there is more to see than the thing itself."
+    return [LineagePart(found)] if found.edges else []
 
 # %% ../../nbs/ui/03_views.ipynb #run
 def run_data(
@@ -38,20 +89,31 @@ def run_view(
     data |= {"artifacts": [{"name": a.name, "digest": a.digest, "bytes": a.size, "kind": a.kind} for a in files], "captured": found,
              "inputs": [{"name": d.name, "role": d.role, "digest": d.digest, "rows": d.rows, "source": d.source} for d in datasets],
              "warnings": facts.warnings(store, run), "children": [child.id for child in runs.children(store, run)]}
-    parts: list[Text | Facts | Table] = [Facts({
+    parts: list[Part] = [Facts({
         "run": f"{run.name} ({run.id[:8]})", "experiment": run.experiment, "status": run.status, "reason": run.reason, "started": run.started,
         "took": show_seconds(run.seconds), "by": run.actor, "part of": run.parent and run.parent[:8], **_origin(run, data["tags"], found)})]
-    parts += [Facts(values, title) for title, values in (("Params", data["params"]), ("Metrics", data["metrics"]), ("Tags", data["tags"])) if values]
-    if datasets:
-        parts.append(Table(["data", "for", "rows", "digest"], [[d.name, d.role, d.rows, d.digest[:12]] for d in datasets], "Inputs"))
-    if files:
-        parts.append(Table(["artifact", "kind", "size"], [[a.name, a.kind, show_bytes(a.size)] for a in files], "Artifacts"))
+    parts += _origins(of_run(store, run))
+    if held := [Facts(data[what], what.capitalize()) for what in ("params", "metrics", "tags") if data[what]]:
+        parts.append(Beside(held))
+    if shown := figures(store, files):
+        parts += [Text("Figures", "head"), Beside(shown)]
+    tables = [Table(["data", "for", "rows", "digest"], [[d.name, d.role, d.rows, d.digest[:12]] for d in datasets], "Inputs"),
+              Table(["artifact", "kind", "size"], [[a.name, a.kind, show_bytes(a.size)] for a in files], "Artifacts")]
+    if any(table.rows for table in tables):
+        parts.append(Beside([table for table in tables if table.rows]))
     if data["children"]:
         parts.append(Table(["run", "name", "status"], [[c.id[:8], c.name, c.status] for c in runs.children(store, run)], "Parts"))
     parts += [Text(f"Warning: {w}", "warn") for w in data["warnings"]]
     if run.error and run.error.traceback:
         parts.append(Text(run.error.traceback, "bad", block=True))
-    return Result(data, parts)
+    return Result(data, parts, live=lambda: _page("RunView", run, store))
+
+
+def _page(name: str, thing: Any, store: Store) -> Any:
+    "The page that a person at a notebook works with."
+    from mlcycle.ui.widgets import things
+
+    return getattr(things, name)(thing, store)
 
 
 def _origin(run: Run, tags: dict[str, str], found: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -127,15 +189,14 @@ def version_view(
     data = version_data(version) | {"files": [{"name": f.name, "digest": f.digest, "bytes": f.size} for f in files]}
     head = Facts({"version": version.ref, "aliases": version.aliases or None, "flavour": version_row(version)[2], "run": version.run[:8],
                   "registered": version.created, "by": version.actor, "digest": version.digest[:16]})
-    parts: list[Text | Facts | Table] = [head]
-    if version.metrics:
-        parts.append(Facts(version.metrics, "Metrics"))
+    parts: list[Part] = [head, *_origins(of_version(store, version))]
+    held: list[Part] = [Facts(version.metrics, "Metrics")] if version.metrics else []
     if version.signature:
         from mlcycle.registry.signatures import from_dict
 
-        parts.append(_signature(from_dict(version.signature)))
-    parts.append(Table(["file", "size"], [[f.name, show_bytes(f.size)] for f in files], "Files"))
-    return Result(data, parts)
+        held.append(_signature(from_dict(version.signature)))
+    parts.append(Beside([*held, Table(["file", "size"], [[f.name, show_bytes(f.size)] for f in files], "Files")]))
+    return Result(data, parts, live=lambda: _page("VersionView", version, store))
 
 # %% ../../nbs/ui/03_views.ipynb #model
 def move_data(
@@ -154,7 +215,8 @@ def model_view(
     data = {"name": model.name, "aliases": model.aliases, "versions": [version_data(v) for v in held], "history": [move_data(m) for m in moves]}
     rows = [[m.time, m.alias, m.before, m.after, m.actor, m.why] for m in reversed(moves)]
     return Result(data, [Table(VERSION_COLUMNS, [version_row(v) for v in reversed(held)], model.name),
-                         *([Table(["when", "alias", "from", "to", "by", "why"], rows, "Alias history")] if rows else [])])
+                         *([Table(["when", "alias", "from", "to", "by", "why"], rows, "Alias history")] if rows else [])],
+                  live=lambda: _page("ModelView", model, store))
 
 
 def models_view(

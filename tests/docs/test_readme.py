@@ -59,12 +59,24 @@ def test_links_lead_somewhere() -> None:
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    "What `mlcycle demo` leaves behind, made with one short run: the sample project, and biopsy/1 as champion."
+    "What `mlcycle demo` leaves behind, without its three runs: the sample project, and biopsy/1 as champion."
+    import pandas as pd
+    from sklearn.tree import DecisionTreeClassifier
+
+    from mlcycle.registry.aliases import promote
+    from mlcycle.registry.versions import register
+    from mlcycle.store.connect import open_store
+    from mlcycle.track.begin import start
     from mlcycle.ui.sample import write_project
 
     write_project(tmp_path)
-    mlcycle("run", "train.ipynb", "-p", "folds", "2", "-e", "biopsies", "--register", "biopsy", folder=tmp_path)
-    mlcycle("promote", "biopsy/1", folder=tmp_path)
+    data = pd.read_csv(tmp_path / "data" / "train.csv")
+    X, y = data.drop(columns="diagnosis"), data["diagnosis"]
+    with open_store(tmp_path / ".mlcycle" / "mlcycle.db") as store:
+        active = start("tree", "biopsies", store=store, capture=False)
+        active.log_model(DecisionTreeClassifier(max_depth=3).fit(X, y), input_example=X.head())
+        active.finish()
+        promote(register(active.run, "biopsy", store=store).ref, store=store)
     return tmp_path
 
 

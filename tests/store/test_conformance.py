@@ -142,6 +142,33 @@ def test_reused_process_id_is_no_sign_of_life(store: Store) -> None:
     assert [runs.get(store, r.id).status for r in (old, far)] == ["lost", "running"]
 
 
+def test_parts_in_bulk(store: Store) -> None:
+    "Many parts of a run are added together, each whole: params, every step of its metrics, status, time; a bad name adds none."
+    from mlcycle.store.bulk import Part, add_parts, add_points
+
+    parent, other = runs.create(store, "churn", "search"), runs.create(store, "churn", "other")
+    runs.create(store, "churn", "child of another", parent=other.id)
+    parts = [Part(f"search.{i}", 1.8e9 + i, 0.25, {"C": i / 7, "kind": "l2"}, {"score": [i / 3, math.nan, math.inf], "mean": [float(i)]},
+                  "failed" if i == 7 else "finished", "no score \0" if i == 7 else None) for i in range(300)]
+    ids = add_parts(store, parent, parts)
+    children = runs.children(store, parent)
+    assert [child.id for child in children] == ids and len(set(ids)) == 300 and add_parts(store, parent, []) == []
+    for part, child in list(zip(parts, children, strict=True))[::13]:
+        assert (child.name, child.kind, child.experiment, child.status, child.seconds) == (part.name, "trial", "churn", part.status, 0.25)
+        assert facts.params(store, child) == part.params and child.started.timestamp() == part.started
+        found = [p.value for p in metrics.history(store, child, "score")]
+        assert [bits(v) for v in found] == [bits(v) for v in part.metrics["score"]] and metrics.latest(store, child)["score"] == math.inf
+    assert children[7].reason == "no score \ufffd"
+    assert [e.data for e in events.listing(store, parent.id, "run.parts")] == [{"count": 300}]
+    with pytest.raises(DataError):
+        add_parts(store, other, [Part("fine", 1.8e9, 1.0), Part("a \0", 1.8e9, 1.0)])
+    assert len(runs.children(store, other)) == 1
+    add_points(store, parent.pk, [("loss", step, 1 / (step + 1)) for step in range(1000)])
+    add_points(store, parent.pk, [])
+    add_points(store, parent.pk, [("loss", 5, 0.5)])
+    assert metrics.latest(store, parent) == {"loss": 0.001} and [p.value for p in metrics.history(store, parent, "loss")][5:7] == [1 / 6, 0.5]
+
+
 # Params, tags, captures
 
 

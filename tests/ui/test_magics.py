@@ -2,52 +2,8 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
-import pytest
-from jupyter_client.manager import start_new_kernel
-
-
-class Kernel:
-    "A live kernel, seen as a front end sees it."
-
-    def __init__(self, manager: Any, client: Any):
-        self.manager, self.client = manager, client
-
-    def run(self, code: str) -> tuple[str, list[dict[str, Any]]]:
-        "Status of the reply, and every output."
-        outputs: list[dict[str, Any]] = []
-        reply = self.client.execute_interactive(
-            code, timeout=60, output_hook=lambda m: outputs.append({"type": m["msg_type"], **m["content"]}))
-        return reply["content"]["status"], outputs
-
-    def complete(self, code: str) -> list[str]:
-        message = self.client.complete(code, len(code))
-        while True:
-            reply = self.client.get_shell_msg(timeout=30)
-            if reply["parent_header"].get("msg_id") == message:
-                return reply["content"]["matches"]
-
-
-def shown(outputs: list[dict[str, Any]], mime: str = "text/plain") -> str:
-    "Everything of one kind that a person sees."
-    text = [o["text"] for o in outputs if o["type"] == "stream" and mime == "text/plain"]
-    return "\n".join(text + [o["data"][mime] for o in outputs if mime in o.get("data", {})])
-
-
-@pytest.fixture
-def kernel(tmp_path: Path) -> Iterator[Kernel]:
-    (tmp_path / ".mlcycle").mkdir()
-    manager, client = start_new_kernel(kernel_name="python3", cwd=str(tmp_path))
-    try:
-        found = Kernel(manager, client)
-        assert found.run("%load_ext mlcycle")[0] == "ok"
-        yield found
-    finally:
-        client.stop_channels()
-        manager.shutdown_kernel(now=True)
+from tests.ui.kernels import Kernel, shown
 
 
 def test_track_shows_what_became_of_a_cell(kernel: Kernel) -> None:
@@ -66,6 +22,39 @@ def test_params_of_a_tracked_cell_come_from_variables(kernel: Kernel) -> None:
     kernel.run("%%track -e churn -p lr,depth\nlr = 99")
     _, outputs = kernel.run("import mlcycle as mlc\nf = mlc.runs()\n[*f['params.lr'], *f['params.depth']]")
     assert shown(outputs) == "[0.1, 6]"
+
+
+def test_a_param_on_the_line_is_set_and_recorded(kernel: Kernel) -> None:
+    "What is recorded is what the cell ran with; the run is left in the user's variable, even of a cell that fails."
+    kernel.run("%%track -e churn -p lr=0.3 -p layers=[64,32] -p model=hgb --out best\ntried = lr * 10, len(layers), model")
+    assert shown(kernel.run("tried, best.params, best.run.status")[1]) == (
+        "((3.0, 2, 'hgb'), {'layers': [64, 32], 'lr': 0.3, 'model': 'hgb'}, 'finished')")
+    kernel.run("%%track -e churn --out worst\n1 / 0")
+    assert shown(kernel.run("worst.run.status")[1]) == "'failed'"
+
+
+def test_the_run_is_seen_while_it_goes_on(kernel: Kernel) -> None:
+    "Where a person sits, the cell shows a widget at once, and the same place holds the picture of the end, for the saved notebook."
+    widget = "application/vnd.jupyter.widget-view+json"
+    code = "import mlcycle as mlc\nprint('in the cell')\nmlc.log_metrics({'auc': 0.91})"
+    status, outputs = kernel.run(f"%%track baseline -e churn\n{code}", live=True)
+    assert status == "ok"
+    shown_at = [i for i, o in enumerate(outputs) if widget in o.get("data", {})]
+    printed = next(i for i, o in enumerate(outputs) if "in the cell" in o.get("text", ""))
+    assert shown_at and shown_at[0] < printed
+    place = outputs[shown_at[0]]["transient"]["display_id"]
+    last = [o for o in outputs if o["type"] == "update_display_data" and o["transient"]["display_id"] == place][-1]
+    assert widget not in last["data"] and "0.91" in last["data"]["text/html"] and "finished" in last["data"]["text/plain"]
+    assert not [o for o in kernel.run(f"%%track batch -e churn\n{code}")[1] if widget in o.get("data", {})]
+
+
+def test_a_broken_display_loses_no_work(kernel: Kernel) -> None:
+    "When mlcycle cannot draw a run, the cell has run, the run has ended, and a line on standard error says so."
+    kernel.run("import sys, types\nsys.modules['mlcycle.ui.widgets.live_run'] = m = types.ModuleType('live_run')\n"
+               "def follow(active): raise OSError('no pixels')\nm.follow = follow")
+    status, outputs = kernel.run("%%track baseline -e churn --out best\nimport mlcycle as mlc\nmlc.log_metric('auc', 0.9)\nkept = 1")
+    assert status == "ok" and any(o.get("name") == "stderr" and "no pixels" in o["text"] for o in outputs)
+    assert shown(kernel.run("best.run.status, best.metrics, kept")[1]) == "('finished', {'auc': 0.9}, 1)"
 
 
 def test_a_cell_that_fails_is_a_failed_run_and_a_failed_cell(kernel: Kernel) -> None:
@@ -110,9 +99,11 @@ def test_errors_of_a_command_have_no_traceback(kernel: Kernel) -> None:
 
 def test_help_reads_as_help(kernel: Kernel) -> None:
     "--help of the magic and of a command print and do not fail."
-    for line in ("%mlcycle", "%mlcycle --help", "%mlcycle run --help", "%track --help"):
+    for line in ("%mlcycle", "%mlcycle --help", "%mlcycle run --help", "%track", "%track --help", "%track start --help", "%params --help",
+                 "%%track --help\npass"):
         status, outputs = kernel.run(line)
         assert status == "ok" and "Usage:" in shown(outputs), (line, outputs)
+        assert "<h4>Options</h4>" in shown(outputs, "text/html"), line
 
 
 def test_completion_knows_the_store(kernel: Kernel) -> None:
@@ -123,6 +114,8 @@ def test_completion_knows_the_store(kernel: Kernel) -> None:
     assert kernel.complete("%mlcycle show base") == ["baseline"]
     assert kernel.complete("%mlcycle runs -e ch") == ["churn"]
     assert kernel.complete("best = %mlcycle sho") == ["show"]
+    assert kernel.complete("%track st") == ["start", "status", "stop"]
+    assert kernel.complete("%%track again -e ch") == ["churn"]
 
 
 def test_a_result_can_be_kept(kernel: Kernel) -> None:

@@ -109,7 +109,7 @@ _NEXT = """\
   cd {folder}
   mlcycle runs "metrics.auc > 0.99" -o -metrics.auc       find runs
   mlcycle show biopsy@champion                            where the champion came from
-  mlcycle run train.ipynb -p model forest -p trees 500    one more run
-  mlcycle rollback biopsy@champion --why "..."            undo a promotion
+  mlcycle run train.ipynb -p model forest -p trees 500 --register biopsy
+  mlcycle promote biopsy/2 --why "more trees"             and mlcycle rollback biopsy@champion undoes it
   jupyter lab train.ipynb                                 explore (pip install 'mlcycle[lab]'); %load_ext mlcycle"""
 

@@ -10,17 +10,30 @@ from typing import Any
 
 import click
 
-from ...display import Result
+from ...display import Result, Text
+from ...errors import UsageError
 from ..completion import complete_experiment, complete_model
-from ..tree import Command
+from ..tree import Command, Face
 
 NOTEBOOK = click.Path(path_type=Path)
 
 # %% auto #0
 __all__ = ['NOTEBOOK', 'run', 'params']
 
+# %% ../../../nbs/ui/commands/02_notebooks.ipynb #pairs
+class _Pairs(Command):
+    "Takes NAME=VALUE where an option wants NAME VALUE."
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        split: list[str] = []
+        for i, word in enumerate(args):
+            name, equals, value = word.partition("=")
+            after = i > 0 and args[i - 1] in ("-p", "--param")
+            split += [name, value] if after and equals and name.isidentifier() else [word]
+        return super().parse_args(ctx, split)
+
 # %% ../../../nbs/ui/commands/02_notebooks.ipynb #run
-@click.command("run", cls=Command)
+@click.command("run", cls=_Pairs)
 @click.argument("notebook", type=NOTEBOOK)
 @click.option("-p", "--param", "pairs", nargs=2, multiple=True, metavar="NAME VALUE", help="A parameter, read as its declared type.")
 @click.option("-y", "--yaml", "texts", multiple=True, metavar="YAML", help="Parameters as YAML: 'lr: 0.1'.")
@@ -33,25 +46,45 @@ __all__ = ['NOTEBOOK', 'run', 'params']
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), metavar="S", help="Seconds for the whole run.")
 @click.option("--cell-timeout", type=click.FloatRange(0, min_open=True), metavar="S", help="Seconds for each cell.")
 @click.option("--out", type=NOTEBOOK, help="Write the executed notebook here too; the run keeps it in any case.")
-def run(notebook: Path, pairs: tuple[tuple[str, str], ...], texts: tuple[str, ...], files: tuple[Path, ...], secrets: tuple[str, ...],
-        **options: Any) -> Result:
-    "Execute NOTEBOOK with parameters, as a tracked run."
+@click.pass_obj
+def run(face: Face, notebook: Path, pairs: tuple[tuple[str, str], ...], texts: tuple[str, ...], files: tuple[Path, ...],
+        secrets: tuple[str, ...], **options: Any) -> Result:
+    "Execute NOTEBOOK with parameters, as a tracked run. In a notebook, `this` is the one you are in: the result is held against yours."
     import warnings
 
     from mlcycle.notebooks.checks import gather
     from mlcycle.notebooks.runner import notebook_parameters, run_notebook
 
+    this = str(notebook) == "this" and not notebook.exists()
+    if this and not face.notebook:
+        raise UsageError("`this` is the notebook one is in, as %mlcycle run this. On the command line, name the file.")
+    if this:
+        from mlcycle.ui.here import in_batch
+        from mlcycle.ui.this import notebook_here
+
+        if in_batch():
+            return Result({"run": None}, [Text("This is the batch run of the notebook itself: nothing more is run.", "dim")])
+        notebook = notebook_here()
     values = gather(notebook_parameters(notebook, options["kernel"]), pairs, texts, files)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the result shows them
+        if this:
+            from mlcycle.ui.this import run_this
+
+            return run_this(notebook, values, secrets=secrets, **options)
         return run_notebook(notebook, values, secrets=secrets, **options).result()
 
 # %% ../../../nbs/ui/commands/02_notebooks.ipynb #params
 @click.command("params", cls=Command)
 @click.argument("notebook", type=NOTEBOOK)
-def params(notebook: Path) -> Result:
+@click.option("--write", is_flag=True, help="Turn its line %params into a cell tagged `parameters`, as Papermill by itself wants one.")
+def params(notebook: Path, write: bool) -> Result:
     "Show the parameters that NOTEBOOK declares."
     from mlcycle.notebooks.parameters import Parameters
     from mlcycle.notebooks.runner import notebook_parameters
 
+    if write:
+        from mlcycle.notebooks.params_file import write_parameters
+
+        return write_parameters(notebook).result()
     return (notebook_parameters(notebook) or Parameters()).result()

@@ -1,0 +1,32 @@
+"A live kernel, seen as a front end sees it."
+from __future__ import annotations
+
+from typing import Any
+
+
+class Kernel:
+    "A live kernel, seen as a front end sees it."
+
+    def __init__(self, manager: Any, client: Any):
+        self.manager, self.client = manager, client
+
+    def run(self, code: str, cell: str | None = None, live: bool = False, deleted: tuple[str, ...] = ()) -> tuple[str, list[dict[str, Any]]]:
+        "Status of the reply, and every output. JupyterLab says the cell's id in the metadata, and allows input where a person sits."
+        outputs: list[dict[str, Any]] = []
+        self.client.session.metadata = {"cellId": cell, "deletedCells": list(deleted)} if cell else {}
+        reply = self.client.execute_interactive(
+            code, timeout=120, allow_stdin=live, output_hook=lambda m: outputs.append({"type": m["msg_type"], **m["content"]}))
+        return reply["content"]["status"], outputs
+
+    def complete(self, code: str) -> list[str]:
+        message = self.client.complete(code, len(code))
+        while True:
+            reply = self.client.get_shell_msg(timeout=30)
+            if reply["parent_header"].get("msg_id") == message:
+                return reply["content"]["matches"]
+
+
+def shown(outputs: list[dict[str, Any]], mime: str = "text/plain") -> str:
+    "Everything of one kind that a person sees."
+    text = [o["text"] for o in outputs if o["type"] == "stream" and mime == "text/plain"]
+    return "\n".join(text + [o["data"][mime] for o in outputs if mime in o.get("data", {})])
