@@ -23,6 +23,12 @@ TRAIN = """with mlc.run("baseline", experiment="churn", params={{"lr": 0.1, "mod
         time.sleep(0.1)
     run.log_metric("auc", 0.91)
 live.wait()"""
+TRACKED = """%%track baseline -e churn -p lr,model
+for epoch in range(80):
+    mlc.log_metrics({"train_loss": math.exp(-epoch / 40) + 0.02 * math.sin(epoch), "val_loss": math.exp(-epoch / 45) + 0.05,
+                     "accuracy": 1 - 0.6 * math.exp(-epoch / 30)}, step=epoch)
+    time.sleep(0.1)
+mlc.log_metric("auc", 0.91)"""
 POINTS = """([index, least]) => {
   const label = document.querySelectorAll('.mlc-live canvas')[index]?.ariaLabel;
   return Number((label?.match(/(\\d+) points/) ?? [0, 0])[1]) >= least;
@@ -35,7 +41,7 @@ def store_of(opened: Notebook) -> Store:
 
 def test_a_chart_grows_while_its_cell_runs_and_stays_as_a_picture(notebook: Opener) -> None:
     "The first thing a person sees of mlcycle: curves below the cell, while it runs."
-    opened = notebook(SETUP, TRAIN.format(epochs=80))
+    opened = notebook("%load_ext mlcycle\nimport math, time\nimport mlcycle as mlc\nlr, model = 0.1, 'hgb'", TRACKED)
     opened.run(0, 1)
     opened.wait(POINTS, [0, 5])
     assert opened.running(1)
