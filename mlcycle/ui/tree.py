@@ -26,6 +26,7 @@ COMMANDS = {  # In the order in which the cycle meets them
     "params": "notebooks:params",
     "runs": "runs:runs",
     "show": "show:show",
+    "watch": "watch:watch",
     "lineage": "lineage:lineage",
     "compare": "compare:compare",
     "artifacts": "runs:artifacts",

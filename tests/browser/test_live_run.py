@@ -6,9 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 
-from mlcycle.store import metrics, query, runs
+from mlcycle.store import metrics, runs
 from mlcycle.store.connect import Store, open_store
 from tests.browser.lab import Notebook, Opener
 
@@ -24,6 +23,12 @@ TRAIN = """with mlc.run("baseline", experiment="churn", params={{"lr": 0.1, "mod
         time.sleep(0.1)
     run.log_metric("auc", 0.91)
 live.wait()"""
+TRACKED = """%%track baseline -e churn -p lr,model
+for epoch in range(80):
+    mlc.log_metrics({"train_loss": math.exp(-epoch / 40) + 0.02 * math.sin(epoch), "val_loss": math.exp(-epoch / 45) + 0.05,
+                     "accuracy": 1 - 0.6 * math.exp(-epoch / 30)}, step=epoch)
+    time.sleep(0.1)
+mlc.log_metric("auc", 0.91)"""
 POINTS = """([index, least]) => {
   const label = document.querySelectorAll('.mlc-live canvas')[index]?.ariaLabel;
   return Number((label?.match(/(\\d+) points/) ?? [0, 0])[1]) >= least;
@@ -36,7 +41,7 @@ def store_of(opened: Notebook) -> Store:
 
 def test_a_chart_grows_while_its_cell_runs_and_stays_as_a_picture(notebook: Opener) -> None:
     "The first thing a person sees of mlcycle: curves below the cell, while it runs."
-    opened = notebook(SETUP, TRAIN.format(epochs=80))
+    opened = notebook("%load_ext mlcycle\nimport math, time\nimport mlcycle as mlc\nlr, model = 0.1, 'hgb'", TRACKED)
     opened.run(0, 1)
     opened.wait(POINTS, [0, 5])
     assert opened.running(1)
@@ -87,3 +92,36 @@ def test_a_page_that_is_loaded_again_goes_on(notebook: Opener) -> None:
         opened.wait("() => document.querySelector('.mlc-live-status, img.mlc-drawn')?.closest('.jp-OutputArea').innerText.includes('cancelled')")
         assert runs.resolve(store, "baseline").status == "cancelled"
     opened.shot("live-reloaded-stopped")
+
+
+def test_a_run_of_another_process_in_the_dark(notebook: Opener, folder: Path) -> None:
+    "A batch run is watched and stopped from a notebook, in the dark theme; what is exported then shows the picture."
+    from nbconvert import HTMLExporter
+
+    code = ("import math, time\nimport mlcycle as mlc\nwith mlc.run('far', experiment='batch', capture=False) as run:\n    for i in range(3000):\n"
+            "        mlc.log_metrics({'train/loss': math.exp(-i / 40), 'val/loss': math.exp(-i / 45), 'lr': 1 / (i + 1), 'acc': i / (i + 9.5)})\n"
+            "        time.sleep(0.03)")
+    with open_store(folder / ".mlcycle/mlcycle.db") as store:
+        program = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, **store.environment}, stderr=subprocess.DEVNULL)
+        try:
+            opened = notebook("from mlcycle.ui.widgets.live_run import LiveRun", "LiveRun('far')", theme="JupyterLab Dark", width=1100)
+            opened.run(0)
+            opened.idle(0)
+            opened.run(1)
+            opened.wait(POINTS, [0, 50])
+            first = opened.page.locator(".mlc-live canvas").first
+            first.focus()
+            first.press("ArrowRight")
+            opened.output(1).get_by_text("step 0").wait_for()
+            opened.shot("live-dark")
+            opened.output(1).get_by_role("button", name="Stop").click()
+            opened.output(1).locator("img.mlc-drawn").wait_for()
+            opened.shot("live-dark-stopped")
+            assert program.wait(20) != 0
+            assert runs.resolve(store, "far").status == "cancelled"
+        finally:
+            program.kill()
+    opened.save()
+    page, _ = HTMLExporter(embed_images=True).from_filename(str(opened.path))
+    assert "data:image/svg+xml" in page and "cancelled" in page and "widget-view" not in page
+    assert not opened.errors

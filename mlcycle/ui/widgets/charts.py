@@ -119,7 +119,7 @@ def _chart(title: str, series: Sequence[Series], x0: int, y0: int, width: int, h
         words = (f"{s.label} " if len(series) > 1 else "") + (show_value(float(s.values[-1])) if len(s.values) else "")
         out.append(f"<text x='{end}' y='{y0 + 15}' text-anchor='end' fill='{COLOURS[i % len(COLOURS)]}'>{html.escape(words)}</text>")
         end -= 7 * len(words) + 10
-    for v in ticks(low, high, 3):
+    for v in ticks(low, high, 4):
         out.append(f"<line x1='{left}' x2='{right}' y1='{at_y(v):.1f}' y2='{at_y(v):.1f}' stroke='#e4e8ec'/>"
                    f"<text x='{left - 6}' y='{at_y(v) + 3.5:.1f}' text-anchor='end' fill='#57606a'>{short(v)}</text>")
     for v in ticks(a, b, 4):

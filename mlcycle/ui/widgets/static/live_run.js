@@ -111,7 +111,7 @@ class Chart {
     context.lineWidth = 1;
     context.textBaseline = "middle";
     context.textAlign = "right";
-    for (const v of ticks(low, high, 3)) {
+    for (const v of ticks(low, high, 4)) {
       const y = Math.round(bottom - (v - low) / (high - low) * (bottom - top)) + 0.5;
       context.strokeStyle = line;
       context.beginPath(); context.moveTo(left, y); context.lineTo(right, y); context.stroke();
@@ -119,7 +119,7 @@ class Chart {
       context.fillText(short(log ? Number((10 ** v).toPrecision(3)) : v), left - 6, y);
     }
     context.textAlign = "center";
-    for (const v of ticks(a, b, Math.max(2, Math.floor(width / 110)))) {
+    for (const v of ticks(a, b, Math.max(3, Math.floor(width / 90)))) {
       if (Number.isInteger(v)) context.fillText(short(v), Math.min(Math.max(atX(v), left), right - 8), bottom + 12);
     }
     this.series.forEach((s, i) => {
