@@ -1438,6 +1438,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'mlcycle/ui/magics.py'),
                                    'mlcycle.ui.magics.MlcycleMagics.track': ('ui/magics.html#mlcyclemagics.track', 'mlcycle/ui/magics.py'),
                                    'mlcycle.ui.magics._awaits': ('ui/magics.html#_awaits', 'mlcycle/ui/magics.py'),
+                                   'mlcycle.ui.magics._bare_track': ('ui/magics.html#_bare_track', 'mlcycle/ui/magics.py'),
                                    'mlcycle.ui.magics._cursor': ('ui/magics.html#_cursor', 'mlcycle/ui/magics.py'),
                                    'mlcycle.ui.magics._declarations': ('ui/magics.html#_declarations', 'mlcycle/ui/magics.py'),
                                    'mlcycle.ui.magics._declare': ('ui/magics.html#_declare', 'mlcycle/ui/magics.py'),

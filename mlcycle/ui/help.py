@@ -43,7 +43,7 @@ class Help:
         self.text = ctx.command.get_help(ctx)
         self.says = inspect.cleandoc((ctx.command.help or "").split("\f")[0])
         records = [param.get_help_record(ctx) for param in ctx.command.get_params(ctx)]
-        self.options = [record for record in records if record]
+        self.options = [record for record in records if record and record[1]]  # an argument without a word stands in the usage
         self.commands = self._commands(ctx)
 
     @staticmethod

@@ -128,8 +128,8 @@ def _stale(cells: Sequence[Executed], places: _Places, deleted: set[str]) -> lis
             origin = cells[maker]
             gone = origin.cell in deleted
             if gone or name not in names_of(latest[places.key(origin)]).defines:
-                what = "deleted" if gone else "changed, and does not define it any more"
-                text = f"{places.label(entry)} used {name!r}, which came from {places.label(origin)}; that cell has been {what}"
+                what = "has been deleted" if gone else "later ran without defining it"
+                text = f"{places.label(entry)} used {name!r}, which came from {places.label(origin)}; that cell {what}"
                 found.setdefault((name, places.key(entry)), Finding("stale", text, (places.label(entry), places.label(origin))))
     return list(found.values())
 

@@ -38,6 +38,8 @@ def _variable(name: str | None) -> None:
 def _run_cell(shell: Any, cell: str, asked: Tracked) -> None:
     from mlcycle.track.current import run
 
+    if not cell.strip():
+        raise MagicError("There is nothing below %%track to run. Write the code in the same cell.")
     if _awaits(shell, cell):
         raise MagicError("A tracked cell cannot await at its top level. Use `with mlc.run(...):` in a plain cell, where await works.")
     _variable(asked.out)
@@ -235,6 +237,12 @@ def _cursor(context: Any) -> int:
     return len(before) - (before.rfind("\n") + 1)
 
 
+def _bare_track(lines: list[str]) -> list[str]:
+    "IPython refuses a cell that is nothing but `%%track --help`; with an empty line below, the magic answers by itself."
+    alone = bool(lines) and lines[0].startswith("%%track") and not any(line.strip() for line in lines[1:])
+    return [lines[0].rstrip("\n") + "\n", "\n"] if alone else lines
+
+
 def register(
     shell: Any,  # The running IPython shell
 ) -> None:
@@ -243,3 +251,5 @@ def register(
     journal_of(shell)
     if shell.Completer is not None and match_line not in shell.Completer.custom_matchers:
         shell.Completer.custom_matchers.append(match_line)
+    if _bare_track not in shell.input_transformers_cleanup:
+        shell.input_transformers_cleanup.append(_bare_track)

@@ -110,7 +110,8 @@ def unsaved_view(
     "The warning before a run."
     labels = ", ".join(each.label for each in changes)
     return Result([{"cell": each.label, "diff": each.diff} for each in changes],
-                  [Text(f"The file is executed as it was saved. This kernel ran other sources of {labels}: save the notebook to run those.", "warn"),
+                  [Text("The file is executed as it was saved. "
+                        f"This kernel ran another source of {labels}; if the page shows that one, save it and run again.", "warn"),
                    *(Text(each.diff, block=True) for each in changes)])
 
 # %% ../../nbs/ui/17_this.ipynb #metrics

@@ -61,7 +61,7 @@ def test_hidden_state_is_seen(kernel: Kernel, store: Store, tmp_path: Path) -> N
     assert why.split("; ") == [
         "cell 3 ran 2 times, with different sources", "cell 2 ran 2 times, with different sources", "cell 3 ran after cell 5, which stands below it",
         "cell 2 ran after cell 5, which stands below it", "cell 4 ran after cell 5, which stands below it",
-        "cell 4 used 'x', which came from cell 3", "that cell has been changed, and does not define it any more",
+        "cell 4 used 'x', which came from cell 3", "that cell later ran without defining it",
         "cell 6 used 'z', which came from cell 5", "that cell has been deleted"]
     assert "Run from top to bottom, the notebook may give something else" in shown(said)
 
