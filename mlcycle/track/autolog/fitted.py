@@ -70,7 +70,9 @@ def describe_data(
         if data is None:
             continue
         shape = getattr(data, "shape", None)
-        found[name] = {"type": type(data).__name__, "shape": list(map(int, shape)) if isinstance(shape, tuple) else [len(data)]}
+        found[name] = {"type": type(data).__name__}
+        if isinstance(shape, tuple) or hasattr(data, "__len__"):  # an iterator has neither, and must not be used up
+            found[name]["shape"] = list(map(int, shape)) if isinstance(shape, tuple) else [len(data)]
         if (dtype := getattr(data, "dtype", None)) is not None:
             found[name]["dtype"] = str(dtype)
     columns = getattr(X, "columns", None)
