@@ -18,7 +18,6 @@ _HOME = {
                      "log_table", "log_input", "log_model"), "track.current"),
     **dict.fromkeys(("runs", "history"), "track.queries"),
     "autolog": "track.autolog.switch",
-    "LiveRun": "ui.widgets.live_run",
     "run_notebook": "notebooks.runner",
     **dict.fromkeys(("register", "resolve_version"), "registry.versions"),
     **dict.fromkeys(("promote", "rollback"), "registry.aliases"),
