@@ -73,7 +73,8 @@ def fold(
 def _link(con: Connection, store: Store, run: Run, artifact: Artifact) -> None:
     t, folded = schema.artifacts.c, fold(artifact.name)
     parents = ["/".join(folded.split("/")[:i]) for i in range(1, folded.count("/") + 1)]
-    con.execute(select(schema.runs.c.pk).where(schema.runs.c.pk == run.pk).with_for_update(key_share=True))  # one name at a time, on PostgreSQL too
+    if not store.db.sqlite:  # one name at a time; SQLite has one writer anyway
+        con.execute(select(schema.runs.c.pk).where(schema.runs.c.pk == run.pk).with_for_update(key_share=True))
     below = (t.folded > folded + "/") & (t.folded < folded + "0")  # '0' follows '/'
     clash = con.execute(select(t.name).where(t.run == run.pk, or_((t.folded == folded) & (t.name != artifact.name),
                                                                  t.folded.in_(parents), below)).limit(1)).scalar()
