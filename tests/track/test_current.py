@@ -62,7 +62,7 @@ def test_a_forked_worker_does_not_end_its_parents_run(store: Store) -> None:
     "multiprocessing by fork copies the open run; a worker that leaves, or is terminated, must not touch it."
     # CPython drops a signal that reaches a child in the middle of fork: half a second is well past it
     process = start_script(store, "pid = os.fork()\n    if pid == 0:\n        sys.exit(0)\n    os.waitpid(pid, 0)\n"
-                                  "    pid = os.fork()\n    if pid == 0:\n        time.sleep(60)\n"
+                                  "    pid = os.fork()\n    if pid == 0:\n        time.sleep(60)\n        os._exit(1)\n"
                                   "    time.sleep(0.5)\n    os.kill(pid, signal.SIGTERM)\n"
                                   "    left = os.waitpid(pid, 0)[1]\n    run.set_tags({'signal': left})\n    run.log_metric('loss', 0.4)")
     assert process.wait(30) == 0
