@@ -91,7 +91,7 @@ def test_eight_processes(race: Race, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("capture", [False, True], ids=["plain", "captured"])
 def test_start_and_end(race: Race, local: Store, repository: Path, monkeypatch: pytest.MonkeyPatch, capture: bool) -> None:
-    "Start and end a run, with capture in a Git repository with uncommitted work, last edited over two seconds ago (a newer edit is snapshotted again)."
+    "Start and end a run, with capture in a dirty Git repository, last edited over two seconds ago (a newer edit is snapshotted anew)."
     monkeypatch.chdir(repository)
     if capture:
         time.sleep(2.5)
