@@ -106,7 +106,7 @@ class S3:
 
     def __init__(self):
         if any(find_spec(name) is None for name in ("moto", "flask", "s3fs")):
-            raise Missing("moto's server and s3fs are not installed (pip install 'moto[server]' 'mlcycle[s3]')")
+            raise Missing("moto's server and s3fs are not installed (pip install 'mlcycle[dev]')")
         self.folder, self.port, self.count = Path(tempfile.mkdtemp(prefix="mlcycle-s3-")), free_port(), 0
         self.endpoint = f"http://127.0.0.1:{self.port}"
         self.environment = {"AWS_ENDPOINT_URL": self.endpoint, "AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing",
