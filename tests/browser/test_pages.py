@@ -94,7 +94,7 @@ def test_register_promote_roll_back_and_predict_by_clicking(notebook: Opener) ->
     opened.run(4)
     model = page_of(opened, 4)
     press(model, "Promote")
-    assert model.get_by_label("Version").input_value() == "churn/2"
+    assert model.get_by_label("Version", exact=True).input_value() == "churn/2"
     model.get_by_label("Reason").fill("better on the newest month")
     submit(model, "Promote")
     said(model, "churn@champion now points to churn/2 (was churn/1).")
