@@ -12,7 +12,7 @@ from tests.browser.lab import Lab, Notebook, Opener, write
 from tests.conftest import need
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def lab() -> Iterator[Lab]:
     "JupyterLab, started when the first test asks for it."
     from importlib.util import find_spec
