@@ -106,14 +106,15 @@ def stored_version(
     db: Database,  # An open database
 ) -> str | None:   # Its migration, None for a database without a store
     "Which migration a database is at."
+    version = text(f"SELECT version_num FROM {VERSION_TABLE}")
     try:
         with db.read() as con:
-            return con.execute(text(f"SELECT version_num FROM {VERSION_TABLE}")).scalar()
+            return con.execute(version).scalar()
     except StoreError:
         with db.read() as con:
-            if VERSION_TABLE in inspect(con).get_table_names():
-                raise
-        return None
+            if VERSION_TABLE not in inspect(con).get_table_names():
+                return None
+            return con.execute(version).scalar()  # another process has just made it
 
 
 def backup(

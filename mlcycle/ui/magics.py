@@ -243,6 +243,10 @@ def _bare_track(lines: list[str]) -> list[str]:
     return [lines[0].rstrip("\n") + "\n", "\n"] if alone else lines
 
 
+# IPython leaves such a transformer out when it asks whether a cell is typed to its end; asked, this one says yes after the first line
+_bare_track.has_side_effects = True  # type: ignore[attr-defined]
+
+
 def register(
     shell: Any,  # The running IPython shell
 ) -> None:

@@ -35,7 +35,7 @@ def terminal(tmp_path: Path) -> pexpect.spawn:
     env = {**os.environ, "IPYTHONDIR": str(tmp_path / "ipython"), "TERM": "dumb", "COLUMNS": "140"}
     env.pop("JPY_SESSION_NAME", None)
     child = pexpect.spawn(sys.executable, ["-m", "IPython", "--simple-prompt", "--colors=NoColor", "--no-banner"], cwd=str(tmp_path), env=env,
-                          encoding="utf-8", timeout=180, dimensions=(50, 140))
+                          encoding="utf-8", timeout=60, dimensions=(50, 140))
     child.expect_exact("In [1]: ")
     yield child
     child.close(force=True)
