@@ -22,8 +22,8 @@ from .wire import Gone, pair, receive, send
 __all__ = ['IDLE', 'KEPT', 'read_early', 'installed_state', 'WarmProcess', 'warm_process', 'close_all']
 
 # %% ../../../nbs/notebooks/warm/11_pool.ipynb #environment
-_LATE = {"PWD", "OLDPWD", "SHLVL", "_", "TZ", "TMPDIR", "MPLBACKEND", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "COLUMNS", "LINES",
-         "TERM", "PYTEST_CURRENT_TEST"}
+_LATE = {"PWD", "OLDPWD", "SHLVL", "_", "TZ", "TMPDIR", "MPLBACKEND", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "COLUMNS",
+         "LINES", "TERM", "PYTEST_CURRENT_TEST"}
 _LATE_PREFIXES = ("MLCYCLE_", "JPY_", "DASK_", "OPTUNA_", "PAPERMILL_", "CLICOLOR", "FORCE_COLOR", "PAGER", "GIT_PAGER")
 
 
