@@ -59,10 +59,12 @@ class TrackedClient(PapermillNotebookClient):
         redactor: Redactor | None = None,   # What to mask in all that comes from the kernel
         env: dict[str, str] | None = None,  # Environment of the kernel; None for this process's
         imports: tuple[str, ...] | None = None,  # Imports that a warm process may have done for the kernel; None for a process of its own
+        shared: Any = None,                 # `SharedCells`, executed already, that the kernel goes on from
         **kwargs: Any,                      # nbclient's settings
     ):
         super().__init__(nb_man, **kwargs)
         self.limits, self.redactor, self.env, self.imports = limits, redactor or Redactor(), env, imports
+        self.shared = shared
         self.forked, self.not_forked = False, ""  # Whether the kernel is a fork; why it is not, where it could have been
         self.ending: Ending | None = None
         self._index: int | None = None
@@ -127,6 +129,8 @@ class TrackedClient(PapermillNotebookClient):
         except Exception as e:  # whatever a kernel's launcher raises: no such command, no answer, a crash
             return self._with_last_words(replace(endings.not_started(self.nb, e), exception=e))
         for index, cell in enumerate(self.nb.cells):
+            if self.shared is not None and index < len(self.shared.cells):
+                continue
             self._index = index
             ending = await self._one(cell, index)
             if ending is not None:
@@ -149,12 +153,14 @@ class TrackedClient(PapermillNotebookClient):
             from mlcycle.notebooks.warm.provisioner import ForkProvisioner
 
             self.km.provisioner = ForkProvisioner(kernel_spec=spec, parent=self.km, imports=list(self.imports))
+            if self.shared is not None:
+                self.km.provisioner.control = self.shared.checkpoint.control
             try:
                 await self.async_start_new_kernel(**settings)
                 self.forked = True
                 return
             except NotForked as e:
-                self.not_forked = str(e)
+                self.not_forked, self.shared = str(e), None
                 self.create_kernel_manager()
         await self.async_start_new_kernel(**settings)
 
@@ -170,6 +176,8 @@ class TrackedClient(PapermillNotebookClient):
             raise
         self.kc.allow_stdin = False
         self.nb.metadata["language_info"] = reply["language_info"]
+        if self.shared is not None:
+            self.shared.hand_over(self)
         return self.kc
 
     async def _one(self, cell: Any, index: int) -> Ending | None:

@@ -34,7 +34,7 @@ from ..track.begin import start
 from ..track.current import current_run
 
 # %% auto #0
-__all__ = ['Session', 'execute', 'parent_in', 'begin', 'TrackedEngine']
+__all__ = ['Session', 'client_for', 'execute', 'parent_in', 'begin', 'TrackedEngine']
 
 # %% ../../nbs/notebooks/16_engine.ipynb #session
 @dataclass
@@ -48,6 +48,7 @@ class Session:
     folder: Path | None = None         # Where the kernel works; None for this process's folder
     progress: bool | None = None       # Whether to show progress; None where somebody can see it
     fresh: bool = False                # Whether the kernel is a process of its own, never a fork of a warm one
+    shared: Any = None                 # `SharedCells`, executed already, that the run goes on from
     ending: Ending | None = None       # How it ended, once it has
     seconds: float = 0.0               # How long it took
     nb: Any = None                     # The notebook as executed
@@ -56,6 +57,23 @@ class Session:
 # %% ../../nbs/notebooks/16_engine.ipynb #log
 _log = logging.getLogger("mlcycle.notebooks")  # nbclient's remarks; what they say is in the ending too
 _log.addHandler(logging.NullHandler())
+
+# %% ../../nbs/notebooks/16_engine.ipynb #client
+def client_for(
+    manager: RunManager,  # Saves the notebook
+    kernel: str,          # Name of an installed kernel
+    session: Session,     # The run
+    kind: type[TrackedClient] = TrackedClient,  # The client's class
+    log: logging.Logger = _log,  # The log
+    **settings: Any,      # More for nbclient
+) -> TrackedClient:
+    "The client that will run a notebook's cells."
+    if session.folder is not None:
+        settings["resources"] = {"metadata": {"path": str(session.folder)}}
+    env = {**os.environ, **session.env, **session.active.environment}
+    imports = None if session.fresh else warmable(manager.nb)
+    return kind(manager, session.limits, session.redactor, env, imports, session.shared, kernel_name=kernel, log=log,
+                startup_timeout=session.limits.startup, iopub_timeout=60, raise_on_iopub_timeout=False, **settings)
 
 # %% ../../nbs/notebooks/16_engine.ipynb #execute
 def execute(
@@ -75,12 +93,7 @@ def execute(
     if type(bar) is not Quiet:
         state.known = last_times(active.store, tag)
     manager = RunManager(nb, output_path, log_output, session.redactor, lambda event, index: bar.listen(event, index, nb.cells[index]))
-    if session.folder is not None:
-        settings["resources"] = {"metadata": {"path": str(session.folder)}}
-    client = TrackedClient(manager, session.limits, session.redactor, {**os.environ, **session.env, **active.environment},
-                           None if session.fresh else warmable(nb), kernel_name=kernel,
-                           log=log, log_output=log_output, startup_timeout=session.limits.startup, iopub_timeout=60,
-                           raise_on_iopub_timeout=False, **settings)
+    client = client_for(manager, kernel, session, log_output=log_output, log=log, **settings)
     began = time.monotonic()
     try:
         manager.notebook_start()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mlcycle.notebooks.kernels import KernelChoice
     from mlcycle.notebooks.parameters import Parameters
     from mlcycle.notebooks.result import NotebookRun
+    from mlcycle.notebooks.shared import SharedCells
     from mlcycle.notebooks.source import Source
     from mlcycle.store.connect import Store
 
@@ -76,6 +77,7 @@ def run_notebook(
     progress: bool | None = None,             # Show progress; None where somebody can see it
     store: Store | None = None,               # Where to keep the run; the store in use by default
     fresh: bool = False,                      # Give it a process that was started for it, in place of one forked with its imports done
+    shared: SharedCells | None = None,        # Its first cells, executed already by `share_cells`
 ) -> NotebookRun:                             # What became of it
     "Execute a notebook as a run. Raises `UsageError` before anything ran, `NotebookRunError` (with `.result`) when it did not finish."
     from mlcycle.notebooks.checks import check_values
@@ -104,6 +106,9 @@ def run_notebook(
 
     active = begin(nb, source.path, source.data, params=told, redactor=redactor, name=name, experiment=experiment, tags=dict(tags or {}), store=store)
     session = Session(active, source.path.name, redactor, environment(declared), limits, source.folder, progress, fresh)
+    if shared is not None and not fresh and shared.fit(source.nb):
+        shared.inherit(active)
+        session.shared = shared
     _execute(nb, choice, session, output)
     return _finish(session, source, output, register)
 
