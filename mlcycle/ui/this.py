@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..display import Result, Table, Text
 from ..errors import MlcycleError, UsageError
+from ..notebooks.outputs import Difference, differences
 from .here import Unsaved, notebook_path, saved_cells, unsaved
 from .hidden import Finding, judge
 from .journal import journal_of
-from .outputs import Difference, differences
 
 if TYPE_CHECKING:
     from mlcycle.entities import Run
