@@ -123,7 +123,7 @@ def alike(
     words = [[" ".join(word.split()) for word in _NUMBER.split(text)] for text in (a, b)]
     if words[0] != words[1]:
         return False
-    return all(x == y or not (x.isdigit() and y.isdigit()) and close(float(x), float(y), tolerance)
+    return all(x == y or (not (x.isdigit() and y.isdigit()) and close(float(x), float(y), tolerance))
                for x, y in zip(_NUMBER.findall(a), _NUMBER.findall(b), strict=True))
 
 # %% ../../nbs/notebooks/50_outputs.ipynb #asides
