@@ -71,8 +71,9 @@ def _call(what: str, *command: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, errors="replace")
     if done.returncode:
         lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
-        said = next((line for line in lines if "error" in line.lower() or "no solution" in line.lower()), lines[-1] if lines else "no reason given")
-        error = ReproductionError(f"{what}: {said.strip()}")
+        at = next((i for i, line in enumerate(lines) if "error" in line.lower()), max(len(lines) - 1, 0))
+        said = " ".join(line.strip() for line in lines[at:at + 6]) or "no reason given"
+        error = ReproductionError(f"{what}: {said[:600]}")
         error.add_note("\n".join(lines[-20:]))
         raise error
 

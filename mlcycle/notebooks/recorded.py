@@ -68,13 +68,15 @@ def recorded(
 ) -> Recorded:
     "Read the record of a notebook run. Raises `UsageError` for a run that is none or goes on, `CorruptArtifactError`."
     if run.kind != "notebook":
-        raise UsageError(f"Run {run.id[:8]} ({run.name}) is a {run.kind}. Only the run of a notebook can be repeated: `mlcycle run NOTEBOOK` makes one.")
+        raise UsageError(f"Run {run.id[:8]} ({run.name}) is a {run.kind}. Only the run of a notebook can be repeated: "
+                         "`mlcycle run NOTEBOOK` makes one.")
     if run.status == "running":
         raise UsageError(f"Run {run.id[:8]} ({run.name}) is still running. Repeat it when it has ended.")
     try:
         source = artifacts.get(store, run, SOURCE)
     except NotFoundError:
-        raise UsageError(f"Run {run.id[:8]} ({run.name}) kept no notebook, so that there is nothing to repeat. `mlcycle show {run.id[:8]}` says why.") from None
+        raise UsageError(f"Run {run.id[:8]} ({run.name}) kept no notebook, so that there is nothing to repeat. "
+                         f"`mlcycle show {run.id[:8]}` says why.") from None
     data, params = store.blobs.read(source.digest), facts.params(store, run)
     path = PurePath(facts.tags(store, run).get(TAG, "notebook.ipynb"))
     nb, executed = parse_notebook(data, path.name), _json(store, run, EXECUTED)

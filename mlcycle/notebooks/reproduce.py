@@ -9,7 +9,6 @@ import json
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..display import show_value
@@ -22,6 +21,7 @@ from ..store import events, facts, models, runs
 
 if TYPE_CHECKING:
     from mlcycle.notebooks.checkout import Place
+    from mlcycle.notebooks.client import Limits
     from mlcycle.notebooks.engine import Session
     from mlcycle.store.connect import Store
 
@@ -89,8 +89,8 @@ def _place(stack: ExitStack, record: Recorded, store: Store, in_place: bool) -> 
     if not in_place:
         if repository is None:
             place = f"{record.git['remote']}, in the clone where it ran" if record.git.get("remote") else "the repository where it ran"
-            raise ReproductionError(f"The run's files are in the snapshot {snapshot[:10]}, which is not in this repository. It is in {place}: "
-                                    f"change to that, or `git fetch` {record.git.get('ref', 'it')} from there. --in-place takes the files that are here.")
+            raise ReproductionError(f"The run's files are in the snapshot {snapshot[:10]}, which is not in this repository. It is in {place}: change "
+                                    f"to that, or `git fetch` {record.git.get('ref', 'it')} from there. --in-place takes the files that are here.")
         return stack.enter_context(checked_out(record, repository)), Condition("files", was, "checked out", "same")
     if repository is None:
         return here(record, store), Condition("files", was, "as they are", "unknown")
@@ -114,7 +114,8 @@ def _environment(stack: ExitStack, record: Recorded, fresh: bool, check: bool) -
     if not record.environment:
         raise ReproductionError("The run did not record its environment, so that none can be built. Leave out --fresh-env.")
     plan = plan_for(record.environment)
-    lacking = [Condition("package", said, "cannot be installed", "missing", f"{said}: bring it back, or leave out --fresh-env") for said in plan.lacking]
+    lacking = [Condition("package", said, "cannot be installed", "missing", f"{said}: bring it back, or leave out --fresh-env")
+               for said in plan.lacking]
     if check or lacking:
         return None, {}, [Condition("packages", f"{len(plan.requirements)} packages", "will be installed", "same"), *lacking]
     python = build(plan)
@@ -142,7 +143,8 @@ def _refuse(found: Reproduction, anyway: bool) -> None:
         raise ReproductionError(f"Run {found.reproduces[:8]} cannot be reproduced here: {hard[0].blocks}{more}.{offer}", found)
 
 # %% ../../nbs/notebooks/57_reproduce.ipynb #again
-def _again(record: Recorded, place: Place, kernel: str | None, installed: dict[str, Any], limits: Any, progress: bool | None, store: Store) -> Session:
+def _again(record: Recorded, place: Place, kernel: str | None, installed: dict[str, Any], limits: Limits, progress: bool | None,
+           store: Store) -> Session:
     "Run the notebook once more."
     from mlcycle.notebooks.engine import Session, begin, execute
     from mlcycle.notebooks.kernels import pick_kernel

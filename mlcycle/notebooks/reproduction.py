@@ -58,6 +58,10 @@ class Reproduction:
                 "metrics": [asdict(change) for change in found.metrics] if found else [],
                 "outputs": [asdict(change) for change in found.outputs] if found else []}
 
+    def looked(self) -> Result:
+        "The conditions alone: what is shown before anything runs."
+        return Result([asdict(condition) for condition in self.conditions], [table(self.conditions)])
+
     def result(self) -> Result:
         "As every command gives it: for machines, for a terminal and for a notebook."
         bad = self.verdict == "different" or (self.compared is None and bool(self.obstacles))
@@ -72,8 +76,8 @@ class Reproduction:
         parts.append(Text(f"{self.notebook}, run {self.reproduces[:8]} once more: {self.verdict}" + (f"; {found.first}" if found.first else ""),
                           LOOKS[self.verdict]))
         metrics, cells = found.compared
-        parts.append(Facts({"run": self.run and self.run[:8], "took": show_seconds(self.seconds) or None, "compared": f"{metrics} metrics, {cells} cells",
-                            "tolerance": self.tolerance, "recorded at": self.versions or None}))
+        parts.append(Facts({"run": self.run and self.run[:8], "took": show_seconds(self.seconds) or None,
+                            "compared": f"{metrics} metrics, {cells} cells", "tolerance": self.tolerance, "recorded at": self.versions or None}))
         if found.metrics:
             parts.append(Table(["metric", "step", "was", "is"], [[m.name, m.step, _exact(m.before), _exact(m.after)] for m in found.metrics],
                                "Metrics that differ"))
