@@ -34,14 +34,10 @@ __all__ = ['Place', 'holder', 'starts_of', 'checked_out', 'here', 'changed_since
 class Place:
     "Where a notebook runs once more."
     path: Path             # Of the notebook; nothing needs to be there
+    folder: Path           # Where its kernel works
     folders: Sequence[Path] = ()  # Where files of data may be, the likeliest first
     env: Mapping[str, str] = field(default_factory=dict)    # More for the kernel's environment
     moved: Mapping[str, str] = field(default_factory=dict)  # Its folder to the folder that it stands for
-
-    @property
-    def folder(self) -> Path:
-        "Where the kernel works."
-        return self.path.parent
 
 # %% ../../nbs/notebooks/54_checkout.ipynb #repository
 def holder(
@@ -113,7 +109,8 @@ def checked_out(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(record.data)  # the snapshot may lack it, or hold an older one
         search = _mapped(repository, top, record.environment)
-        yield Place(path, [path.parent, top], {"PYTHONPATH": search} if search else {}, {str(top): str(repository.top)})
+        folder = path.parents[record.above]
+        yield Place(path, folder, [folder, top], {"PYTHONPATH": search} if search else {}, {str(top): str(repository.top)})
     finally:
         with suppress(GitError):
             run_git(repository.top, "worktree", "remove", "--force", str(top), timeout=600)
@@ -132,7 +129,8 @@ def here(
         path = own.top / record.git["folder"] / record.name
     if not path.parent.is_dir():
         raise ReproductionError(f"There is no folder {path.parent}, where {record.name} lay. Change to the project's folder and try again.")
-    return Place(path, [path.parent, store.settings.root])
+    folder = path.parents[record.above]
+    return Place(path, folder, [folder, store.settings.root])
 
 
 def changed_since(

@@ -42,6 +42,7 @@ class Recorded:
     git: Mapping[str, Any] = field(default_factory=dict)          # What was captured of the repository; empty outside one
     environment: Mapping[str, Any] = field(default_factory=dict)  # What was installed; empty where that was not recorded
     inputs: Sequence[Dataset] = ()                                # The data that it read
+    above: int = 0             # How many folders above the notebook its kernel worked
 
     @property
     def name(self) -> str:
@@ -83,7 +84,14 @@ def recorded(
     given = executed.get("metadata", {}).get("papermill", {}).get("parameters", {})
     found = facts.captures(store, run)
     return Recorded(run, data, source.digest, assigned(nb, executed), path, params, _secrets(given, params), found.get("git", {}),
-                    _json(store, run, NAME), inputs.listing(store, run))
+                    _json(store, run, NAME), inputs.listing(store, run), _above(executed, path))
+
+
+def _above(executed: Mapping[str, Any], path: PurePath) -> int:
+    "Papermill's kernels work where Papermill was called, and its notebook's path is noted from there."
+    called = executed.get("metadata", {}).get("papermill", {}).get("input_path")
+    inside = PurePath(called or "")
+    return len(inside.parts) - 1 if called and not inside.is_absolute() and path.parts[-len(inside.parts):] == inside.parts else 0
 
 
 def _secrets(given: Mapping[str, Any], params: Mapping[str, Any]) -> list[Secret]:

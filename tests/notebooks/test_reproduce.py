@@ -153,6 +153,17 @@ def test_a_failure_is_repeated_too(project):
     assert other.verdict == "different" and "failed (cell 2 raised ZeroDivisionError" in other.first and "FileNotFoundError" in other.first
 
 
+def test_a_run_of_papermill_is_repeated(repo):
+    "Papermill's kernels work where Papermill was called, not where the notebook lies; its parameters come back too."
+    repo.write({"source": "lr = 0.1", "tags": ["parameters"]}, "import features, pathlib\nlr, features.window(), pathlib.Path('work').is_dir()",
+               name="work/train.ipynb", kernelspec={"name": "python3", "display_name": "p", "language": "python"})
+    done = repo.papermill("work/train.ipynb", "work/out.ipynb", "-p", "lr", "0.5")
+    assert done.returncode == 0, done.stderr
+    found = invoke(["reproduce", repo.runs()[0].id[:8], "--json"], Face())
+    assert (found.data["verdict"], found.exit_code) == ("identical", 0), found
+    assert "0.5, 7, True" in str(repo.executed(found.data["run"])["cells"][-1]["outputs"])
+
+
 def test_secrets_come_from_where_they_came(project, monkeypatch):
     "A variable that is not set is named before anything runs; with it, the value is found nowhere in the store."
     monkeypatch.setenv("RIDES_TOKEN", "tok-4711-abcdef")
