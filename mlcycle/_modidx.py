@@ -566,6 +566,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'mlcycle/notebooks/reproduce.py'),
                                              'mlcycle.notebooks.reproduce._hints': ( 'notebooks/reproduce.html#_hints',
                                                                                      'mlcycle/notebooks/reproduce.py'),
+                                             'mlcycle.notebooks.reproduce._no_word': ( 'notebooks/reproduce.html#_no_word',
+                                                                                       'mlcycle/notebooks/reproduce.py'),
                                              'mlcycle.notebooks.reproduce._place': ( 'notebooks/reproduce.html#_place',
                                                                                      'mlcycle/notebooks/reproduce.py'),
                                              'mlcycle.notebooks.reproduce._refuse': ( 'notebooks/reproduce.html#_refuse',

@@ -112,7 +112,7 @@ class GateError(MlcycleError):
 
 
 class ReproductionError(MlcycleError):
-    "A run that cannot be reproduced here; `result` holds what was looked at. Nothing was run."
+    "A run that cannot be reproduced here, so that there is no verdict; `result` holds what was looked at."
 
     def __init__(
         self,

@@ -109,8 +109,11 @@ def _environment(stack: ExitStack, record: Recorded, fresh: bool, check: bool) -
     if not fresh:
         now = json.loads(document()[0])
         return None, now, of_environment(record.environment, now)
+    from mlcycle.notebooks.kernels import language_of
     from mlcycle.notebooks.rebuild import OWN, build, environment_in, kernel_in, plan_for
 
+    if (language := language_of(record.nb)) != "python":
+        raise ReproductionError(f"The notebook is in {language}, and only Python's environments can be built. Leave out --fresh-env.")
     if not record.environment:
         raise ReproductionError("The run did not record its environment, so that none can be built. Leave out --fresh-env.")
     plan = plan_for(record.environment)
@@ -179,6 +182,13 @@ def _captured(session: Session, installed: dict[str, Any]) -> None:
         **{key: installed[key] for key in ("platform", "libc") if key in installed}, "python": python.get("version", ""),
         "implementation": python.get("implementation", ""), "distributions": len(installed.get("distributions", ())), "document": NAME}})
 
+# %% ../../nbs/notebooks/57_reproduce.ipynb #no-word
+def _no_word(run: Run, after: Run) -> str | None:
+    "Why the new run is no reproduction at all, None where it is one."
+    kind = after.error.type if after.error else ""
+    outside = kind in ("RunTimeoutError", "CellTimeoutError") or (after.reason or "").startswith("the kernel did not start")
+    return after.reason if outside and not (run.error and run.error.type == kind) else None
+
 # %% ../../nbs/notebooks/57_reproduce.ipynb #hints
 def _hints(found: Reproduction, after: Run, place: Place, fresh: bool) -> list[str]:
     "What may be behind a difference."
@@ -240,6 +250,8 @@ def reproduce(
         if after.status == "cancelled":
             stopped = NotebookTerminated if "SIGTERM" in (after.reason or "") else NotebookInterrupted
             raise stopped(f"{record.name} was {after.reason}, so that nothing can be said. Run {after.id[:8]} keeps what there was.")
+        if reason := _no_word(run, after):
+            raise ReproductionError(f"{record.name}: {reason}, so that nothing can be said. Run {after.id[:8]} keeps what there was.", found)
         found = replace(found, run=after.id, compared=compare_runs(store, run, after, tolerance, place.moved), seconds=session.seconds)
     differing = sum(c.found in ("different", "missing") for c in packages)
     environment = "built" if fresh_env else f"{differing} packages differ" if differing else "as recorded"

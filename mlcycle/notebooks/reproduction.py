@@ -77,7 +77,8 @@ class Reproduction:
                           LOOKS[self.verdict]))
         metrics, cells = found.compared
         parts.append(Facts({"run": self.run and self.run[:8], "took": show_seconds(self.seconds) or None,
-                            "compared": f"{metrics} metrics, {cells} cells", "tolerance": self.tolerance, "recorded at": self.versions or None}))
+                            "compared": f"{metrics} metric{'s' * (metrics != 1)}, {cells} cell{'s' * (cells != 1)}",
+                            "tolerance": self.tolerance, "recorded at": self.versions or None}))
         if found.metrics:
             parts.append(Table(["metric", "step", "was", "is"], [[m.name, m.step, _exact(m.before), _exact(m.after)] for m in found.metrics],
                                "Metrics that differ"))

@@ -15,6 +15,7 @@ from ..entities import Run
 from ..errors import MlcycleError
 from .outputs import Difference, calm, close, differences
 from .record import EXECUTED
+from .source import numbers
 from ..store import artifacts, inputs, metrics, runs
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ def compare_runs(
         outputs = differences(*pair, tolerance, asides=True)
         far = {d.cell for d in outputs}
         near = [d for d in differences(*pair, asides=True) if d.cell not in far]
-        cells = sum(cell.cell_type == "code" and cell.execution_count is not None for cell in pair[0].cells)
+        cells = sum(n is not None and cell.execution_count is not None for n, cell in zip(numbers(pair[0]), pair[0].cells, strict=True))
     real = [change for change in changes if not change.near]
     first = _ended(before, after) or _inputs(store, before, after) or first_difference(real, outputs)
     word: Word = "different" if first else "within tolerance" if changes or near else "identical"

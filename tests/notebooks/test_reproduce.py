@@ -18,11 +18,13 @@ from typing import Any
 import pytest
 
 from mlcycle.errors import NotebookRunError, ReproductionError
+from mlcycle.notebooks.rebuild import build, environment_in, plan_for
 from mlcycle.notebooks.reproduce import reproduce, reproductions
 from mlcycle.notebooks.runner import run_notebook
 from mlcycle.store import artifacts, events, facts, models, runs
 from mlcycle.track.begin import start
 from mlcycle.ui.tree import Face, invoke
+from mlcycle.ui.widgets.things import VersionView
 
 
 def git(folder: Path, *words: str) -> str:
@@ -92,6 +94,7 @@ def test_the_run_comes_back_although_the_project_moved_on(repo, monkeypatch):
     assert [e.data["run"] for e in reproductions(store, version)] == [again.id]
     shown = invoke(["show", "rides/1"], Face())
     assert shown.data["reproductions"][0]["verdict"] == "identical" and "identical on" in repr(shown)
+    assert "identical on" in repr(VersionView("rides/1", store).static())
 
     today = reproduce("rides/1", in_place=True, store=store)
     assert today.verdict == "different" and today.first.startswith("the metric loss at step 0 was 0.4") and today.result().exit_code == 1
@@ -238,20 +241,50 @@ def closure(*names: str) -> list[str]:
     return sorted(found)
 
 
-def test_the_environment_is_built_from_the_record(project, tmp_path, monkeypatch):
-    "A package in another version by now, and one that is gone: the fresh environment has what the run had, and is used again."
+@pytest.fixture
+def index(tmp_path, monkeypatch) -> Path:
+    "A folder of wheels that stands for a package index, for pip and uv alike; `ridesold` is only there."
     wheels = tmp_path / "wheels"
     wheels.mkdir()
-    held = [{"name": name, "version": repacked(name, wheels)} for name in closure("ipykernel", "sqlalchemy", "alembic", "fsspec", "psutil")]
-    old = tmp_path / "ridesold" / "ridesold-1.0.dist-info"
-    with zipfile.ZipFile(wheels / "ridesold-1.0-py3-none-any.whl", "w") as wheel:  # not installed here
+    with zipfile.ZipFile(wheels / "ridesold-1.0-py3-none-any.whl", "w") as wheel:
+        info = "ridesold-1.0.dist-info"
         wheel.writestr("ridesold.py", "window = 7\n")
-        wheel.writestr(f"{old.name}/METADATA", "Metadata-Version: 2.1\nName: ridesold\nVersion: 1.0\n")
-        wheel.writestr(f"{old.name}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        wheel.writestr(f"{old.name}/RECORD", "")
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: ridesold\nVersion: 1.0\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
     for name, value in (("PIP_NO_INDEX", "1"), ("PIP_FIND_LINKS", str(wheels)), ("UV_OFFLINE", "1"), ("UV_NO_INDEX", "1"),
                         ("UV_FIND_LINKS", str(wheels)), ("XDG_CACHE_HOME", str(tmp_path / "cache"))):
         monkeypatch.setenv(name, value)
+    return wheels
+
+
+@pytest.mark.parametrize("installer", ["uv", "pip"])
+def test_either_installer_builds(installer, index, needs, tmp_path, monkeypatch):
+    "With uv where it is installed, with pip where it is not: the same environment, and its error when something is not to be had."
+    needs("uv", installer == "pip" or shutil.which("uv"), "pip install uv")
+    if installer == "pip":
+        monkeypatch.setenv("PATH", str(tmp_path))  # no uv to be found
+    held = {"python": {"version": "3.{}.{}".format(*sys.version_info[1:3])}, "distributions": [{"name": "ridesold", "version": "1.0"}]}
+    built = environment_in(build(plan_for(held)))
+    assert {each["name"]: each["version"] for each in built["distributions"]}["ridesold"] == "1.0"
+    held["distributions"] += [{"name": "nowhere", "version": "9.9"}]
+    with pytest.raises(ReproductionError, match=rf"^{installer} could not install what the run used: .*nowhere"):
+        build(plan_for(held))
+    assert len(list((tmp_path / "cache" / "mlcycle" / "environments").iterdir())) == 1  # nothing half built is left
+
+
+def test_a_limit_that_passes_is_no_verdict(project):
+    "It says nothing about the run, and nothing is written down."
+    run = run_notebook(project.write("print(1)", "import pathlib, time\ntime.sleep(60 if pathlib.Path('slow').exists() else 0)")).run
+    (project.folder / "slow").touch()
+    with pytest.raises(ReproductionError, match="took longer than 2 s, so that nothing can be said"):
+        reproduce(run, cell_timeout=2, store=project.store)
+    assert reproductions(project.store, runs.get(project.store, run)) == []
+
+
+def test_the_environment_is_built_from_the_record(project, index, tmp_path):
+    "A package in another version by now, and one that is gone: the fresh environment has what the run had, and is used again."
+    held = [{"name": name, "version": repacked(name, index)} for name in closure("ipykernel", "sqlalchemy", "alembic", "fsspec", "psutil")]
     path = project.write("import mlcycle as mlc, ridesold", "mlc.log_metric('window', ridesold.window)")
     (project.folder / "ridesold.py").write_text("window = 7\n")  # as if it had been installed
     run = runs.get(project.store, run_notebook(path).run)
@@ -271,11 +304,7 @@ def test_the_environment_is_built_from_the_record(project, tmp_path, monkeypatch
     assert reproduce(run.id, fresh_env=True, store=project.store).verdict == "identical"
     assert (built / "requirements.txt").stat().st_mtime_ns == before  # used again
 
-    document["distributions"] += [{"name": "nowhere", "version": "9.9"}]
-    artifacts.put_bytes(project.store, run, json.dumps(document).encode(), "environment.json", "environment")
-    with pytest.raises(ReproductionError, match=r"could not install what the run used: .*nowhere"):
-        reproduce(run.id, fresh_env=True, store=project.store)
-    document["distributions"][-1] |= {"url": "file:///no/such/folder", "editable": True}
+    document["distributions"] += [{"name": "nowhere", "version": "9.9", "url": "file:///no/such/folder", "editable": True}]
     artifacts.put_bytes(project.store, run, json.dumps(document).encode(), "environment.json", "environment")
     with pytest.raises(ReproductionError, match=r"nowhere 9\.9 was installed from /no/such/folder, which is gone"):
         reproduce(run.id, fresh_env=True, store=project.store)
