@@ -26,6 +26,7 @@ from .manager import RunManager
 from .progress import Quiet, bar_for, plan
 from .record import CELLS, EXECUTED, SOURCE, TAG, cell_times, keep, last_times, notebook_tag, parameters_in, tag_of
 from .result import NotebookInterrupted, NotebookTerminated
+from .warm.imports import warmable
 from ..redact import Redactor
 from ..store.connect import Store
 from ..track.active import ActiveRun
@@ -46,6 +47,7 @@ class Session:
     limits: Limits = field(default_factory=Limits)        # How long things may take
     folder: Path | None = None         # Where the kernel works; None for this process's folder
     progress: bool | None = None       # Whether to show progress; None where somebody can see it
+    fresh: bool = False                # Whether the kernel is a process of its own, never a fork of a warm one
     ending: Ending | None = None       # How it ended, once it has
     seconds: float = 0.0               # How long it took
     nb: Any = None                     # The notebook as executed
@@ -75,7 +77,8 @@ def execute(
     manager = RunManager(nb, output_path, log_output, session.redactor, lambda event, index: bar.listen(event, index, nb.cells[index]))
     if session.folder is not None:
         settings["resources"] = {"metadata": {"path": str(session.folder)}}
-    client = TrackedClient(manager, session.limits, session.redactor, {**os.environ, **session.env, **active.environment}, kernel_name=kernel,
+    client = TrackedClient(manager, session.limits, session.redactor, {**os.environ, **session.env, **active.environment},
+                           None if session.fresh else warmable(nb), kernel_name=kernel,
                            log=log, log_output=log_output, startup_timeout=session.limits.startup, iopub_timeout=60,
                            raise_on_iopub_timeout=False, **settings)
     began = time.monotonic()

@@ -75,6 +75,7 @@ def run_notebook(
     tags: Mapping[str, Any] | None = None,    # Tags of the run
     progress: bool | None = None,             # Show progress; None where somebody can see it
     store: Store | None = None,               # Where to keep the run; the store in use by default
+    fresh: bool = False,                      # Give it a process that was started for it, in place of one forked with its imports done
 ) -> NotebookRun:                             # What became of it
     "Execute a notebook as a run. Raises `UsageError` before anything ran, `NotebookRunError` (with `.result`) when it did not finish."
     from mlcycle.notebooks.checks import check_values
@@ -102,7 +103,7 @@ def run_notebook(
     told = {n: value for n, value in told.items() if n not in {s.name for s in declared}}
 
     active = begin(nb, source.path, source.data, params=told, redactor=redactor, name=name, experiment=experiment, tags=dict(tags or {}), store=store)
-    session = Session(active, source.path.name, redactor, environment(declared), limits, source.folder, progress)
+    session = Session(active, source.path.name, redactor, environment(declared), limits, source.folder, progress, fresh)
     _execute(nb, choice, session, output)
     return _finish(session, source, output, register)
 
