@@ -158,7 +158,8 @@ def _again(record: Recorded, place: Place, kernel: str | None, installed: dict[s
     tags = {TAG: record.path.as_posix(), TAG_OF: record.run.id}
     active = begin(record.nb, place.path, record.data, params=dict(record.params), redactor=redactor, experiment=record.run.experiment, tags=tags,
                    store=store)
-    session = Session(active, record.name, redactor, {**environment(record.secrets), **place.env}, limits, place.folder, progress)
+    env = {**environment(record.secrets), **place.env}
+    session = Session(active, record.name, redactor, env, limits, place.folder, progress, fresh=True)  # a cold start is the proof
     try:
         if kernel is not None:
             _captured(session, installed)
