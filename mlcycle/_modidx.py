@@ -240,6 +240,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                       'mlcycle/notebooks/client.py'),
                                           'mlcycle.notebooks.client.TrackedClient.stop': ( 'notebooks/client.html#trackedclient.stop',
                                                                                            'mlcycle/notebooks/client.py'),
+                                          'mlcycle.notebooks.client.TrackedClient.told': ( 'notebooks/client.html#trackedclient.told',
+                                                                                           'mlcycle/notebooks/client.py'),
                                           'mlcycle.notebooks.client._Passed': ( 'notebooks/client.html#_passed',
                                                                                 'mlcycle/notebooks/client.py'),
                                           'mlcycle.notebooks.client._Passed.__init__': ( 'notebooks/client.html#_passed.__init__',

@@ -63,7 +63,7 @@ class TrackedClient(PapermillNotebookClient):
     ):
         super().__init__(nb_man, **kwargs)
         self.limits, self.redactor, self.env, self.imports = limits, redactor or Redactor(), env, imports
-        self.not_forked = ""  # Why the kernel is a process of its own after all
+        self.forked, self.not_forked = False, ""  # Whether the kernel is a fork; why it is not, where it could have been
         self.ending: Ending | None = None
         self._index: int | None = None
         self._asked: list[int | None] = []
@@ -84,6 +84,11 @@ class TrackedClient(PapermillNotebookClient):
             event = self._hurry if len(self._asked) > 1 else self._stop
             with contextlib.suppress(RuntimeError):  # it has just ended by itself
                 self._loop.call_soon_threadsafe(event.set)
+
+    def told(self) -> dict[str, Any]:
+        "For the executed notebook: how its kernel came to be."
+        kind = {"kernel": "forked" if self.forked else "fresh"}
+        return {**kind, "not_forked": self.not_forked} if self.not_forked else kind
 
     def create_kernel_manager(self) -> Any:
         from mlcycle.notebooks.warm.manager import RunKernelManager
@@ -145,7 +150,9 @@ class TrackedClient(PapermillNotebookClient):
 
             self.km.provisioner = ForkProvisioner(kernel_spec=spec, parent=self.km, imports=list(self.imports))
             try:
-                return await self.async_start_new_kernel(**settings)
+                await self.async_start_new_kernel(**settings)
+                self.forked = True
+                return
             except NotForked as e:
                 self.not_forked = str(e)
                 self.create_kernel_manager()

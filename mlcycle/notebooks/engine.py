@@ -91,6 +91,7 @@ def execute(
         raise
     finally:
         session.seconds, session.nb = time.monotonic() - began, nb
+        nb.metadata["mlcycle"] = client.told()
         _conclude(manager, session, bar)
     return manager.nb
 
@@ -98,7 +99,7 @@ def execute(
 def _conclude(manager: RunManager, session: Session, bar: Quiet) -> None:
     nb, ending, active = manager.nb, session.ending, session.active
     reason = session.redactor.text(ending.reason) if ending.reason else None
-    nb.metadata["mlcycle"] = {"run": active.id, "status": ending.status, "reason": reason}
+    nb.metadata["mlcycle"].update({"run": active.id, "status": ending.status, "reason": reason})
     try:
         try:
             manager.notebook_complete()
