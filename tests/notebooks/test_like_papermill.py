@@ -1,6 +1,6 @@
 """Papermill's own test notebooks, and the situations of its issue list, by Papermill's engine and by ours: equal, apart from what is wanted.
 
-A further way to execute, such as warm kernels, is another line in COLUMNS.
+A further way to execute is another line in COLUMNS.
 """
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ import pytest
 
 PAPERMILL = "nbclient"  # Papermill's own engine
 COLUMNS: dict[str, dict[str, Any]] = {  # Name to what is held against Papermill: the engine, more for `execute_notebook`, variables to set
-    "mlcycle": {"engine_name": "mlcycle", "options": {}, "environment": {}},
+    "mlcycle": {"engine_name": "mlcycle", "options": {}, "environment": {}},  # in a fork of a warm process, where that is safe
+    "own process": {"engine_name": "mlcycle", "options": {"fresh": True}, "environment": {}},
 }
 STOPPED = {"raised": (None, "NotebookRunError")}  # Papermill takes it for success, although cells below did not run
 ENDED = {  # Papermill marks every cell as completed, and none as the one where it ended
