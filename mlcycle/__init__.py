@@ -19,6 +19,7 @@ _HOME = {
     **dict.fromkeys(("runs", "history"), "track.queries"),
     "autolog": "track.autolog.switch",
     "run_notebook": "notebooks.runner",
+    "reproduce": "notebooks.reproduce",
     **dict.fromkeys(("register", "resolve_version"), "registry.versions"),
     **dict.fromkeys(("promote", "rollback"), "registry.aliases"),
     "load_model": "registry.loading",
@@ -28,7 +29,7 @@ _HOME = {
     "RunsTable": "ui.widgets.runs_table",
     "Compare": "ui.widgets.compare",
     **dict.fromkeys(("RunView", "VersionView", "ModelView"), "ui.widgets.things"),
-    **dict.fromkeys(("MlcycleError", "NoActiveRunError", "NotebookRunError"), "errors"),
+    **dict.fromkeys(("MlcycleError", "NoActiveRunError", "NotebookRunError", "ReproductionError"), "errors"),
 }
 __all__ = ["__version__", "load_ipython_extension", *_HOME]
 

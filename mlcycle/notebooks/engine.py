@@ -219,7 +219,8 @@ class TrackedEngine(Engine):
         params = {**parameters_in(nb, language_of(nb)), **nb.metadata.get("papermill", {}).get("parameters", {})}
         limits = Limits(cell=kwargs.get("execution_timeout") or kwargs.get("timeout"), startup=kwargs.get("start_timeout") or 60)
         active = begin(nb, path, source, params=params, redactor=redactor)
-        return Session(active, path.name if path else "notebook", redactor, limits=limits, progress=None if progress_bar else False)
+        return Session(active, path.name if path else "notebook", redactor, limits=limits, progress=None if progress_bar else False,
+                       fresh=bool(kwargs.get("fresh")))
 
     @staticmethod
     def _raise(session: Session) -> None:

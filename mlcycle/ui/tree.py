@@ -29,6 +29,7 @@ COMMANDS = {  # In the order in which the cycle meets them
     "watch": "watch:watch",
     "lineage": "lineage:lineage",
     "compare": "compare:compare",
+    "reproduce": "reproduce:reproduce",
     "artifacts": "runs:artifacts",
     "delete": "compare:delete",
     "register": "models:register",
