@@ -9,7 +9,7 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from ..errors import MlcycleError, NotebookRunError, NotFoundError, UsageError
 
@@ -74,6 +74,7 @@ def run_notebook(
     register: str | None = None,              # Name of a model to register what the run logged under
     tags: Mapping[str, Any] | None = None,    # Tags of the run
     progress: bool | None = None,             # Show progress; None where somebody can see it
+    follow: bool | TextIO = False,            # Show what the notebook prints as it comes: here, or in this stream
     store: Store | None = None,               # Where to keep the run; the store in use by default
 ) -> NotebookRun:                             # What became of it
     "Execute a notebook as a run. Raises `UsageError` before anything ran, `NotebookRunError` (with `.result`) when it did not finish."
@@ -85,6 +86,7 @@ def run_notebook(
     from mlcycle.notebooks.parameters import infer
     from mlcycle.notebooks.record import parameters_in
     from mlcycle.notebooks.secrets import declare, environment, redactor_for
+    from mlcycle.notebooks.skipping import check_conditions
     from mlcycle.notebooks.source import read_notebook
     from mlcycle.registry.names import check_model_name
 
@@ -92,6 +94,7 @@ def run_notebook(
     choice = pick_kernel(source.nb, kernel)
     declared = declare(secrets)
     redactor = redactor_for(declared)
+    check_conditions(source.nb, choice.language)
     values = check_values(infer(source.nb, choice.language, choice.name), params or {}, [s.name for s in declared])
     nb = inject(source.nb, values, declared, choice.language, choice.name)
     limits = Limits(run=_limit("timeout", timeout), cell=_limit("cell_timeout", cell_timeout))
@@ -102,7 +105,7 @@ def run_notebook(
     told = {n: value for n, value in told.items() if n not in {s.name for s in declared}}
 
     active = begin(nb, source.path, source.data, params=told, redactor=redactor, name=name, experiment=experiment, tags=dict(tags or {}), store=store)
-    session = Session(active, source.path.name, redactor, environment(declared), limits, source.folder, progress)
+    session = Session(active, source.path.name, redactor, environment(declared), limits, source.folder, progress, _stream(follow))
     _execute(nb, choice, session, output)
     return _finish(session, source, output, register)
 
@@ -120,6 +123,12 @@ def _execute(nb: Any, choice: KernelChoice, session: Session, output: str | None
     papermill_engines.register("mlcycle", Engine)  # also where mlcycle was not installed but put on the path
     papermill_engines.execute_notebook_with_engine("mlcycle", nb, choice.name, output_path=output, session=session)
 
+# %% ../../nbs/notebooks/17_runner.ipynb #follow
+def _stream(follow: bool | TextIO) -> TextIO | None:
+    import sys
+
+    return (sys.stdout if follow else None) if isinstance(follow, bool) else follow
+
 # %% ../../nbs/notebooks/17_runner.ipynb #finish
 def _finish(session: Session, source: Source, output: str | None, register: str | None) -> NotebookRun:
     from mlcycle.notebooks.endings import cell_number
@@ -135,6 +144,8 @@ def _finish(session: Session, source: Source, output: str | None, register: str 
     result = NotebookRun(run.id, run.name, run.experiment, source.path.name, run.status, session.seconds, run.reason, cell, nb_cell, run.error,
                          active.metrics, active.params, None, written, tuple(session.problems))
     kept = f"Run {run.id[:8]} keeps the notebook as far as it came."
+    if run.status == "cancelled" and session.asked_by is not None:  # this run only: what runs it goes on
+        raise NotebookRunError(f"{source.path.name} was {run.reason}. {kept}", result)
     if run.status == "cancelled":
         raise (NotebookTerminated if "SIGTERM" in (run.reason or "") else NotebookInterrupted)(f"{source.path.name} was {run.reason}. {kept}", result)
     if run.status != "finished":
