@@ -5,7 +5,6 @@
 # %% ../../nbs/notebooks/35_logs.ipynb #imports
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -32,7 +31,7 @@ def _executed(store: Store, run: Run) -> list[Piece] | None:
         digest = artifacts.get(store, run, EXECUTED).digest
     except NotFoundError:
         return None
-    return pieces_of(nbformat.from_dict(json.loads(store.blobs.read(digest))))
+    return pieces_of(nbformat.reads(store.blobs.read(digest).decode(), as_version=4))
 
 
 def _live(store: Store, run: Run, place: int = 0) -> list[Piece]:
@@ -48,7 +47,8 @@ def printed(
 ) -> list[Piece]:  # In their order
     "What a run has printed until now. Raises `UsageError` for a run that is no notebook's, `StoreError`, `ArtifactError`."
     if run.kind != "notebook":
-        raise UsageError(f"The run {run.name} ({run.id[:8]}) is a {run.kind}'s: only what notebooks print is kept. `mlcycle show {run.id[:8]}` shows the rest.")
+        raise UsageError(f"The run {run.name} ({run.id[:8]}) is that of a {run.kind}: only what notebooks print is kept. "
+                         f"`mlcycle show {run.id[:8]}` shows what it logged.")
     found = _executed(store, run)
     if found is None:
         found = _live(store, run)

@@ -85,7 +85,7 @@ def _refused(nb: Any, index: int, text: str, found: dict[str, Any]) -> Ending:
     import nbformat
 
     name, message = found.get("ename", "Error"), clean(found.get("evalue", "the kernel gave no answer"))
-    lines = found.get("traceback", [])
+    lines = [f"In the condition of the cell's tag: skip-if: {text}", *found.get("traceback", [])]
     nb.cells[index].outputs = [nbformat.v4.new_output("error", ename=name, evalue=f"skip-if: {text}: {message}", traceback=lines)]
     return condition_raised(nb, index, text, name, message, lines)
 
