@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ['put', 'finished']
 
 # %% ../../nbs/store/22_fingerprints.ipynb #fingerprints
+_RECENT = 1000  # Runs of one fingerprint that are looked at
 _PUT = insert(schema.fingerprints).values({c: bindparam(c) for c in ("run", "digest")})
 
 
@@ -38,7 +39,8 @@ def finished(
     limit: int = 20,   # At most so many
 ) -> list[Run]:        # Newest first
     "The finished runs with a fingerprint."
-    t = schema.runs.c
-    same = select(schema.fingerprints.c.run).where(schema.fingerprints.c.digest == digest)
+    t, f = schema.runs.c, schema.fingerprints.c
+    # two small questions, each answered by its index: joined, PostgreSQL may choose to read all runs
+    same = [row.run for row in store.db.all(select(f.run).where(f.digest == digest).order_by(f.run.desc()).limit(_RECENT))]
     query = select(schema.runs).where(t.pk.in_(same), t.status == "finished", t.experiment == experiment).order_by(t.pk.desc()).limit(limit)
-    return [runs.to_run(row) for row in store.db.all(query)]
+    return [runs.to_run(row) for row in store.db.all(query)] if same else []

@@ -80,7 +80,8 @@ def test_only_the_same_is_returned(project, train):
 def test_what_cannot_be_known_is_run_and_said(project, monkeypatch):
     "Data in memory, a secret, a module that is not found, a run that failed: each is run, and the first three say why."
     monkeypatch.setenv("KEY", "hf_0123456789")
-    project.write("import mlcycle as mlc, pandas as pd\nmlc.log_input(pd.DataFrame({'a': [1]}), 'frame')", name="memory.ipynb")
+    project.write({"source": "key = ''", "tags": ["parameters"]},
+                  "import mlcycle as mlc, pandas as pd\nmlc.log_input(pd.DataFrame({'a': [1]}), 'frame')", name="memory.ipynb")
     first = run_notebook("memory.ipynb", cached=True)
     assert first.warnings == ()
     again = run_notebook("memory.ipynb", cached=True)
@@ -118,7 +119,7 @@ def test_cached_on_the_command_line(project, train):
 
 
 def test_looking_is_fast_among_many(store: Store, tmp_path: Path):
-    "One indexed query, however many runs there are."
+    "Answered by an index, however many runs there are."
     import sqlalchemy as sa
 
     from mlcycle.store import schema
