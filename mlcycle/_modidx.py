@@ -199,6 +199,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'mlcycle/notebooks/cached.py'),
                                           'mlcycle.notebooks.cached.Earlier': ( 'notebooks/cached.html#earlier',
                                                                                 'mlcycle/notebooks/cached.py'),
+                                          'mlcycle.notebooks.cached._doubt': ( 'notebooks/cached.html#_doubt',
+                                                                               'mlcycle/notebooks/cached.py'),
                                           'mlcycle.notebooks.cached._file_digest': ( 'notebooks/cached.html#_file_digest',
                                                                                      'mlcycle/notebooks/cached.py'),
                                           'mlcycle.notebooks.cached._table_digest': ( 'notebooks/cached.html#_table_digest',

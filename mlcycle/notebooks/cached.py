@@ -61,7 +61,7 @@ def changed(
 ) -> str | None:        # How, in words; None for data that is the same
     "Whether data is not what it was. Raises `CannotCheck`."
     if not dataset.source:
-        raise CannotCheck("it was data in memory: log the file, or say where it came from with source=…")
+        raise CannotCheck("it was data in memory; log the file that it came from, mlc.log_input(path)")
     table = bool(dataset.schema)
     try:
         if (dataset.source, table) not in known:
@@ -82,6 +82,15 @@ class Earlier:
     notes: tuple[str, ...] = ()    # What a person should know
 
 
+def _doubt(read: list[Dataset], sourced: list[Dataset]) -> str | None:
+    if not read:
+        return "That run recorded no input data (mlc.log_input), so it is not known whether its data is the same."
+    if loose := sorted({each.name for each in read if not each.source}):
+        names, sources = (", ".join(sorted(set(each))) for each in (loose, (s.source for s in sourced)))
+        return f"Data in memory ({names}) is taken to come from {sources}, which is the same."
+    return None
+
+
 def find_same(
     store: Store,       # Where to look
     digest: str,        # Fingerprint of the run that is asked for
@@ -93,13 +102,13 @@ def find_same(
     known: dict[tuple[str, bool], str] = {}
     for run in fingerprints.finished(store, digest, experiment):
         read = inputs.listing(store, run)
+        sourced = [each for each in read if each.source]
         try:
-            why = next(filter(None, (changed(each, folder, known) for each in read if each.digest)), None)
+            why = next(filter(None, (changed(each, folder, known) for each in sourced or read)), None)
         except CannotCheck as e:
             why = f"its input data cannot be compared: {e}"
         if why is None:
-            told = () if read else ("That run recorded no input data (mlc.log_input), so it is not known whether its data is the same.",)
-            return Earlier(run, told)
+            return Earlier(run, tuple(filter(None, [_doubt(read, sourced)])))
         notes.append(f"Run {run.id[:8]} had the same code, parameters and environment, but {why}.")
     return Earlier(notes=tuple(notes[:1]))
 

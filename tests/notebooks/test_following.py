@@ -11,11 +11,12 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+import sqlalchemy as sa
 
 from mlcycle.entities import Run
 from mlcycle.notebooks.logs import printed
 from mlcycle.notebooks.stopping import stop_run
-from mlcycle.store import events, live, query, runs
+from mlcycle.store import events, live, query, runs, schema
 from mlcycle.store.connect import Store
 
 STEPS = """import os, sys, time
@@ -177,6 +178,8 @@ def test_stop_ends_one_run_and_not_the_others(shared: Shared, wait_for: Callable
     manager = subprocess.Popen(code, cwd=shared.folder, env=shared.env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     shared.processes.append(manager)
     wait_for(lambda: "begun" in shared.text())
+    with shared.store.db.write() as con:  # as on another machine, where no signal goes
+        con.execute(sa.update(schema.runs).where(schema.runs.c.name == "run0").values(host="elsewhere"))
     began = time.monotonic()
     done = shared.call("stop", "run0")
     assert done.returncode == 0 and "has ended: cancelled, stopped by ada@lab." in done.stdout, done.stderr
