@@ -29,6 +29,7 @@ from .progress import Quiet, bar_for, plan
 from .record import CELLS, EXECUTED, SOURCE, TAG, cell_times, keep, last_times, notebook_tag, parameters_in, tag_of
 from .result import NotebookInterrupted, NotebookTerminated
 from .skipping import check_conditions
+from .warm.imports import warmable
 from ..redact import Redactor
 from ..store.connect import Store
 from ..track.active import ActiveRun
@@ -51,6 +52,7 @@ class Session:
     progress: bool | None = None       # Whether to show progress; None where somebody can see it
     follow: TextIO | None = None       # Where to show what the notebook prints, as it comes; None for nowhere
     asked_by: str | None = None        # Who asked the run to stop, from elsewhere
+    fresh: bool = False                # Whether the kernel is a process of its own, never a fork of a warm one
     ending: Ending | None = None       # How it ended, once it has
     seconds: float = 0.0               # How long it took
     nb: Any = None                     # The notebook as executed
@@ -88,7 +90,8 @@ def execute(
     manager = RunManager(nb, output_path, log_output, session.redactor, listen)
     if session.folder is not None:
         settings["resources"] = {"metadata": {"path": str(session.folder)}}
-    client = TrackedClient(manager, session.limits, session.redactor, {**os.environ, **session.env, **active.environment}, kernel_name=kernel,
+    client = TrackedClient(manager, session.limits, session.redactor, {**os.environ, **session.env, **active.environment},
+                           None if session.fresh else warmable(nb), kernel_name=kernel,
                            log=log, log_output=log_output, startup_timeout=session.limits.startup, iopub_timeout=60,
                            raise_on_iopub_timeout=False, **settings)
     client.feed, attendant.client = feed, client
@@ -102,6 +105,7 @@ def execute(
         raise
     finally:
         session.seconds, session.nb, session.asked_by = time.monotonic() - began, nb, attendant.asked_by
+        nb.metadata["mlcycle"] = client.told()
         _conclude(manager, session, attendant)
     return manager.nb
 
@@ -109,7 +113,7 @@ def execute(
 def _conclude(manager: RunManager, session: Session, attendant: Attendant) -> None:
     nb, ending, active = manager.nb, session.ending, session.active
     reason = session.redactor.text(ending.reason) if ending.reason else None
-    nb.metadata["mlcycle"] = {"run": active.id, "status": ending.status, "reason": reason}
+    nb.metadata["mlcycle"].update({"run": active.id, "status": ending.status, "reason": reason})
     try:
         try:
             manager.notebook_complete()

@@ -80,6 +80,7 @@ def run_notebook(
     progress: bool | None = None,             # Show progress; None where somebody can see it
     follow: bool | TextIO = False,            # Show what the notebook prints as it comes: here, or in this stream
     store: Store | None = None,               # Where to keep the run; the store in use by default
+    fresh: bool = False,                      # Give it a process that was started for it, in place of one forked with its imports done
 ) -> NotebookRun:                             # What became of it
     "Execute a notebook as a run. Raises `UsageError` before anything ran, `NotebookRunError` (with `.result`) when it did not finish."
     from mlcycle.notebooks.checks import check_values
@@ -113,7 +114,7 @@ def run_notebook(
     if done is not None:
         return done
     active = begin(nb, source.path, source.data, params=told, redactor=redactor, name=name, experiment=experiment, tags=dict(tags or {}), store=store)
-    session = Session(active, source.path.name, redactor, environment(declared), limits, source.folder, progress, _stream(follow))
+    session = Session(active, source.path.name, redactor, environment(declared), limits, source.folder, progress, _stream(follow), fresh=fresh)
     _remember(session, own, notes)
     _execute(nb, choice, session, output)
     return _finish(session, source, output, register)
