@@ -25,6 +25,7 @@ from ..errors import NotebookRunError
 from . import endings
 from .endings import Ending
 from .kernels import spec_manager
+from .skipping import ConditionError, mark, reason_to_skip
 from .source import runnable
 from ..redact import Redactor
 
@@ -67,6 +68,7 @@ class TrackedClient(PapermillNotebookClient):
         self.shared = shared
         self.forked, self.not_forked = False, ""  # Whether the kernel is a fork; why it is not, where it could have been
         self.ending: Ending | None = None
+        self.feed: Any = None  # Where to pass on what is printed: a `Feed`
         self._index: int | None = None
         self._asked: list[int | None] = []
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -188,6 +190,8 @@ class TrackedClient(PapermillNotebookClient):
             await self._race(self.async_execute_cell(cell, index), self.limits.cell if runnable(cell) else None)
         except _Passed as e:
             ending = self._passed(e)
+        except ConditionError as e:
+            ending = e.ending
         except CellExecutionError as e:
             ending = self._failed(cell, index, e)
         except DeadKernelError as e:
@@ -200,6 +204,11 @@ class TrackedClient(PapermillNotebookClient):
         self._flush_lines()
         self.nb_man.cell_complete(cell, cell_index=index)
         return ending
+
+    async def async_execute_cell(self, cell: Any, cell_index: int, *args: Any, **kwargs: Any) -> Any:
+        why = await reason_to_skip(self, cell_index)
+        mark(cell, why)
+        return cell if why else await super().async_execute_cell(cell, cell_index, *args, **kwargs)
 
     def _failed(self, cell: Any, index: int, error: CellExecutionError) -> Ending:
         shown = next((out for out in reversed(cell.outputs) if out.output_type == "error"), None)
@@ -279,6 +288,8 @@ class TrackedClient(PapermillNotebookClient):
     def process_message(self, msg: dict[str, Any], cell: Any, cell_index: int) -> Any:
         if self.redactor:
             msg = {**msg, "content": self.redactor.json(msg["content"])}
+        if self.feed is not None:
+            self.feed.message(msg)
         return super().process_message(msg, cell, cell_index)
 
     def output(self, outs: list[Any], msg: dict[str, Any], display_id: str | None, cell_index: int) -> Any:

@@ -27,6 +27,8 @@ COMMANDS = {  # In the order in which the cycle meets them
     "runs": "runs:runs",
     "show": "show:show",
     "watch": "watch:watch",
+    "logs": "logs:logs",
+    "stop": "stop:stop",
     "lineage": "lineage:lineage",
     "compare": "compare:compare",
     "reproduce": "reproduce:reproduce",

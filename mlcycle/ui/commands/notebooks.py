@@ -47,6 +47,9 @@ class _Pairs(Command):
 @click.option("--cell-timeout", type=click.FloatRange(0, min_open=True), metavar="S", help="Seconds for each cell.")
 @click.option("--fresh", is_flag=True, help="Start a process for it, in place of forking one with its imports done.")
 @click.option("--out", type=NOTEBOOK, help="Write the executed notebook here too; the run keeps it in any case.")
+@click.option("--cached", is_flag=True, help="Return a finished run of the same code, parameters, data and environment, if any.")
+@click.option("--refresh", is_flag=True, help="Run it although there is one: switches --cached off.")
+@click.option("--follow", is_flag=True, help="Show what the notebook prints as it comes.")
 @click.pass_obj
 def run(face: Face, notebook: Path, pairs: tuple[tuple[str, str], ...], texts: tuple[str, ...], files: tuple[Path, ...],
         secrets: tuple[str, ...], **options: Any) -> Result:
@@ -56,6 +59,10 @@ def run(face: Face, notebook: Path, pairs: tuple[tuple[str, str], ...], texts: t
     from mlcycle.notebooks.checks import gather
     from mlcycle.notebooks.runner import notebook_parameters, run_notebook
 
+    if options["follow"] and face.json:  # standard output is for the one line of JSON
+        import sys
+
+        options["follow"] = sys.stderr
     this = str(notebook) == "this" and not notebook.exists()
     if this and not face.notebook:
         raise UsageError("`this` is the notebook one is in, as %mlcycle run this. On the command line, name the file.")
