@@ -2030,6 +2030,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'mlcycle.ui.journal.Journal.end': ('ui/journal.html#journal.end', 'mlcycle/ui/journal.py'),
                                     'mlcycle.ui.journal.Journal.running': ('ui/journal.html#journal.running', 'mlcycle/ui/journal.py'),
                                     'mlcycle.ui.journal._earlier': ('ui/journal.html#_earlier', 'mlcycle/ui/journal.py'),
+                                    'mlcycle.ui.journal._metadata': ('ui/journal.html#_metadata', 'mlcycle/ui/journal.py'),
                                     'mlcycle.ui.journal.journal_of': ('ui/journal.html#journal_of', 'mlcycle/ui/journal.py')},
             'mlcycle.ui.magics': { 'mlcycle.ui.magics.MlcycleMagics': ('ui/magics.html#mlcyclemagics', 'mlcycle/ui/magics.py'),
                                    'mlcycle.ui.magics.MlcycleMagics.__init__': ( 'ui/magics.html#mlcyclemagics.__init__',

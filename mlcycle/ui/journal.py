@@ -27,6 +27,15 @@ class Executed:
     started: float = field(default_factory=time.time)  # Seconds since the epoch
 
 # %% ../../nbs/ui/12_journal.ipynb #journal
+def _metadata(info: Any) -> dict[str, Any]:
+    "What the front end says beside the code."
+    if (told := getattr(info, "cell_meta", None)) is None:  # an older IPython does not pass it on
+        from IPython import get_ipython
+
+        told = getattr(get_ipython(), "get_parent", dict)().get("metadata")
+    return told or {}
+
+
 class Journal:
     "What ran in a shell."
 
@@ -43,7 +52,7 @@ class Journal:
         "A cell is about to run."
         if not getattr(info, "store_history", False) or not (info.raw_cell or "").strip():
             return
-        self.deleted |= set((getattr(info, "cell_meta", None) or {}).get("deletedCells") or ())
+        self.deleted |= set(_metadata(info).get("deletedCells") or ())
         if self._open is not None:  # it was cut off
             self._open[1].status = "error"
         entry = Executed(info.raw_cell, getattr(info, "cell_id", None))
