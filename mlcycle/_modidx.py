@@ -300,6 +300,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'mlcycle/notebooks/client.py'),
                                           'mlcycle.notebooks.client._Passed.__init__': ( 'notebooks/client.html#_passed.__init__',
                                                                                          'mlcycle/notebooks/client.py'),
+                                          'mlcycle.notebooks.client._sweep': ( 'notebooks/client.html#_sweep',
+                                                                               'mlcycle/notebooks/client.py'),
                                           'mlcycle.notebooks.client.stream_output': ( 'notebooks/client.html#stream_output',
                                                                                       'mlcycle/notebooks/client.py')},
             'mlcycle.notebooks.conditions': { 'mlcycle.notebooks.conditions.Condition': ( 'notebooks/conditions.html#condition',

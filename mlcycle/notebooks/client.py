@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbclient.util import ensure_async
 from papermill.clientwrap import PapermillNotebookClient
@@ -48,6 +50,17 @@ class _Passed(Exception):
     def __init__(self, limit: str, killed: bool):
         super().__init__(limit)
         self.limit, self.killed = limit, killed
+
+# %% ../../nbs/notebooks/11_client.ipynb #sweep
+_FOLDER = "mlcycle-kernel-"
+
+
+@functools.cache
+def _sweep() -> None:
+    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*-*"):
+        owner = folder.name.removeprefix(_FOLDER).partition("-")[0]
+        if owner.isdigit() and not psutil.pid_exists(int(owner)):
+            shutil.rmtree(folder, ignore_errors=True)
 
 # %% ../../nbs/notebooks/11_client.ipynb #client
 class TrackedClient(PapermillNotebookClient):
@@ -113,7 +126,8 @@ class TrackedClient(PapermillNotebookClient):
         self._deadline = self._loop.time() + self.limits.run if self.limits.run else None
         if self._asked:
             self._stop.set()
-        self._folder = Path(tempfile.mkdtemp(prefix="mlcycle-kernel-"))
+        _sweep()
+        self._folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-"))
         saver = asyncio.ensure_future(self._keep_saved())
         try:
             self.ending = await self._run()
