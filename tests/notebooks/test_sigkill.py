@@ -35,7 +35,7 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ke
 
 
 def test_random_kills(project, wait_for):
-    "A hundred runs, while managers, warm processes and kernels are killed: no orphan, no run left running, no half-written notebook, a store without a flaw."
+    "A hundred runs while managers, warm processes and kernels are killed: no orphan, none left running, nothing half written, a sound store."
     chance = random.Random(4)
     project.write("import json, random\nimport mlcycle as mlc", {"source": "x = 0", "tags": ["parameters"]},
                   "for step in range(20):\n    mlc.log_metric('loss', random.random(), step)", "__import__('time').sleep(0.1); print('x' * 1000)")
