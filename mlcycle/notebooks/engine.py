@@ -19,10 +19,11 @@ from papermill.log import logger
 
 from ..errors import NoActiveRunError
 from .client import Limits, TrackedClient
-from .drive import drive
+from .drive import Control, drive
 from .endings import Ending
 from .kernels import language_of, pick_kernel
 from .manager import RunManager
+from .memory import MemoryWatch
 from .progress import Quiet, bar_for, plan
 from .record import CELLS, EXECUTED, SOURCE, TAG, cell_times, keep, last_times, notebook_tag, parameters_in, tag_of
 from .result import NotebookInterrupted, NotebookTerminated
@@ -46,6 +47,8 @@ class Session:
     limits: Limits = field(default_factory=Limits)        # How long things may take
     folder: Path | None = None         # Where the kernel works; None for this process's folder
     progress: bool | None = None       # Whether to show progress; None where somebody can see it
+    memory: int | None = None          # Most bytes that the kernel and its processes may use
+    control: Control | None = None     # Stops it from another thread
     ending: Ending | None = None       # How it ended, once it has
     seconds: float = 0.0               # How long it took
     nb: Any = None                     # The notebook as executed
@@ -78,11 +81,18 @@ def execute(
     client = TrackedClient(manager, session.limits, session.redactor, {**os.environ, **session.env, **active.environment}, kernel_name=kernel,
                            log=log, log_output=log_output, startup_timeout=session.limits.startup, iopub_timeout=60,
                            raise_on_iopub_timeout=False, **settings)
-    began = time.monotonic()
+    began, watch = time.monotonic(), MemoryWatch(client, session.memory)
+    if session.control is not None:
+        session.control.bind(client)
+
+    def tick() -> None:
+        watch.tick()
+        bar.tick()
+
     try:
         manager.notebook_start()
         bar.open()
-        session.ending = drive(client, bar.tick)
+        session.ending = drive(client, tick)
     except BaseException as e:  # not the notebook's doing: a bug, or an exception thrown into this thread
         session.ending = client.ending or Ending("failed", f"{type(e).__name__}: {e}", exception=e)
         raise
@@ -131,12 +141,12 @@ def begin(
     experiment: str | None = None,    # Experiment of the run
     tags: dict[str, Any] | None = None,  # More tags
     store: Store | None = None,       # Where to keep it
+    parent: str | None = None,        # Id of the run that it is part of; the current one by default
 ) -> ActiveRun:
     "Begin the run of a notebook and keep its source."
-    parent = parent_in(store)
-    if parent is not None and experiment is None:
-        experiment = parent.experiment
-    active = start(name, experiment, kind="notebook", params=params, parent=parent.id if parent else None, store=store, redactor=redactor,
+    if parent is None and (current := parent_in(store)) is not None:
+        parent, experiment = current.id, experiment or current.experiment
+    active = start(name, experiment, kind="notebook", params=params, parent=parent, store=store, redactor=redactor,
                    cwd=path.parent if path else None, label=path.stem if path else None)
     try:
         tag = notebook_tag(path, active.store) if path else "notebook"

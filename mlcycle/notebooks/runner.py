@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import MlcycleError, NotebookRunError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
+    from mlcycle.notebooks.drive import Control
     from mlcycle.notebooks.engine import Session
     from mlcycle.notebooks.kernels import KernelChoice
     from mlcycle.notebooks.parameters import Parameters
@@ -61,7 +62,7 @@ def _output(out: str | Path | None, source: Path) -> str | None:
 
 # %% ../../nbs/notebooks/17_runner.ipynb #run
 def run_notebook(
-    path: str | Path,                         # A notebook file
+    path: str | Path | Source,                # A notebook file, or one that was read before
     params: Mapping[str, Any] | None = None,  # Values for parameters that it declares
     *,
     experiment: str | None = None,            # Experiment of the run; that of the current run, else the setting's, by default
@@ -69,12 +70,16 @@ def run_notebook(
     kernel: str | None = None,                # Kernel to use instead of the notebook's
     timeout: float | None = None,             # Seconds for the whole run
     cell_timeout: float | None = None,        # Seconds for each cell
+    memory: str | int | None = None,          # Most that the kernel and its processes may use: `"2G"`, or bytes
+    scratch: bool = False,                    # Work in an empty folder that is removed at the end; in the notebook's own by default
     out: str | Path | None = None,            # Where to write the executed notebook; it is an artifact of the run in any case
     secrets: Mapping[str, str] | Iterable[str] | None = None,  # Parameters that come from the environment: `{"api_key": "env:HF_TOKEN"}`
     register: str | None = None,              # Name of a model to register what the run logged under
     tags: Mapping[str, Any] | None = None,    # Tags of the run
     progress: bool | None = None,             # Show progress; None where somebody can see it
     store: Store | None = None,               # Where to keep the run; the store in use by default
+    parent: str | None = None,                # Id of the run that it is part of; the current one by default
+    control: Control | None = None,           # Stops the run from another thread
 ) -> NotebookRun:                             # What became of it
     "Execute a notebook as a run. Raises `UsageError` before anything ran, `NotebookRunError` (with `.result`) when it did not finish."
     from mlcycle.notebooks.checks import check_values
@@ -82,28 +87,31 @@ def run_notebook(
     from mlcycle.notebooks.engine import Session, begin
     from mlcycle.notebooks.inject import inject, jsonable
     from mlcycle.notebooks.kernels import pick_kernel
+    from mlcycle.notebooks.memory import scratch_folder, to_bytes
     from mlcycle.notebooks.parameters import infer
     from mlcycle.notebooks.record import parameters_in
     from mlcycle.notebooks.secrets import declare, environment, redactor_for
-    from mlcycle.notebooks.source import read_notebook
+    from mlcycle.notebooks.source import Source, read_notebook
     from mlcycle.registry.names import check_model_name
 
-    source = read_notebook(path)
+    source = path if isinstance(path, Source) else read_notebook(path)
     choice = pick_kernel(source.nb, kernel)
     declared = declare(secrets)
     redactor = redactor_for(declared)
     values = check_values(infer(source.nb, choice.language, choice.name), params or {}, [s.name for s in declared])
     nb = inject(source.nb, values, declared, choice.language, choice.name)
     limits = Limits(run=_limit("timeout", timeout), cell=_limit("cell_timeout", cell_timeout))
-    output = _output(out, source.path)
+    most, output = to_bytes(memory), _output(out, source.path)
     if register is not None:
         check_model_name(register)
     told = {**parameters_in(source.nb, choice.language), **{n: jsonable(value) for n, value in values.items()}}
     told = {n: value for n, value in told.items() if n not in {s.name for s in declared}}
 
-    active = begin(nb, source.path, source.data, params=told, redactor=redactor, name=name, experiment=experiment, tags=dict(tags or {}), store=store)
-    session = Session(active, source.path.name, redactor, environment(declared), limits, source.folder, progress)
-    _execute(nb, choice, session, output)
+    active = begin(nb, source.path, source.data, params=told, redactor=redactor, name=name, experiment=experiment, tags=dict(tags or {}), store=store,
+                   parent=parent)
+    with scratch_folder(source.folder, scratch) as folder:
+        session = Session(active, source.path.name, redactor, environment(declared), limits, folder, progress, most, control)
+        _execute(nb, choice, session, output)
     return _finish(session, source, output, register)
 
 
