@@ -10,6 +10,7 @@ import contextlib
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Coroutine
 from dataclasses import dataclass, replace
@@ -57,10 +58,12 @@ class TrackedClient(PapermillNotebookClient):
         limits: Limits = Limits(),          # How long things may take
         redactor: Redactor | None = None,   # What to mask in all that comes from the kernel
         env: dict[str, str] | None = None,  # Environment of the kernel; None for this process's
+        imports: tuple[str, ...] | None = None,  # Imports that a warm process may have done for the kernel; None for a process of its own
         **kwargs: Any,                      # nbclient's settings
     ):
         super().__init__(nb_man, **kwargs)
-        self.limits, self.redactor, self.env = limits, redactor or Redactor(), env
+        self.limits, self.redactor, self.env, self.imports = limits, redactor or Redactor(), env, imports
+        self.not_forked = ""  # Why the kernel is a process of its own after all
         self.ending: Ending | None = None
         self._index: int | None = None
         self._asked: list[int | None] = []
@@ -98,13 +101,15 @@ class TrackedClient(PapermillNotebookClient):
         return getattr(getattr(self.km, "provisioner", None), "pid", None)
 
     def create_kernel_manager(self) -> Any:
-        from jupyter_client.manager import AsyncKernelManager
+        from mlcycle.notebooks.warm.manager import RunKernelManager
 
-        self.km = AsyncKernelManager(kernel_name=self.kernel_name, config=self.config, kernel_spec_manager=spec_manager())
+        self.km = RunKernelManager(kernel_name=self.kernel_name, config=self.config, kernel_spec_manager=spec_manager())
         private = str(self._folder / "k")
         # sockets in a private folder: no ports to race for, nothing to overhear; other kernels may speak TCP only
         if os.name == "posix" and "ipykernel_launcher" in self.km.kernel_spec.argv and len(private) < 90:
             self.km.transport, self.km.connection_file, self.km.ip = "ipc", private + ".json", private
+            for port, channel in enumerate(("shell", "iopub", "stdin", "hb", "control"), 1):
+                setattr(self.km, f"{channel}_port", port)
         return self.km
 
     async def async_run(self) -> Ending:  # How it ended
@@ -145,12 +150,38 @@ class TrackedClient(PapermillNotebookClient):
     async def _start(self) -> None:
         self.create_kernel_manager()
         with open(self._folder / "kernel.log", "wb") as log:  # what it writes past Jupyter's channels
-            await self.async_start_new_kernel(stdout=log, stderr=log, **({} if self.env is None else {"env": self.env}))
+            await self._launch(stdout=log, stderr=log, **({} if self.env is None else {"env": self.env}))
         self._group = getattr(self.km.provisioner, "pgid", None)
         await self.async_start_new_kernel_client()
-        reply = await self.async_wait_for_reply(await ensure_async(self.kc.kernel_info()))
-        if reply is not None:
-            self.nb.metadata["language_info"] = reply["content"]["language_info"]
+
+    async def _launch(self, **settings: Any) -> None:
+        "Fork the kernel where that is possible, start it else."
+        spec = self.km.kernel_spec
+        if self.imports is not None and "ipykernel_launcher" in spec.argv and spec.argv[0] == sys.executable and not spec.env:
+            from mlcycle.notebooks.warm.process import NotForked
+            from mlcycle.notebooks.warm.provisioner import ForkProvisioner
+
+            self.km.provisioner = ForkProvisioner(kernel_spec=spec, parent=self.km, imports=list(self.imports))
+            try:
+                return await self.async_start_new_kernel(**settings)
+            except NotForked as e:
+                self.not_forked = str(e)
+                self.create_kernel_manager()
+        await self.async_start_new_kernel(**settings)
+
+    async def async_start_new_kernel_client(self) -> Any:
+        from mlcycle.notebooks.warm.manager import until_ready
+
+        self.kc = self.km.client()
+        try:
+            self.kc.start_channels(hb=False, stdin=False)
+            reply = await until_ready(self.kc, self.km, self.startup_timeout)
+        except Exception:
+            await self._async_cleanup_kernel()
+            raise
+        self.kc.allow_stdin = False
+        self.nb.metadata["language_info"] = reply["language_info"]
+        return self.kc
 
     async def _one(self, cell: Any, index: int) -> Ending | None:
         "Run one cell. None when the run goes on."
@@ -242,6 +273,7 @@ class TrackedClient(PapermillNotebookClient):
         if self._hurry.is_set():
             self.shutdown_kernel = "immediate"
         if self.km is not None:
+            self.km.idle = not self._untidy
             await self._async_cleanup_kernel()
         if self._untidy and self._group is not None:  # worker processes outlive a kernel that was killed
             with contextlib.suppress(OSError):

@@ -27,6 +27,7 @@ from .memory import MemoryWatch
 from .progress import Quiet, bar_for, plan
 from .record import CELLS, EXECUTED, SOURCE, TAG, cell_times, keep, last_times, notebook_tag, parameters_in, tag_of
 from .result import NotebookInterrupted, NotebookTerminated
+from .warm.imports import warmable
 from ..redact import Redactor
 from ..store.connect import Store
 from ..track.active import ActiveRun
@@ -47,6 +48,7 @@ class Session:
     limits: Limits = field(default_factory=Limits)        # How long things may take
     folder: Path | None = None         # Where the kernel works; None for this process's folder
     progress: bool | None = None       # Whether to show progress; None where somebody can see it
+    fresh: bool = False                # Whether the kernel is a process of its own, never a fork of a warm one
     memory: int | None = None          # Most bytes that the kernel and its processes may use
     control: Control | None = None     # Stops it from another thread
     ending: Ending | None = None       # How it ended, once it has
@@ -78,7 +80,8 @@ def execute(
     manager = RunManager(nb, output_path, log_output, session.redactor, lambda event, index: bar.listen(event, index, nb.cells[index]))
     if session.folder is not None:
         settings["resources"] = {"metadata": {"path": str(session.folder)}}
-    client = TrackedClient(manager, session.limits, session.redactor, {**os.environ, **session.env, **active.environment}, kernel_name=kernel,
+    client = TrackedClient(manager, session.limits, session.redactor, {**os.environ, **session.env, **active.environment},
+                           None if session.fresh else warmable(nb), kernel_name=kernel,
                            log=log, log_output=log_output, startup_timeout=session.limits.startup, iopub_timeout=60,
                            raise_on_iopub_timeout=False, **settings)
     began, watch = time.monotonic(), MemoryWatch(client, session.memory)

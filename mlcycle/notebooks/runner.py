@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mlcycle.store.connect import Store
 
 # %% auto #0
-__all__ = ['notebook_parameters', 'run_notebook']
+__all__ = ['notebook_parameters', 'check_limit', 'run_notebook']
 
 # %% ../../nbs/notebooks/17_runner.ipynb #parameters
 def notebook_parameters(
@@ -40,7 +40,11 @@ def notebook_parameters(
     return infer(source.nb, choice.language, choice.name)
 
 # %% ../../nbs/notebooks/17_runner.ipynb #checks
-def _limit(name: str, seconds: float | None) -> float | None:
+def check_limit(
+    name: str,              # What it limits, for the error
+    seconds: float | None,  # As given
+) -> float | None:
+    "A time limit. Raises `UsageError` for what is none."
     if seconds is not None and not (isinstance(seconds, (int, float)) and not isinstance(seconds, bool) and seconds > 0):
         raise UsageError(f"{name} must be a number of seconds above zero, not {seconds!r}.")
     return seconds
@@ -78,6 +82,7 @@ def run_notebook(
     tags: Mapping[str, Any] | None = None,    # Tags of the run
     progress: bool | None = None,             # Show progress; None where somebody can see it
     store: Store | None = None,               # Where to keep the run; the store in use by default
+    fresh: bool = False,                      # Give it a process that was started for it, in place of one forked with its imports done
     parent: str | None = None,                # Id of the run that it is part of; the current one by default
     control: Control | None = None,           # Stops the run from another thread
 ) -> NotebookRun:                             # What became of it
@@ -100,7 +105,7 @@ def run_notebook(
     redactor = redactor_for(declared)
     values = check_values(infer(source.nb, choice.language, choice.name), params or {}, [s.name for s in declared])
     nb = inject(source.nb, values, declared, choice.language, choice.name)
-    limits = Limits(run=_limit("timeout", timeout), cell=_limit("cell_timeout", cell_timeout))
+    limits = Limits(run=check_limit("timeout", timeout), cell=check_limit("cell_timeout", cell_timeout))
     most, output = to_bytes(memory), _output(out, source.path)
     if register is not None:
         check_model_name(register)
@@ -110,7 +115,7 @@ def run_notebook(
     active = begin(nb, source.path, source.data, params=told, redactor=redactor, name=name, experiment=experiment, tags=dict(tags or {}), store=store,
                    parent=parent)
     with scratch_folder(source.folder, scratch) as folder:
-        session = Session(active, source.path.name, redactor, environment(declared), limits, folder, progress, most, control)
+        session = Session(active, source.path.name, redactor, environment(declared), limits, folder, progress, fresh, most, control)
         _execute(nb, choice, session, output)
     return _finish(session, source, output, register)
 

@@ -142,11 +142,12 @@ def run_many(
     tags: Mapping[str, Any] | None = None,      # Tags of every run
     progress: bool | None = None,               # Show progress; None where somebody can see it
     store: Store | None = None,                 # Where to keep the runs; the store in use by default
+    fresh: bool = False,                        # Give each a process that was started for it, in place of one forked with its imports done
 ) -> Sweep:                                     # A row a run; a run that failed raises nothing
     "Execute a notebook once for each set of params. Raises `UsageError` before anything ran; Ctrl-C raises with what there is as `.result`."
     from mlcycle.notebooks.executors import make_executor
     from mlcycle.notebooks.memory import to_bytes
-    from mlcycle.notebooks.runner import _limit
+    from mlcycle.notebooks.runner import check_limit
     from mlcycle.notebooks.secrets import declare, redactor_for
     from mlcycle.notebooks.source import read_notebook
     from mlcycle.store.connect import current_store
@@ -155,17 +156,21 @@ def run_many(
     redactor, rows, fixed = redactor_for(declared), *_checked(source, params, fixed or {}, [s.name for s in declared], kernel)
     if jobs is not None and (isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1):
         raise UsageError(f"jobs must be a whole number above zero, not {jobs!r}.")
-    options = {"kernel": kernel, "timeout": _limit("timeout", timeout), "cell_timeout": _limit("cell_timeout", cell_timeout),
-               "memory": to_bytes(memory), "secrets": {s.name: f"env:{s.variable}" for s in declared} or None, "tags": dict(tags or {})}
+    options = {"kernel": kernel, "timeout": check_limit("timeout", timeout), "cell_timeout": check_limit("cell_timeout", cell_timeout),
+               "memory": to_bytes(memory), "secrets": {s.name: f"env:{s.variable}" for s in declared} or None, "tags": dict(tags or {}), "fresh": fresh}
     if out is not None:
         out_paths(out, [(f"run-{i}", i, row) for i, row in enumerate(rows, 1)], source.path)
     store, taker = store or current_store(), make_executor(executor, jobs)
     try:
         versions = taker.prepare(source, store)
         active = _begin(store, source, rows, redactor, experiment, name, tags, taker)
-        tasks = _tasks(active, source, rows, fixed, options, scratch, versions)
-        outs = out_paths(out, [(task.name, task.row, rows[task.row - 1]) for task in tasks], source.path) if out is not None else []
-        return _drive(active, taker, tasks, rows, outs, source.path.name, progress)
+        try:
+            tasks = _tasks(active, source, rows, fixed, options, scratch, versions)
+            outs = out_paths(out, [(task.name, task.row, rows[task.row - 1]) for task in tasks], source.path) if out is not None else []
+            return _drive(active, taker, tasks, rows, outs, source.path.name, progress)
+        except BaseException as e:
+            active.finish("cancelled" if isinstance(e, KeyboardInterrupt) else "failed", None, f"{type(e).__name__}: {e}")  # where it has not ended yet
+            raise
     finally:
         taker.close()
 

@@ -16,7 +16,7 @@ from .database import Database, display_url
 from .opening import open_database
 
 # %% auto #0
-__all__ = ['Store', 'open_store', 'connect', 'current_store']
+__all__ = ['Store', 'open_store', 'connect', 'current_store', 'rest']
 
 # %% ../../nbs/store/12_connect.ipynb #store
 class Store:
@@ -88,3 +88,9 @@ def current_store() -> Store:
     if key not in _found:
         _found[key] = _open(settings)
     return _found[key]
+
+
+def rest() -> None:
+    "Give back the connections of the stores in use; what comes next opens new ones."
+    for store in {id(each): each for each in (_connected, *_found.values()) if each is not None}.values():
+        store.close()

@@ -45,6 +45,7 @@ class _Pairs(Command):
 @click.option("--kernel", help="Kernel to execute it with, in place of its own.")
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), metavar="S", help="Seconds for the whole run.")
 @click.option("--cell-timeout", type=click.FloatRange(0, min_open=True), metavar="S", help="Seconds for each cell.")
+@click.option("--fresh", is_flag=True, help="Start a process for it, in place of forking one with its imports done.")
 @click.option("--out", type=NOTEBOOK, help="Write the executed notebook here too; the run keeps it in any case.")
 @click.pass_obj
 def run(face: Face, notebook: Path, pairs: tuple[tuple[str, str], ...], texts: tuple[str, ...], files: tuple[Path, ...],
