@@ -148,7 +148,9 @@ def too_large(
     "The memory limit was passed, and the kernel was killed."
     where = f" Cell {cell_number(nb, index)} was running." if index is not None else ""
     message = f"The run was {reason}: its kernel was killed.{where}"
-    return Ending("failed", reason, RunError("MemoryLimitError", message)) if index is None else _failed(nb, index, reason, "MemoryLimitError", message)
+    if index is None:
+        return Ending("failed", reason, RunError("MemoryLimitError", message))
+    return _failed(nb, index, reason, "MemoryLimitError", message)
 
 
 def interrupted(

@@ -144,7 +144,7 @@ def run_many(
     store: Store | None = None,                 # Where to keep the runs; the store in use by default
     fresh: bool = False,                        # Give each a process that was started for it, in place of one forked with its imports done
 ) -> Sweep:                                     # A row a run; a run that failed raises nothing
-    "Execute a notebook once for each set of params. Raises `UsageError` before anything ran; Ctrl-C raises with what there is as `.result`."
+    "Execute a notebook once for each set of params. Raises `UsageError` before anything ran, `NotebookInterrupted` with what there is as `.result`."
     from mlcycle.notebooks.executors import make_executor
     from mlcycle.notebooks.memory import to_bytes
     from mlcycle.notebooks.runner import check_limit
@@ -168,8 +168,8 @@ def run_many(
             tasks = _tasks(active, source, rows, fixed, options, scratch, versions)
             outs = out_paths(out, [(task.name, task.row, rows[task.row - 1]) for task in tasks], source.path) if out is not None else []
             return _drive(active, taker, tasks, rows, outs, source.path.name, progress)
-        except BaseException as e:
-            active.finish("cancelled" if isinstance(e, KeyboardInterrupt) else "failed", None, f"{type(e).__name__}: {e}")  # where it has not ended yet
+        except BaseException as e:  # where it has not ended yet
+            active.finish("cancelled" if isinstance(e, KeyboardInterrupt) else "failed", None, f"{type(e).__name__}: {e}")
             raise
     finally:
         taker.close()
@@ -223,8 +223,9 @@ def _tasks(active: ActiveRun, source: Any, rows: list[dict[str, Any]], fixed: di
     from mlcycle.notebooks.tasks import Task
 
     width, settings = len(str(len(rows))), active.store.settings
-    return [Task(active.id, i, f"{active.name}-{i:0{width}}", active.experiment, str(source.path), source.data, notebook_tag(source.path, active.store),
-                 {**fixed, **row}, options, scratch, (settings.store, settings.artifacts), versions) for i, row in enumerate(rows, 1)]
+    tag, where = notebook_tag(source.path, active.store), (settings.store, settings.artifacts)
+    return [Task(active.id, i, f"{active.name}-{i:0{width}}", active.experiment, str(source.path), source.data, tag, {**fixed, **row}, options, scratch,
+                 where, versions) for i, row in enumerate(rows, 1)]
 
 # %% ../../nbs/notebooks/46_sweep.ipynb #drive-many
 def _drive(active: ActiveRun, executor: Executor, tasks: list[Task], rows: list[dict[str, Any]], outs: list[str], title: str,

@@ -74,7 +74,8 @@ def attempts(
     from mlcycle.store.query import page
 
     # by the name, which a run has from its first moment on; tags come a little later
-    return sorted((runs.to_run(row) for row in page(store, f"parent == {sweep!r} and name == {name!r}", None, "started", None)), key=lambda run: run.pk)
+    rows = page(store, f"parent == {sweep!r} and name == {name!r}", None, "started", None)
+    return sorted((runs.to_run(row) for row in rows), key=lambda run: run.pk)
 
 
 def settle(
@@ -85,7 +86,8 @@ def settle(
     for run in found:
         if run.status in ("running", "lost") and run.ended is None:
             worker = facts.tags(store, run).get(WORKER, "its worker")
-            runs.finish(store, run, "lost", RunError("WorkerLostError", f"The worker {worker} ended in the middle of the run."), f"its worker ended ({worker})")
+            error = RunError("WorkerLostError", f"The worker {worker} ended in the middle of the run.")
+            runs.finish(store, run, "lost", error, f"its worker ended ({worker})")
     return next((now for run in found if (now := runs.get(store, run.id)).status not in ("running", "lost")), None)
 
 
