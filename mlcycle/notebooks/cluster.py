@@ -174,7 +174,10 @@ class DaskExecutor(Executor):
         return {socket.gethostname(), *self.client.run(host).values()}
 
     def slots(self) -> int:
-        threads = sum(self.client.nthreads().values())
+        try:
+            threads = sum(self.client.nthreads().values())
+        except (OSError, ValueError):  # the scheduler is gone; `wait` will see it
+            return 0
         return threads if self.jobs is None else min(self.jobs, threads)
 
     def submit(self, task: Task) -> None:
@@ -195,7 +198,8 @@ class DaskExecutor(Executor):
         except queue.Empty:
             pass
         if self.client.status not in ("running", "connecting"):
-            found += [Outcome(task.row, None, "the connection to the Dask scheduler was lost") for task in self._futures.values()]
+            self.lost = "the connection to the Dask scheduler was lost"
+            found += [Outcome(task.row, None, self.lost) for task in self._futures.values()]
             self._futures.clear()
         return found
 
@@ -243,7 +247,8 @@ def _refuse(found: dict[str, Any], wanted: dict[str, str], store: Store, hosts: 
         raise ConfigError("Nothing was run: the workers have other versions than this Python.\n- " + "\n- ".join(skew)
                           + "\nInstall the same versions on both sides, from one lock file or image.")
     if places["metadata"] and len(hosts) > 1:
-        problems.append(f"the store is an SQLite file in {places['metadata']}, which several machines ({', '.join(sorted(hosts))}) cannot write to safely")
+        several = ", ".join(sorted(hosts))
+        problems.append(f"the store is an SQLite file in {places['metadata']}, which several machines ({several}) cannot write to safely")
     if problems:
         raise ConfigError("Nothing was run: the workers do not reach the store.\n- " + "\n- ".join(problems)
                           + "\nWorkers on other machines need PostgreSQL and S3: set MLCYCLE_STORE and MLCYCLE_ARTIFACTS.")

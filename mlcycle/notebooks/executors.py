@@ -26,7 +26,8 @@ __all__ = ['GROUP', 'BUILT_IN', 'Executor', 'cores', 'LocalExecutor', 'executors
 # %% ../../nbs/notebooks/44_executors.ipynb #base
 class Executor:
     "Takes tasks and gives their outcomes, in any order. All of it is called from one thread."
-    name = ""     # As in `--executor`
+    name = ""                 # As in `--executor`
+    lost: str | None = None   # Set when it cannot go on: why
 
     def __init__(
         self,

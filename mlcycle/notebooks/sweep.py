@@ -84,7 +84,7 @@ class _Course:
     def go(self, bar: Any) -> None:
         "Run them all, or until somebody asks to stop."
         waiting, running, told = deque(self.tasks), 0, 0
-        while running or (waiting and not self.asked):
+        while running or (waiting and not self.asked and not self.executor.lost):
             self.state.slots = self.executor.slots()
             while waiting and not self.asked and running < self.state.slots:
                 self.executor.submit(waiting.popleft())
@@ -114,12 +114,13 @@ class _Course:
 
     def ending(self) -> tuple[str, str | None]:
         "Status and reason of the sweep."
-        total = len(self.tasks)
+        total, done = len(self.tasks), sum(outcome.status == "finished" for outcome in self.outcomes.values())
         if self.asked and len([o for o in self.outcomes.values() if o.status != "cancelled"]) < total:
             how = {signal.SIGINT: "interrupted (Ctrl-C)", signal.SIGTERM: "terminated (SIGTERM)"}.get(self.asked[0], "cancelled")
-            done = sum(outcome.status == "finished" for outcome in self.outcomes.values())
             return "cancelled", f"{how} with {done} of {total} finished"
-        failed = sum(outcome.status != "finished" for outcome in self.outcomes.values())
+        if self.executor.lost:
+            return "failed", f"{self.executor.lost} with {done} of {total} finished"
+        failed = total - done
         return ("failed", f"{failed} of {total} failed") if failed else ("finished", None)
 
 # %% ../../nbs/notebooks/46_sweep.ipynb #many
@@ -157,7 +158,8 @@ def run_many(
     if jobs is not None and (isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1):
         raise UsageError(f"jobs must be a whole number above zero, not {jobs!r}.")
     options = {"kernel": kernel, "timeout": check_limit("timeout", timeout), "cell_timeout": check_limit("cell_timeout", cell_timeout),
-               "memory": to_bytes(memory), "secrets": {s.name: f"env:{s.variable}" for s in declared} or None, "tags": dict(tags or {}), "fresh": fresh}
+               "memory": to_bytes(memory), "secrets": {s.name: f"env:{s.variable}" for s in declared} or None, "tags": dict(tags or {}),
+               "fresh": fresh}
     if out is not None:
         out_paths(out, [(f"run-{i}", i, row) for i, row in enumerate(rows, 1)], source.path)
     store, taker = store or current_store(), make_executor(executor, jobs)
@@ -224,8 +226,8 @@ def _tasks(active: ActiveRun, source: Any, rows: list[dict[str, Any]], fixed: di
 
     width, settings = len(str(len(rows))), active.store.settings
     tag, where = notebook_tag(source.path, active.store), (settings.store, settings.artifacts)
-    return [Task(active.id, i, f"{active.name}-{i:0{width}}", active.experiment, str(source.path), source.data, tag, {**fixed, **row}, options, scratch,
-                 where, versions) for i, row in enumerate(rows, 1)]
+    return [Task(active.id, i, f"{active.name}-{i:0{width}}", active.experiment, str(source.path), source.data, tag, {**fixed, **row}, options,
+                 scratch, where, versions) for i, row in enumerate(rows, 1)]
 
 # %% ../../nbs/notebooks/46_sweep.ipynb #drive-many
 def _drive(active: ActiveRun, executor: Executor, tasks: list[Task], rows: list[dict[str, Any]], outs: list[str], title: str,

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
 
 import psutil
 import pytest
@@ -72,8 +71,8 @@ def start_sweep(project, wait_for, *words: str, values: str = "1,2,3,4,5,6") -> 
     "`mlcycle run -P` as a process, with its first run over and two more going on."
     code = "from pathlib import Path\nimport time, mlcycle as mlc\nmlc.log_metric('n', n)\nPath(f'began-{n}').touch()\nif n > 1:\n"
     project.write(PARAMETERS, code + (words[0] if words else "    time.sleep(120)"))
-    process = subprocess.Popen([sys.executable, "-m", "mlcycle", "run", "train.ipynb", "-P", f"n={values}", "--jobs", "2", "--json"], cwd=project.folder,
-                               env=project.environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-m", "mlcycle", "run", "train.ipynb", "-P", f"n={values}", "--jobs", "2", "--json"], text=True,
+                               cwd=project.folder, env=project.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     wait_for(lambda: all((project.folder / f"began-{n}").exists() for n in (1, 2, 3)))
     return process
 
@@ -108,12 +107,13 @@ def test_second_ctrl_c_kills(project, wait_for) -> None:
 
 def test_table_and_exit_code_in_a_terminal(project) -> None:
     "What a person and a scheduler see: a table with what varies, the failure's reason, exit code 1, and wrong cells by row and column."
-    project.write({"source": "n: int = 1\nmodel = 'a'", "tags": ["parameters"]}, "import mlcycle as mlc\nassert n < 3, 'too many'\nmlc.log_metric('n', n)")
+    project.write({"source": "n: int = 1\nmodel = 'a'", "tags": ["parameters"]},
+                  "import mlcycle as mlc\nassert n < 3, 'too many'\nmlc.log_metric('n', n)")
     (project.folder / "params.csv").write_text("n,model\n1,x\n3,y\n")
 
     def mlcycle(*words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-m", "mlcycle", *words], cwd=project.folder, env=project.environment(), capture_output=True, text=True,
-                              timeout=120)
+        return subprocess.run([sys.executable, "-m", "mlcycle", *words], cwd=project.folder, env=project.environment(), timeout=120, text=True,
+                              capture_output=True)
 
     done = mlcycle("map", "train.ipynb", "params.csv", "--name", "both")
     assert done.returncode == 1 and "1 of 2 failed" in done.stdout and "too many" in done.stdout and "both" in done.stdout, done.stderr
@@ -123,4 +123,3 @@ def test_table_and_exit_code_in_a_terminal(project) -> None:
     (project.folder / "grid.yaml").write_text("n: [1, 2]\nmodel: [a]\n")
     done = mlcycle("run", "train.ipynb", "-P", "grid.yaml", "--json")
     assert done.returncode == 0 and [row["params"] for row in json.loads(done.stdout)["rows"]] == [{"n": 1}, {"n": 2}], done.stderr
-    assert Path(project.folder, "grid.yaml").exists()
