@@ -208,7 +208,7 @@ class DaskExecutor(Executor):
         if future.status == "finished":
             return future.result()
         if future.status != "error":
-            return Outcome(task.row, None, f"Dask gave the run up ({future.status})")
+            return Outcome(task.row, None, "Dask gave the run up: its scheduler was lost or restarted")
         error = future.exception()
         before = attempts(self._store, task.sweep, task.name)
         counts = settle(self._store, before)
