@@ -38,15 +38,15 @@ mlc.log_metrics({"mae": mean_absolute_error(test["cnt"], predicted), "r2": r2_sc
 
 
 def write_rides(path: Path) -> Path:
-    "Two years of hourly rides of the shape of the UCI table: a daily rhythm, seasons, growth, noise."
+    "Two years of rides, four hours a day, of the shape of the UCI table: a daily rhythm, seasons, growth, noise."
     rng, hours = np.random.default_rng(3), pd.date_range("2011-01-01", "2012-12-31 23:00", freq="6h")
-    day, hour = hours.dayofyear.to_numpy(), hours.hour.to_numpy()
+    day, hour = hours.day_of_year.to_numpy(), hours.hour.to_numpy()
     temp = 0.5 - 0.3 * np.cos(2 * np.pi * day / 365) + rng.normal(0, 0.05, len(hours))
-    count = 60 + 120 * np.sin(np.pi * hour / 24) + 200 * temp + 40 * (hours.year - 2011) + rng.normal(0, 20, len(hours))
+    count = 60 + 120 * np.sin(np.pi * hour / 24) + 200 * temp + 40 * (hours.year.to_numpy() - 2011) + rng.normal(0, 20, len(hours))
     pd.DataFrame({"dteday": hours.strftime("%Y-%m-%d"), "season": hours.quarter, "yr": hours.year - 2011, "mnth": hours.month, "hr": hour,
-                  "holiday": 0, "weekday": hours.dayofweek, "workingday": (hours.dayofweek < 5).astype(int),
+                  "holiday": 0, "weekday": hours.day_of_week, "workingday": (hours.day_of_week < 5).astype(int),
                   "weathersit": rng.integers(1, 4, len(hours)), "temp": temp, "atemp": temp + 0.02, "hum": rng.random(len(hours)),
-                  "windspeed": rng.random(len(hours)), "cnt": count.clip(0).round().astype(int)}).to_csv(path, index=False)
+                  "windspeed": rng.random(len(hours)), "cnt": np.clip(count, 0, None).round().astype(int)}).to_csv(path, index=False)
     return path
 
 
