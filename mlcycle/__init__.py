@@ -20,6 +20,7 @@ _HOME = {
     "autolog": "track.autolog.switch",
     "run_notebook": "notebooks.runner",
     "run_many": "notebooks.sweep",
+    "reproduce": "notebooks.reproduce",
     **dict.fromkeys(("register", "resolve_version"), "registry.versions"),
     **dict.fromkeys(("promote", "rollback"), "registry.aliases"),
     "load_model": "registry.loading",
@@ -29,7 +30,7 @@ _HOME = {
     "RunsTable": "ui.widgets.runs_table",
     "Compare": "ui.widgets.compare",
     **dict.fromkeys(("RunView", "VersionView", "ModelView"), "ui.widgets.things"),
-    **dict.fromkeys(("MlcycleError", "NoActiveRunError", "NotebookRunError"), "errors"),
+    **dict.fromkeys(("MlcycleError", "NoActiveRunError", "NotebookRunError", "ReproductionError"), "errors"),
 }
 __all__ = ["__version__", "load_ipython_extension", *_HOME]
 

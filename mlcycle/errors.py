@@ -6,7 +6,7 @@
 __all__ = ['MlcycleError', 'UsageError', 'ConfigError', 'NotFoundError', 'AmbiguousError', 'NoActiveRunError', 'ParameterError',
            'QueryError', 'NotebookFormatError', 'StoreError', 'StoreFormatError', 'StoreVersionError', 'StoreFullError',
            'ArtifactError', 'ArtifactNameError', 'CorruptArtifactError', 'SecretError', 'NotebookRunError',
-           'ModelError', 'UnsafeModelError', 'DataError', 'SignatureError', 'GateError']
+           'ModelError', 'UnsafeModelError', 'DataError', 'SignatureError', 'GateError', 'ReproductionError']
 
 # %% ../nbs/01_errors.ipynb #base
 class MlcycleError(Exception):
@@ -109,3 +109,15 @@ class SignatureError(DataError):
 
 class GateError(MlcycleError):
     "A check that a version did not pass, so its alias did not move."
+
+
+class ReproductionError(MlcycleError):
+    "A run that cannot be reproduced here, so that there is no verdict; `result` holds what was looked at."
+
+    def __init__(
+        self,
+        message: str,           # What is in the way, and what to do
+        result: object = None,  # The checks, as `reproduce` returns them with its verdict
+    ):
+        super().__init__(message)
+        self.result = result

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..entities import Run
 from ..errors import UsageError
-from . import environments, sources
+from . import sources
 from .curves import drawable
 from ..store import artifacts, facts, inputs, metrics, runs
+from ..track import environments
 
 if TYPE_CHECKING:
     from mlcycle.store.connect import Store

@@ -25,6 +25,7 @@ from ..errors import NotebookRunError
 from . import endings
 from .endings import Ending
 from .kernels import spec_manager
+from .skipping import ConditionError, mark, reason_to_skip
 from .source import runnable
 from ..redact import Redactor
 
@@ -59,12 +60,15 @@ class TrackedClient(PapermillNotebookClient):
         redactor: Redactor | None = None,   # What to mask in all that comes from the kernel
         env: dict[str, str] | None = None,  # Environment of the kernel; None for this process's
         imports: tuple[str, ...] | None = None,  # Imports that a warm process may have done for the kernel; None for a process of its own
+        shared: Any = None,                 # `SharedCells`, executed already, that the kernel goes on from
         **kwargs: Any,                      # nbclient's settings
     ):
         super().__init__(nb_man, **kwargs)
         self.limits, self.redactor, self.env, self.imports = limits, redactor or Redactor(), env, imports
-        self.not_forked = ""  # Why the kernel is a process of its own after all
+        self.shared = shared
+        self.forked, self.not_forked = False, ""  # Whether the kernel is a fork; why it is not, where it could have been
         self.ending: Ending | None = None
+        self.feed: Any = None  # Where to pass on what is printed: a `Feed`
         self._index: int | None = None
         self._asked: list[int | None] = []
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -99,6 +103,11 @@ class TrackedClient(PapermillNotebookClient):
     def kernel_pid(self) -> int | None:  # None before it has started, and where it runs on another machine
         "The kernel's process."
         return getattr(getattr(self.km, "provisioner", None), "pid", None)
+
+    def told(self) -> dict[str, Any]:
+        "For the executed notebook: how its kernel came to be."
+        kind = {"kernel": "forked" if self.forked else "fresh"}
+        return {**kind, "not_forked": self.not_forked} if self.not_forked else kind
 
     def create_kernel_manager(self) -> Any:
         from mlcycle.notebooks.warm.manager import RunKernelManager
@@ -140,6 +149,8 @@ class TrackedClient(PapermillNotebookClient):
         except Exception as e:  # whatever a kernel's launcher raises: no such command, no answer, a crash
             return self._with_last_words(replace(endings.not_started(self.nb, e), exception=e))
         for index, cell in enumerate(self.nb.cells):
+            if self.shared is not None and index < len(self.shared.cells):
+                continue
             self._index = index
             ending = await self._one(cell, index)
             if ending is not None:
@@ -162,10 +173,14 @@ class TrackedClient(PapermillNotebookClient):
             from mlcycle.notebooks.warm.provisioner import ForkProvisioner
 
             self.km.provisioner = ForkProvisioner(kernel_spec=spec, parent=self.km, imports=list(self.imports))
+            if self.shared is not None:
+                self.km.provisioner.control = self.shared.checkpoint.control
             try:
-                return await self.async_start_new_kernel(**settings)
+                await self.async_start_new_kernel(**settings)
+                self.forked = True
+                return
             except NotForked as e:
-                self.not_forked = str(e)
+                self.not_forked, self.shared = str(e), None
                 self.create_kernel_manager()
         await self.async_start_new_kernel(**settings)
 
@@ -181,6 +196,8 @@ class TrackedClient(PapermillNotebookClient):
             raise
         self.kc.allow_stdin = False
         self.nb.metadata["language_info"] = reply["language_info"]
+        if self.shared is not None:
+            self.shared.hand_over(self)
         return self.kc
 
     async def _one(self, cell: Any, index: int) -> Ending | None:
@@ -191,6 +208,8 @@ class TrackedClient(PapermillNotebookClient):
             await self._race(self.async_execute_cell(cell, index), self.limits.cell if runnable(cell) else None)
         except _Passed as e:
             ending = self._passed(e)
+        except ConditionError as e:
+            ending = e.ending
         except CellExecutionError as e:
             ending = self._failed(cell, index, e)
         except DeadKernelError as e:
@@ -203,6 +222,11 @@ class TrackedClient(PapermillNotebookClient):
         self._flush_lines()
         self.nb_man.cell_complete(cell, cell_index=index)
         return ending
+
+    async def async_execute_cell(self, cell: Any, cell_index: int, *args: Any, **kwargs: Any) -> Any:
+        why = await reason_to_skip(self, cell_index)
+        mark(cell, why)
+        return cell if why else await super().async_execute_cell(cell, cell_index, *args, **kwargs)
 
     def _failed(self, cell: Any, index: int, error: CellExecutionError) -> Ending:
         shown = next((out for out in reversed(cell.outputs) if out.output_type == "error"), None)
@@ -282,6 +306,8 @@ class TrackedClient(PapermillNotebookClient):
     def process_message(self, msg: dict[str, Any], cell: Any, cell_index: int) -> Any:
         if self.redactor:
             msg = {**msg, "content": self.redactor.json(msg["content"])}
+        if self.feed is not None:
+            self.feed.message(msg)
         return super().process_message(msg, cell, cell_index)
 
     def output(self, outs: list[Any], msg: dict[str, Any], display_id: str | None, cell_index: int) -> Any:

@@ -14,8 +14,8 @@ from ..entities import RunError, Status
 from .source import numbers, runnable
 
 # %% auto #0
-__all__ = ['Ending', 'finished', 'clean', 'cell_number', 'is_last', 'raised', 'exited', 'kernel_died', 'not_started', 'too_long',
-           'too_large', 'interrupted']
+__all__ = ['Ending', 'finished', 'clean', 'cell_number', 'is_last', 'raised', 'condition_raised', 'exited', 'kernel_died',
+           'not_started', 'too_long', 'too_large', 'interrupted']
 
 # %% ../../nbs/notebooks/09_endings.ipynb #ending
 @dataclass(frozen=True, slots=True)
@@ -76,6 +76,20 @@ def raised(
     shown = f"{name}: {line[0]}" if line else name
     text = re.sub(r"(?m)^-{20,}\n", "", clean("\n".join(traceback)))
     return _failed(nb, index, f"cell {cell_number(nb, index)} raised {shown}"[:400], name, clean(message), text)
+
+# %% ../../nbs/notebooks/09_endings.ipynb #condition
+def condition_raised(
+    nb: Any,         # The notebook node
+    index: int,      # Position of the cell
+    condition: str,  # What its tag says
+    name: str,       # Exception class name
+    message: str,    # Its message
+    traceback: list[str],  # As the kernel sends it
+) -> Ending:
+    "The condition of a cell's tag `skip-if` raised an exception."
+    line = next(iter(clean(message).strip().splitlines()), "")
+    reason = f"the condition of cell {cell_number(nb, index)} (skip-if: {condition}) raised {name}: {line}"
+    return _failed(nb, index, reason[:400], name, clean(message), clean("\n".join(traceback)))
 
 # %% ../../nbs/notebooks/09_endings.ipynb #exit
 def exited(

@@ -11,22 +11,25 @@ import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import nbformat
 from papermill.engines import Engine
 from papermill.log import logger
 
-from ..errors import NoActiveRunError
+from ..errors import NoActiveRunError, NotebookRunError
+from .attending import Attendant
 from .client import Limits, TrackedClient
 from .drive import Control, drive
 from .endings import Ending
+from .feed import Feed
 from .kernels import language_of, pick_kernel
 from .manager import RunManager
 from .memory import MemoryWatch
 from .progress import Quiet, bar_for, plan
 from .record import CELLS, EXECUTED, SOURCE, TAG, cell_times, keep, last_times, notebook_tag, parameters_in, tag_of
 from .result import NotebookInterrupted, NotebookTerminated
+from .skipping import check_conditions
 from .warm.imports import warmable
 from ..redact import Redactor
 from ..store.connect import Store
@@ -35,7 +38,7 @@ from ..track.begin import start
 from ..track.current import current_run
 
 # %% auto #0
-__all__ = ['Session', 'execute', 'parent_in', 'begin', 'TrackedEngine']
+__all__ = ['Session', 'client_for', 'execute', 'parent_in', 'begin', 'TrackedEngine']
 
 # %% ../../nbs/notebooks/16_engine.ipynb #session
 @dataclass
@@ -48,7 +51,10 @@ class Session:
     limits: Limits = field(default_factory=Limits)        # How long things may take
     folder: Path | None = None         # Where the kernel works; None for this process's folder
     progress: bool | None = None       # Whether to show progress; None where somebody can see it
+    follow: TextIO | None = None       # Where to show what the notebook prints, as it comes; None for nowhere
+    asked_by: str | None = None        # Who asked the run to stop, from elsewhere
     fresh: bool = False                # Whether the kernel is a process of its own, never a fork of a warm one
+    shared: Any = None                 # `SharedCells`, executed already, that the run goes on from
     memory: int | None = None          # Most bytes that the kernel and its processes may use
     control: Control | None = None     # Stops it from another thread
     ending: Ending | None = None       # How it ended, once it has
@@ -59,6 +65,23 @@ class Session:
 # %% ../../nbs/notebooks/16_engine.ipynb #log
 _log = logging.getLogger("mlcycle.notebooks")  # nbclient's remarks; what they say is in the ending too
 _log.addHandler(logging.NullHandler())
+
+# %% ../../nbs/notebooks/16_engine.ipynb #client
+def client_for(
+    manager: RunManager,  # Saves the notebook
+    kernel: str,          # Name of an installed kernel
+    session: Session,     # The run
+    kind: type[TrackedClient] = TrackedClient,  # The client's class
+    log: logging.Logger = _log,  # The log
+    **settings: Any,      # More for nbclient
+) -> TrackedClient:
+    "The client that will run a notebook's cells."
+    if session.folder is not None:
+        settings["resources"] = {"metadata": {"path": str(session.folder)}}
+    env = {**os.environ, **session.env, **session.active.environment}
+    imports = None if session.fresh else warmable(manager.nb)
+    return kind(manager, session.limits, session.redactor, env, imports, session.shared, kernel_name=kernel, log=log,
+                startup_timeout=session.limits.startup, iopub_timeout=60, raise_on_iopub_timeout=False, **settings)
 
 # %% ../../nbs/notebooks/16_engine.ipynb #execute
 def execute(
@@ -77,46 +100,52 @@ def execute(
     bar = bar_for(state, session.progress)
     if type(bar) is not Quiet:
         state.known = last_times(active.store, tag)
-    manager = RunManager(nb, output_path, log_output, session.redactor, lambda event, index: bar.listen(event, index, nb.cells[index]))
-    if session.folder is not None:
-        settings["resources"] = {"metadata": {"path": str(session.folder)}}
-    client = TrackedClient(manager, session.limits, session.redactor, {**os.environ, **session.env, **active.environment},
-                           None if session.fresh else warmable(nb), kernel_name=kernel,
-                           log=log, log_output=log_output, startup_timeout=session.limits.startup, iopub_timeout=60,
-                           raise_on_iopub_timeout=False, **settings)
+    feed = Feed(session.redactor, state.labels)
+    attendant = Attendant(active, feed, bar, session.follow)
+    bar = attendant.bar
+
+    def listen(event: str, index: int) -> None:
+        bar.listen(event, index, nb.cells[index])
+        feed.listen(event, nb.cells[index])
+
+    manager = RunManager(nb, output_path, log_output, session.redactor, listen)
+    client = client_for(manager, kernel, session, log_output=log_output, log=log, **settings)
+    client.feed, attendant.client = feed, client
     began, watch = time.monotonic(), MemoryWatch(client, session.memory)
     if session.control is not None:
         session.control.bind(client)
 
     def tick() -> None:
         watch.tick()
-        bar.tick()
+        attendant.tick()
 
     try:
         manager.notebook_start()
         bar.open()
-        session.ending = drive(client, tick)
+        session.ending = attendant.judge(drive(client, tick))
     except BaseException as e:  # not the notebook's doing: a bug, or an exception thrown into this thread
         session.ending = client.ending or Ending("failed", f"{type(e).__name__}: {e}", exception=e)
         raise
     finally:
-        session.seconds, session.nb = time.monotonic() - began, nb
-        _conclude(manager, session, bar)
+        session.seconds, session.nb, session.asked_by = time.monotonic() - began, nb, attendant.asked_by
+        nb.metadata["mlcycle"] = client.told()
+        _conclude(manager, session, attendant)
     return manager.nb
 
 
-def _conclude(manager: RunManager, session: Session, bar: Quiet) -> None:
+def _conclude(manager: RunManager, session: Session, attendant: Attendant) -> None:
     nb, ending, active = manager.nb, session.ending, session.active
     reason = session.redactor.text(ending.reason) if ending.reason else None
-    nb.metadata["mlcycle"] = {"run": active.id, "status": ending.status, "reason": reason}
+    nb.metadata["mlcycle"].update({"run": active.id, "status": ending.status, "reason": reason})
     try:
         try:
             manager.notebook_complete()
         except OSError as e:  # the run has it all the same
             session.problems.append(f"The executed notebook was not written to {manager.output_path}: {e.strerror or e}.")
             active.warn(session.problems[-1])
-        bar.close(ending.status, reason)
-        keep(active, nbformat.writes(nb).encode(), EXECUTED, "notebook")
+        attendant.rest()
+        attendant.bar.close(ending.status, reason)
+        attendant.keeper.close(keep(active, nbformat.writes(nb).encode(), EXECUTED, "notebook"))
         keep(active, json.dumps(session.redactor.json(cell_times(nb)), indent=1).encode(), CELLS, "file")
     finally:
         active.finish(ending.status, ending.error, ending.reason)
@@ -212,14 +241,18 @@ class TrackedEngine(Engine):
         path = Path(given).resolve() if isinstance(given, str) and os.path.isfile(given) else None
         source = path.read_bytes() if path else nbformat.writes(nb).encode()
         redactor = Redactor.from_environment()
+        check_conditions(nb, language_of(nb))
         params = {**parameters_in(nb, language_of(nb)), **nb.metadata.get("papermill", {}).get("parameters", {})}
         limits = Limits(cell=kwargs.get("execution_timeout") or kwargs.get("timeout"), startup=kwargs.get("start_timeout") or 60)
         active = begin(nb, path, source, params=params, redactor=redactor)
-        return Session(active, path.name if path else "notebook", redactor, limits=limits, progress=None if progress_bar else False)
+        return Session(active, path.name if path else "notebook", redactor, limits=limits, progress=None if progress_bar else False,
+                       fresh=bool(kwargs.get("fresh")))
 
     @staticmethod
     def _raise(session: Session) -> None:
         ending = session.ending
+        if ending.status == "cancelled" and session.asked_by is not None:
+            raise NotebookRunError(f"{session.title} was {ending.reason}; run {session.active.id[:8]} keeps what there was.")
         if ending.status == "cancelled":
             kind = NotebookTerminated if ending.reason and "SIGTERM" in ending.reason else NotebookInterrupted
             raise kind(f"{session.title} was {ending.reason}; run {session.active.id[:8]} keeps what there was.")

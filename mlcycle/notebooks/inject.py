@@ -21,7 +21,7 @@ from .parameters import declaring, tagged
 from .secrets import Secret
 
 # %% auto #0
-__all__ = ['INJECTED', 'literal', 'jsonable', 'code_for', 'inject']
+__all__ = ['INJECTED', 'literal', 'jsonable', 'code_for', 'inject', 'place']
 
 # %% ../../nbs/notebooks/06_inject.ipynb #time
 def _time(value: datetime | date | time | timedelta) -> str:
@@ -153,6 +153,14 @@ def inject(
     cell = nbformat.v4.new_code_cell(code_for(values, secrets, language, kernel), metadata={"tags": [INJECTED]})
     if INJECTED not in {each.get("id") for each in nb.cells}:
         cell["id"] = INJECTED  # the same notebook with the same values is the same file
+    return place(nb, cell)
+
+
+def place(
+    nb: Any,    # A notebook node; it is changed
+    cell: Any,  # A cell that assigns parameters
+) -> Any:       # The notebook
+    "Put the cell where Papermill puts it: in place of an earlier one, else below the declaration, else at the top."
     before, declared = tagged(nb, INJECTED), declaring(nb)
     if before is not None:
         nb.cells[before] = cell

@@ -17,6 +17,7 @@ from papermill.engines import NotebookExecutionManager
 from papermill.iorw import LocalHandler, papermill_io, write_ipynb
 from papermill.log import logger
 
+from .skipping import SKIPPED, was_skipped
 from ..redact import Redactor
 
 # %% auto #0
@@ -101,6 +102,8 @@ class RunManager(NotebookExecutionManager):
 
     def cell_complete(self, cell: Any, cell_index: int | None = None, **kwargs: Any) -> None:
         super().cell_complete(cell, cell_index=cell_index, **kwargs)
+        if was_skipped(cell):
+            cell.metadata.papermill["status"] = SKIPPED
         if self.listener:
             self.listener("end", cell_index or 0)
 

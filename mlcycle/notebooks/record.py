@@ -85,10 +85,11 @@ def keep(
     data: bytes,        # Content
     name: str,          # Artifact name
     kind: str,          # Artifact kind
-) -> None:
+) -> bool:              # Whether it is stored
     "Store a part of the record; a problem becomes a warning on the run."
     try:
         active.log_bytes(data, name, kind)
+        return True
     except MlcycleError as e:
         message = f"{name} was not kept: {e}"
         warnings.warn(message, stacklevel=2)
@@ -96,3 +97,4 @@ def keep(
             active.warn(message)
         except MlcycleError as again:
             warnings.warn(f"The run could not keep a warning either: {again}", stacklevel=2)
+        return False

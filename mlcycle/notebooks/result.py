@@ -36,13 +36,14 @@ class NotebookRun:
     version: str | None = None       # The version that was registered, as `name/3`
     output: Path | None = None       # The executed notebook, where a file was asked for
     warnings: tuple[str, ...] = ()   # What was not as asked for, such as another kernel
+    cached: bool = False             # Whether it is a run of before, returned in place of running the same again
 
     def json(self) -> dict[str, Any]:
         "For machines: plain JSON, metrics that are no finite number as null."
         error = {"type": self.error.type, "message": self.error.message} if self.error else None
         metrics = {name: value if math.isfinite(value) else None for name, value in self.metrics.items()}
         return {"run": self.run, "status": self.status, "reason": self.reason, "cell": self.cell, "error": error,
-                "seconds": round(self.seconds, 3), "metrics": metrics, "version": self.version}
+                "seconds": round(self.seconds, 3), "metrics": metrics, "version": self.version, "cached": self.cached}
 
     def result(self) -> Result:
         "As every command gives it: for machines, for a terminal and for a notebook."
@@ -52,7 +53,10 @@ class NotebookRun:
         facts = {"run": f"{self.run[:8]} ({self.name})", "experiment": self.experiment, "cell": cell,
                  "params": ", ".join(f"{k}={v!r}" for k, v in self.params.items()) or None,
                  "metrics": self.metrics or None, "version": self.version, "executed notebook": self.output}
-        parts: list[Text | Facts] = [Text(f"{self.notebook} {self.status} in {show_seconds(self.seconds)}{why}", look), Facts(facts)]
+        head = f"{self.notebook} {self.status} in {show_seconds(self.seconds)}{why}"
+        if self.cached:
+            head = f"{self.notebook} was not run: run {self.run[:8]} was the same, and {self.status} in {show_seconds(self.seconds)}{why}"
+        parts: list[Text | Facts] = [Text(head, look), Facts(facts)]
         parts += [Text(text, "warn") for text in self.warnings]
         if self.error:
             parts.append(Text(self.error.traceback or f"{self.error.type}: {self.error.message}", block=True))

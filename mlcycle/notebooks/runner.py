@@ -5,20 +5,23 @@
 # %% ../../nbs/notebooks/17_runner.ipynb #imports
 from __future__ import annotations
 
+import contextlib
 import os
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from ..errors import MlcycleError, NotebookRunError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
     from mlcycle.notebooks.drive import Control
     from mlcycle.notebooks.engine import Session
+    from mlcycle.notebooks.fingerprint import Fingerprint
     from mlcycle.notebooks.kernels import KernelChoice
     from mlcycle.notebooks.parameters import Parameters
     from mlcycle.notebooks.result import NotebookRun
+    from mlcycle.notebooks.shared import SharedCells
     from mlcycle.notebooks.source import Source
     from mlcycle.store.connect import Store
 
@@ -78,11 +81,15 @@ def run_notebook(
     scratch: bool = False,                    # Work in an empty folder that is removed at the end; in the notebook's own by default
     out: str | Path | None = None,            # Where to write the executed notebook; it is an artifact of the run in any case
     secrets: Mapping[str, str] | Iterable[str] | None = None,  # Parameters that come from the environment: `{"api_key": "env:HF_TOKEN"}`
+    cached: bool = False,                     # Return a finished run of before that was the same, if there is one, instead of running it again
+    refresh: bool = False,                    # Run it although there is one
     register: str | None = None,              # Name of a model to register what the run logged under
     tags: Mapping[str, Any] | None = None,    # Tags of the run
     progress: bool | None = None,             # Show progress; None where somebody can see it
+    follow: bool | TextIO = False,            # Show what the notebook prints as it comes: here, or in this stream
     store: Store | None = None,               # Where to keep the run; the store in use by default
     fresh: bool = False,                      # Give it a process that was started for it, in place of one forked with its imports done
+    shared: SharedCells | None = None,        # Its first cells, executed already by `share_cells`
     parent: str | None = None,                # Id of the run that it is part of; the current one by default
     control: Control | None = None,           # Stops the run from another thread
 ) -> NotebookRun:                             # What became of it
@@ -96,6 +103,7 @@ def run_notebook(
     from mlcycle.notebooks.parameters import infer
     from mlcycle.notebooks.record import parameters_in
     from mlcycle.notebooks.secrets import declare, environment, redactor_for
+    from mlcycle.notebooks.skipping import check_conditions
     from mlcycle.notebooks.source import Source, read_notebook
     from mlcycle.registry.names import check_model_name
 
@@ -103,6 +111,7 @@ def run_notebook(
     choice = pick_kernel(source.nb, kernel)
     declared = declare(secrets)
     redactor = redactor_for(declared)
+    check_conditions(source.nb, choice.language)
     values = check_values(infer(source.nb, choice.language, choice.name), params or {}, [s.name for s in declared])
     nb = inject(source.nb, values, declared, choice.language, choice.name)
     limits = Limits(run=check_limit("timeout", timeout), cell=check_limit("cell_timeout", cell_timeout))
@@ -112,10 +121,19 @@ def run_notebook(
     told = {**parameters_in(source.nb, choice.language), **{n: jsonable(value) for n, value in values.items()}}
     told = {n: value for n, value in told.items() if n not in {s.name for s in declared}}
 
+    own = _fingerprint(source, told, choice, [s.name for s in declared], store)
+    done, notes = _earlier(source, own, experiment, output, register, store) if cached and not refresh else (None, ())
+    if done is not None:
+        return done
     active = begin(nb, source.path, source.data, params=told, redactor=redactor, name=name, experiment=experiment, tags=dict(tags or {}), store=store,
                    parent=parent)
     with scratch_folder(source.folder, scratch) as folder:
-        session = Session(active, source.path.name, redactor, environment(declared), limits, folder, progress, fresh, most, control)
+        session = Session(active, source.path.name, redactor, environment(declared), limits, folder, progress, _stream(follow), fresh=fresh,
+                          memory=most, control=control)
+        if shared is not None and not fresh and shared.fit(source.nb):
+            shared.inherit(active)
+            session.shared = shared
+        _remember(session, own, notes)
         _execute(nb, choice, session, output)
     return _finish(session, source, output, register)
 
@@ -133,6 +151,47 @@ def _execute(nb: Any, choice: KernelChoice, session: Session, output: str | None
     papermill_engines.register("mlcycle", Engine)  # also where mlcycle was not installed but put on the path
     papermill_engines.execute_notebook_with_engine("mlcycle", nb, choice.name, output_path=output, session=session)
 
+# %% ../../nbs/notebooks/17_runner.ipynb #same
+def _fingerprint(source: Source, params: dict[str, Any], choice: KernelChoice, secrets: list[str], store: Store | None) -> Fingerprint:
+    from mlcycle.notebooks.fingerprint import fingerprint
+    from mlcycle.notebooks.record import notebook_tag
+    from mlcycle.store.connect import current_store
+
+    tag = notebook_tag(source.path, store or current_store())
+    return fingerprint(source.nb, source.folder, tag, params, choice.language, choice.name, secrets)
+
+
+def _earlier(source: Source, own: Fingerprint, experiment: str | None, output: str | None, register: str | None,
+             store: Store | None) -> tuple[NotebookRun | None, tuple[str, ...]]:
+    from mlcycle.notebooks.cached import as_result, find_same
+    from mlcycle.notebooks.engine import parent_in
+    from mlcycle.store.connect import current_store
+
+    if own.digest is None:
+        return None, (f"Whether the same was run before cannot be told: {own.problem}.",)
+    parent, store = parent_in(store), store or current_store()
+    found = find_same(store, own.digest, experiment or (parent.experiment if parent else store.settings.experiment), source.folder)
+    if found.run is None:
+        return None, found.notes
+    return as_result(store, found.run, source.path.name, output, register, found.notes), ()
+
+
+def _remember(session: Session, own: Fingerprint, notes: tuple[str, ...]) -> None:
+    from mlcycle.errors import StoreError
+    from mlcycle.store import fingerprints
+
+    session.problems += notes
+    with contextlib.suppress(StoreError):  # a run that is not found again is no reason to fail
+        if own.digest is not None:
+            fingerprints.put(session.active.store, session.active.run, own.digest)
+
+
+# %% ../../nbs/notebooks/17_runner.ipynb #follow
+def _stream(follow: bool | TextIO) -> TextIO | None:
+    import sys
+
+    return (sys.stdout if follow else None) if isinstance(follow, bool) else follow
+
 # %% ../../nbs/notebooks/17_runner.ipynb #finish
 def _finish(session: Session, source: Source, output: str | None, register: str | None) -> NotebookRun:
     from mlcycle.notebooks.endings import cell_number
@@ -148,6 +207,8 @@ def _finish(session: Session, source: Source, output: str | None, register: str 
     result = NotebookRun(run.id, run.name, run.experiment, source.path.name, run.status, session.seconds, run.reason, cell, nb_cell, run.error,
                          active.metrics, active.params, None, written, tuple(session.problems))
     kept = f"Run {run.id[:8]} keeps the notebook as far as it came."
+    if run.status == "cancelled" and session.asked_by is not None:  # this run only: what runs it goes on
+        raise NotebookRunError(f"{source.path.name} was {run.reason}. {kept}", result)
     if run.status == "cancelled":
         raise (NotebookTerminated if "SIGTERM" in (run.reason or "") else NotebookInterrupted)(f"{source.path.name} was {run.reason}. {kept}", result)
     if run.status != "finished":

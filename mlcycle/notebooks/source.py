@@ -15,7 +15,7 @@ from typing import Any
 from ..errors import NotebookFormatError, NotFoundError
 
 # %% auto #0
-__all__ = ['SKIP', 'Source', 'runnable', 'parse_notebook', 'read_notebook', 'headings', 'numbers']
+__all__ = ['SKIP', 'UNRUN', 'Source', 'runnable', 'parse_notebook', 'read_notebook', 'headings', 'numbers']
 
 # %% ../../nbs/notebooks/08_source.ipynb #source
 @dataclass(frozen=True, slots=True)
@@ -33,13 +33,14 @@ class Source:
 
 # %% ../../nbs/notebooks/08_source.ipynb #runnable
 SKIP = "skip-execution"  # nbclient's tag
+UNRUN = (SKIP, "skip", "only-interactive")  # Tags of cells that no run executes
 
 
 def runnable(
     cell: Any,  # A cell of a notebook
 ) -> bool:
-    "Whether a cell is executed: a code cell that is not empty and not tagged `skip-execution`."
-    return cell.cell_type == "code" and bool(cell.source.strip()) and SKIP not in cell.metadata.get("tags", [])
+    "Whether a run executes a cell, or may: a code cell that is not empty and not tagged `skip`, `only-interactive` or `skip-execution`."
+    return cell.cell_type == "code" and bool(cell.source.strip()) and not set(UNRUN) & set(cell.metadata.get("tags", []))
 
 # %% ../../nbs/notebooks/08_source.ipynb #parse
 def parse_notebook(

@@ -80,10 +80,13 @@ class _Course:
     outcomes: dict[int, Outcome] = field(default_factory=dict)  # By row
     asked: list[int | None] = field(default_factory=list)  # Signals that came
     problems: list[str] = field(default_factory=list)      # What went wrong beside the runs
+    by: str | None = None           # Who asked with `mlcycle stop`
 
     def go(self, bar: Any) -> None:
         "Run them all, or until somebody asks to stop."
-        waiting, running, told = deque(self.tasks), 0, 0
+        from mlcycle.store import requests
+
+        waiting, running, told, look = deque(self.tasks), 0, 0, time.monotonic() + 1.0
         while running or (waiting and not self.asked and not self.executor.lost):
             self.state.slots = self.executor.slots()
             while waiting and not self.asked and running < self.state.slots:
@@ -92,6 +95,10 @@ class _Course:
             for outcome in self.executor.wait(0.2):
                 running -= 1
                 self.take(outcome)
+            if time.monotonic() >= look and not self.asked:
+                look = time.monotonic() + 1.0
+                self.by = requests.asked_by(self.active.store, self.active.run.pk)
+                self.asked += [None] * (self.by is not None)
             for signum in self.asked[told:]:
                 self.executor.stop(signum)
                 told += 1
@@ -116,7 +123,7 @@ class _Course:
         "Status and reason of the sweep."
         total, done = len(self.tasks), sum(outcome.status == "finished" for outcome in self.outcomes.values())
         if self.asked and len([o for o in self.outcomes.values() if o.status != "cancelled"]) < total:
-            how = {signal.SIGINT: "interrupted (Ctrl-C)", signal.SIGTERM: "terminated (SIGTERM)"}.get(self.asked[0], "cancelled")
+            how = {signal.SIGINT: "interrupted (Ctrl-C)", signal.SIGTERM: "terminated (SIGTERM)"}.get(self.asked[0], f"stopped by {self.by}")
             return "cancelled", f"{how} with {done} of {total} finished"
         if self.executor.lost:
             return "failed", f"{self.executor.lost} with {done} of {total} finished"
@@ -143,6 +150,8 @@ def run_many(
     tags: Mapping[str, Any] | None = None,      # Tags of every run
     progress: bool | None = None,               # Show progress; None where somebody can see it
     store: Store | None = None,                 # Where to keep the runs; the store in use by default
+    cached: bool = False,                       # Take finished runs of before that were the same, where there are some
+    refresh: bool = False,                      # Run them although there are some
     fresh: bool = False,                        # Give each a process that was started for it, in place of one forked with its imports done
 ) -> Sweep:                                     # A row a run; a run that failed raises nothing
     "Execute a notebook once for each set of params. Raises `UsageError` before anything ran, `NotebookInterrupted` with what there is as `.result`."
@@ -159,7 +168,7 @@ def run_many(
         raise UsageError(f"jobs must be a whole number above zero, not {jobs!r}.")
     options = {"kernel": kernel, "timeout": check_limit("timeout", timeout), "cell_timeout": check_limit("cell_timeout", cell_timeout),
                "memory": to_bytes(memory), "secrets": {s.name: f"env:{s.variable}" for s in declared} or None, "tags": dict(tags or {}),
-               "fresh": fresh}
+               "fresh": fresh, "cached": cached, "refresh": refresh}
     if out is not None:
         out_paths(out, [(f"run-{i}", i, row) for i, row in enumerate(rows, 1)], source.path)
     store, taker = store or current_store(), make_executor(executor, jobs)

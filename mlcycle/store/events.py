@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mlcycle.store.connect import Store
 
 # %% auto #0
-__all__ = ['APPEND', 'moment', 'entry', 'append', 'listing']
+__all__ = ['APPEND', 'moment', 'entry', 'append', 'note', 'listing']
 
 # %% ../../nbs/store/05_events.ipynb #moment
 def moment(
@@ -53,6 +53,18 @@ def append(
 ) -> None:
     "Add a line to the log."
     con.execute(APPEND, entry(action, subject, data))
+
+# %% ../../nbs/store/05_events.ipynb #note
+def note(
+    store: Store,           # The store
+    action: str,            # `run.reproduce`, …
+    *subjects: str,         # What it was done to, a line for each
+    **data: Any,            # Details, JSON-able
+) -> None:
+    "Add lines to the log. Raises `StoreError`."
+    with store.db.write() as con:
+        for subject in subjects:
+            append(con, action, subject, **data)
 
 # %% ../../nbs/store/05_events.ipynb #listing
 def listing(

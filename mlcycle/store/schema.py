@@ -11,7 +11,7 @@ from sqlalchemy.types import TypeDecorator
 # %% auto #0
 __all__ = ['Words', 'Key', 'metadata', 'HEAD', 'VERSION_TABLE', 'runs', 'points', 'metrics', 'params', 'tags', 'captures',
            'warnings', 'artifacts', 'inputs', 'models', 'versions', 'version_files', 'aliases', 'alias_moves', 'events',
-           'Float64']
+           'outputs', 'requests', 'fingerprints', 'Float64']
 
 # %% ../../nbs/store/01_schema.ipynb #types
 class Float64(TypeDecorator):
@@ -32,7 +32,7 @@ class Float64(TypeDecorator):
 Words = Text().with_variant(Text(collation="C"), "postgresql")
 Key = BigInteger().with_variant(Integer, "sqlite")
 metadata = MetaData(naming_convention={"ix": "ix_%(table_name)s_%(column_0_N_name)s"})
-HEAD = "0001"                       # Newest migration; what a store made now has
+HEAD = "0002"                       # Newest migration; what a store made now has
 VERSION_TABLE = "mlcycle_version"   # Alembic's own default name is taken by Optuna's storage
 Table(VERSION_TABLE, metadata, Column("version_num", Words, primary_key=True))
 
@@ -194,4 +194,26 @@ events = Table(
     Column("action", Words, nullable=False),
     Column("subject", Words, nullable=False, index=True),
     Column("data", Words, nullable=False),  # JSON
+)
+
+# %% ../../nbs/store/01_schema.ipynb #live
+outputs = Table(
+    "outputs", metadata,
+    _run_key(),
+    Column("place", BigInteger, primary_key=True, autoincrement=False),  # Characters of the run before this piece
+    Column("cell", Words, nullable=False),  # Id of the cell
+    Column("kind", Words, nullable=False),  # cell (its label), stdout, stderr, result, error
+    Column("text", Words, nullable=False),
+)
+requests = Table(
+    "requests", metadata,
+    _run_key(),
+    Column("action", Words, primary_key=True),  # stop
+    Column("actor", Words, nullable=False),
+    Column("time", Double, nullable=False),
+)
+fingerprints = Table(
+    "fingerprints", metadata,
+    _run_key(),
+    Column("digest", Words, nullable=False, index=True),
 )

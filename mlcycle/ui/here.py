@@ -15,7 +15,7 @@ from typing import Any
 
 from ..config import ENV_RUN
 from ..errors import MlcycleError, NotFoundError, UsageError
-from .hidden import is_aside
+from ..notebooks.outputs import is_aside
 from .journal import Journal
 
 # %% auto #0

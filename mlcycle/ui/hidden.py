@@ -10,21 +10,14 @@ import symtable
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ..notebooks.outputs import is_aside
 from .journal import Executed, Journal
 
 # %% auto #0
-__all__ = ['is_aside', 'Names', 'names_of', 'Finding', 'judge', 'verdict']
+__all__ = ['Names', 'names_of', 'Finding', 'judge', 'verdict']
 
 # %% ../../nbs/ui/13_hidden.ipynb #plain-code
 _CELL_MAGIC = re.compile(r"\s*%%(track|time|timeit|capture|prun)\b.*")
-_ASIDE = re.compile(r"\s*(#.*|%(?!%|run\b|params\s+\w+\s*[:=]).*|!.*|\?.*|.*\?)?$")
-
-
-def is_aside(
-    source: str,  # Of a cell
-) -> bool:
-    "Whether a cell only looks: nothing but comments, shell lines and magics that set nothing."
-    return all(map(_ASIDE.match, source.splitlines()))
 
 
 def _code(source: str) -> str:

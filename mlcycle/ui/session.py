@@ -15,11 +15,12 @@ from typing import Any
 from ..display import Facts, Result, Table, Text, show_seconds
 from ..entities import Status
 from ..errors import NoActiveRunError, UsageError
+from ..notebooks.outputs import is_aside
 from ..track.active import ActiveRun
 from ..track.begin import start
 from ..track.current import current_run, hold, let_go
 from .here import document_of, in_batch
-from .hidden import Finding, is_aside, judge, verdict
+from .hidden import Finding, judge, verdict
 from .journal import Executed, Journal, journal_of
 from .options import Tracked
 from .showing import note

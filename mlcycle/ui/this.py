@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..display import Result, Table, Text
 from ..errors import MlcycleError, UsageError
+from ..notebooks.outputs import Difference, differences
+from ..notebooks.verdict import named_within
 from .here import Unsaved, notebook_path, saved_cells, unsaved
 from .hidden import Finding, judge
 from .journal import journal_of
-from .outputs import Difference, differences
 
 if TYPE_CHECKING:
     from mlcycle.entities import Run
@@ -115,10 +116,6 @@ def unsaved_view(
                    *(Text(each.diff, block=True) for each in changes)])
 
 # %% ../../nbs/ui/17_this.ipynb #metrics
-def _named(run: Run, place: int) -> str:
-    return f"run {place}" if run.name.endswith(f"-{run.id[:4]}") else run.name
-
-
 def metrics_of(
     store: Store,            # Where the runs are
     whole: Run | None,       # The session or the batch run
@@ -129,7 +126,7 @@ def metrics_of(
 
     found = {("", name): value for name, value in metrics.latest(store, whole).items()} if whole else {}
     for place, run in enumerate(within, 1):
-        found |= {(_named(run, place), name): value for name, value in metrics.latest(store, run).items()}
+        found |= {(named_within(run, place), name): value for name, value in metrics.latest(store, run).items()}
     return found
 
 

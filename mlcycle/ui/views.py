@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ..display import Facts, Part, Result, Table, Text, show_bytes, show_seconds, show_value
 from ..entities import AliasMove, Artifact, Model, Run, Version
 from ..errors import MlcycleError
+from ..notebooks.reproduce import last_reproduction, reproductions
 from ..registry.lineage import Lineage, of_run, of_version
 from ..registry.lineage_picture import LineagePart
 from ..store import artifacts, facts, inputs, metrics, models, runs
@@ -91,7 +92,8 @@ def run_view(
              "warnings": facts.warnings(store, run), "children": [child.id for child in runs.children(store, run)]}
     parts: list[Part] = [Facts({
         "run": f"{run.name} ({run.id[:8]})", "experiment": run.experiment, "status": run.status, "reason": run.reason, "started": run.started,
-        "took": show_seconds(run.seconds), "by": run.actor, "part of": run.parent and run.parent[:8], **_origin(run, data["tags"], found)})]
+        "took": show_seconds(run.seconds), "by": run.actor, "part of": run.parent and run.parent[:8], **_origin(run, data["tags"], found),
+        "reproduced": last_reproduction(store, run)})]
     parts += _origins(of_run(store, run))
     if held := [Facts(data[what], what.capitalize()) for what in ("params", "metrics", "tags") if data[what]]:
         parts.append(Beside(held))
@@ -186,9 +188,11 @@ def version_view(
 ) -> Result:
     "One version: its origin, its signature, its files."
     files = models.version_files(store, version)
-    data = version_data(version) | {"files": [{"name": f.name, "digest": f.digest, "bytes": f.size} for f in files]}
+    again = [{"verdict": e.data["verdict"], "run": e.data["run"], "first": e.data["first"], "tolerance": e.data["tolerance"],
+              "environment": e.data["environment"], "time": e.time, "actor": e.actor} for e in reproductions(store, version)]
+    data = version_data(version) | {"files": [{"name": f.name, "digest": f.digest, "bytes": f.size} for f in files], "reproductions": again}
     head = Facts({"version": version.ref, "aliases": version.aliases or None, "flavour": version_row(version)[2], "run": version.run[:8],
-                  "registered": version.created, "by": version.actor, "digest": version.digest[:16]})
+                  "registered": version.created, "by": version.actor, "digest": version.digest[:16], "reproduced": last_reproduction(store, version)})
     parts: list[Part] = [head, *_origins(of_version(store, version))]
     held: list[Part] = [Facts(version.metrics, "Metrics")] if version.metrics else []
     if version.signature:

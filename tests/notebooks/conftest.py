@@ -25,6 +25,7 @@ class Project:
         self.folder = folder
         self.database = folder / "mlcycle.db"
         self.store: Store = connect(self.database)
+        self.processes: list[subprocess.Popen[str]] = []
 
     def write(self, *cells: str | dict[str, Any], name: str = "train.ipynb", **metadata: Any) -> Path:
         "Write a notebook: a text is a code cell, a text that begins with `# ` a heading, a dict a code cell with tags."
@@ -61,8 +62,9 @@ class Project:
 
     def start(self, code: str, **more: str) -> subprocess.Popen[str]:
         "Start Python code in the project's folder."
-        return subprocess.Popen([sys.executable, "-c", code], cwd=self.folder, env=self.environment(**more), text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        self.processes.append(subprocess.Popen([sys.executable, "-c", code], cwd=self.folder, env=self.environment(**more), text=True,
+                                               stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+        return self.processes[-1]
 
     def papermill(self, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
         "Papermill's own command line, with this engine."
@@ -78,6 +80,10 @@ def project(tmp_path: Path):
     before = module._connected
     made = Project(tmp_path)
     yield made
+    for process in made.processes:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
     module._connected = before
     made.store.close()
 
@@ -103,7 +109,9 @@ def kernels() -> Callable[[int], list[psutil.Process]]:
 
     def find(pid: int) -> list[psutil.Process]:
         try:
-            return [p for p in psutil.Process(pid).children(recursive=True) if "ipykernel_launcher" in " ".join(p.cmdline())]
+            below = psutil.Process(pid).children(recursive=True)
+            warm = {p.pid for p in below if "warm.server" in " ".join(p.cmdline())}
+            return [p for p in below if "ipykernel_launcher" in " ".join(p.cmdline()) or p.ppid() in warm]
         except psutil.Error:
             return []
 

@@ -9,15 +9,21 @@ import psutil
 import pytest
 
 RUN = """
-import json, sys
+import json, os, sys
 from mlcycle.notebooks.result import NotebookInterrupted, NotebookTerminated
 from mlcycle.notebooks.runner import run_notebook
 try:
-    run_notebook("train.ipynb")
+    run_notebook("train.ipynb", fresh=bool(os.environ.get("FRESH")))
 except (NotebookInterrupted, NotebookTerminated) as e:
     print(json.dumps({"kind": type(e).__name__, "message": str(e), **e.result.json()}))
     sys.exit(e.exit_code)
 """
+
+
+@pytest.fixture(params=["", "1"], ids=["forked", "fresh"], autouse=True)
+def kind_of_kernel(request, monkeypatch) -> None:
+    "Everything holds for a kernel that was forked and for one that was started."
+    monkeypatch.setenv("FRESH", request.param)
 
 
 def started(project, wait_for, *cells: str) -> subprocess.Popen[str]:

@@ -41,7 +41,7 @@ def fitted(estimator_class):
 
 @pytest.mark.filterwarnings("ignore")
 def test_all_estimators_come_back(tmp_path):
-    "The 58 that skops distrusts (forests and boosting among them) are covered by our list; nothing but Birch is refused."
+    "What skops distrusts (forests and boosting among them) are covered by our list; nothing but Birch is refused."
     distrusted, failed, compared = {}, {}, 0
     for name, estimator_class in all_estimators():
         if name in NOT_BUILT:
@@ -74,7 +74,7 @@ def test_all_estimators_come_back(tmp_path):
                 same(now, was, err_msg=f"{name}.{verb}")
                 compared += 1
     assert set(failed) == NEVER_STORED, failed
-    assert len(distrusted) >= 58
+    assert len(distrusted) > 40  # 58 with scikit-learn 1.9, 41 with 1.8
     assert {kind for kinds in distrusted.values() for kind in kinds} <= ALLOWED
     assert compared > 200
 

@@ -144,4 +144,4 @@ def test_the_list_in_the_manifest_cannot_add_types(tmp_path):
             target.writestr(name, data)
     with pytest.raises(UnsafeModelError, match=r"os\.system"):
         flavour.load(tmp_path, {"types": [*facts["types"], "os.system"]})
-    assert skops.io.get_untrusted_types(file=path) == ["os.system", "sklearn.tree._tree.Tree"]
+    assert "os.system" in skops.io.get_untrusted_types(file=path)

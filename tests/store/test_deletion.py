@@ -12,7 +12,7 @@ from sqlalchemy import func, select
 
 from mlcycle.entities import Dataset
 from mlcycle.errors import MlcycleError, NotFoundError, StoreError, UsageError
-from mlcycle.store import deletion, events, facts, fields, inputs, models, query, runs, schema
+from mlcycle.store import deletion, events, facts, fields, fingerprints, inputs, live, models, query, requests, runs, schema
 from mlcycle.store.connect import Store
 from mlcycle.track.active import ActiveRun
 
@@ -26,6 +26,9 @@ def full(store: Store, name: str = "full", parent: str | None = None, end: bool 
     active.log_bytes(name.encode(), "model/manifest.json")
     facts.put_captures(store, active.run.pk, {"git": {}}, ["a warning"])
     inputs.put(store, active.run, Dataset("train", "a" * 64))
+    live.append(store, active.run.pk, [live.Piece(0, "fit", "stdout", "epoch 1")])
+    requests.ask(store, active.run)
+    fingerprints.put(store, active.run, "f" * 64)
     if end:
         active.finish()
     return active
@@ -42,7 +45,7 @@ def test_nothing_of_a_run_is_left(store: Store) -> None:
     "A deleted run leaves no row in any table, another keeps all of its own, and the log says who went."
     gone, kept = full(store), full(store, "kept")
     before = rows(store, kept.run.pk)
-    assert all(rows(store, gone.run.pk).values()) and len(before) == 9
+    assert all(rows(store, gone.run.pk).values()) and len(before) == 12
     assert [run.id for run in deletion.delete(store, gone.run)] == [gone.id]
     assert not any(rows(store, gone.run.pk).values()) and rows(store, kept.run.pk) == before
     last = events.listing(store, limit=1)[0]

@@ -60,7 +60,7 @@ def test_outcomes_have_exit_codes_and_one_line_of_json(project: Path) -> None:
     finished = mlcycle("run", nb.name, "-p", "lr", "0.25", "--json", cwd=project)
     assert finished.returncode == 0, finished.stderr
     found = json.loads(finished.stdout)
-    assert found.keys() == {"run", "status", "reason", "cell", "error", "seconds", "metrics", "version"}
+    assert found.keys() == {"run", "status", "reason", "cell", "error", "seconds", "metrics", "version", "cached"}
     assert found["status"] == "finished" and found["metrics"] == {"auc": 0.75} and found["error"] is None
     failed = mlcycle("run", nb.name, "-p", "lr", "2", "--json", cwd=project)
     assert failed.returncode == 1

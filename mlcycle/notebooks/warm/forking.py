@@ -11,6 +11,7 @@ import os
 import select
 import signal
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from .wire import Gone, receive, send
@@ -41,6 +42,7 @@ def kill_group(
 def serve(
     control: socket.socket,      # Where requests come from
     idle: float | None = None,   # Seconds without a kernel after which this process ends; None for never
+    at_end: Callable[[], None] | None = None,  # Called before this process ends
 ) -> Birth:                      # Returned in a forked process only
     "Fork on request until the control channel closes; then end, with every kernel."
     poller, kernels, fds = select.poll(), {}, {}
@@ -48,7 +50,7 @@ def serve(
     while True:
         ready = poller.poll(None if idle is None or kernels else idle * 1000)
         if not ready:
-            os._exit(0)
+            _end(at_end)
         for fd, _ in ready:
             if fd == control.fileno():
                 try:
@@ -56,7 +58,7 @@ def serve(
                 except Gone:
                     for pid in kernels:
                         kill_group(pid)
-                    os._exit(0)
+                    _end(at_end)
                 if message == "retire":
                     idle = 0.0
                     continue
@@ -66,6 +68,14 @@ def serve(
                 _adopt(pid, given, kernels, fds, poller)
             elif fd in fds:
                 _part(fds[fd], fd, kernels, fds, poller)
+
+
+def _end(at_end: Callable[[], None] | None) -> None:
+    try:
+        if at_end:
+            at_end()
+    finally:
+        os._exit(0)
 
 
 def _adopt(pid: int, given: list[int], kernels: dict[int, tuple[socket.socket, int]], fds: dict[int, int], poller: select.poll) -> None:

@@ -105,4 +105,5 @@ def own_plots(
     settings = matplotlib.matplotlib_fname()
     if settings != before:
         matplotlib.rc_file(settings)
+    sys.modules.pop("matplotlib_inline.backend_inline", None)  # ties itself to the shell when it is imported
     matplotlib.rcParams._set("backend", env.get("MPLBACKEND") or "module://matplotlib_inline.backend_inline")

@@ -91,7 +91,7 @@ def become(
     sys.argv = [launcher, "-f", request["file"], *request["arguments"]]
     app = ForkedKernelApp.instance()
     app.connection, app.connection_file = request["connection"], request["file"]
-    app.initialize(request["arguments"])
+    app.initialize([*request["arguments"], "--HistoryManager.enabled=False"])  # its database must not be shared; %history works
     return Forked(app, birth.channel, dict(os.environ), request["cwd"], warmed, states())
 
 # %% ../../../nbs/notebooks/warm/07_kernel.ipynb #lease

@@ -12,14 +12,16 @@ import signal
 import socket
 import sys
 import threading
+import traceback
 import uuid
+import weakref
 from typing import Any
 
 from ipykernel.iostream import OutStream
 
 from .chance import restore, seeded, states
 from .forking import Birth, serve, settle
-from .identity import own_chance, own_limits
+from .identity import no_handlers, own_chance, own_limits
 from .kernel import Forked, live
 from .safety import gpu, open_connections, unknown_threads
 from .wire import receive, send
@@ -35,8 +37,7 @@ def _streams() -> list[OutStream]:
 def _threads(forked: Forked) -> list[threading.Thread]:
     "Threads of the kernel itself, which are made again."
     app = forked.app
-    history = getattr(app.shell.history_manager, "save_thread", None)
-    found = [app.iopub_thread.thread, app.control_thread, app.shell_channel_thread, app.heartbeat, forked.lease, history]
+    found = [app.iopub_thread.thread, app.control_thread, app.shell_channel_thread, app.heartbeat, forked.lease]
     found += [getattr(stream, "watch_fd_thread", None) for stream in _streams()]
     return [each for each in found if each is not None]
 
@@ -62,8 +63,13 @@ def _close_store() -> None:
 def take(
     forked: Forked,  # A kernel between two cells
     control: int,    # Descriptor on which forks of the checkpoint will be asked for
+    patience: int = 50,  # How often to wait a little for what is just ending
 ) -> None:
     "Make a checkpoint of the kernel, or say on `control` why not."
+    loop = asyncio.get_running_loop()
+    if patience and asyncio.all_tasks(loop) - {asyncio.current_task(loop)}:  # such as the one that has sent the last reply
+        loop.call_later(0.01, take, forked, control, patience - 1)
+        return
     channel = socket.socket(fileno=control)
     _close_store()
     reasons = unsafe(forked)
@@ -82,24 +88,37 @@ def take(
         return
     if os.fork():
         os._exit(0)
-    os.setsid()
-    signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    forked.channel.close()
-    settle()
-    send(channel, {"kept": os.getpid()})
-    revive(serve(channel), forked, fixed)
+    try:
+        os.setsid()
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        forked.channel.close()
+        settle()
+        send(channel, {"kept": os.getpid()})
+        revive(serve(channel, at_end=weakref.finalize._exitfunc), forked, fixed)
+    except BaseException:  # never back into the loop of the process that this one was forked from
+        os.write(getattr(sys.stderr, "_original_stdstream_copy", 2), traceback.format_exc().encode())
+    finally:
+        os._exit(1)
 
 # %% ../../../nbs/notebooks/warm/08_revival.ipynb #streams
-def _own_stream(stream: OutStream, fd: int, thread: Any) -> None:
+def _own_files(streams: tuple[int, ...]) -> None:
+    "Take on the run's standard streams, under what the shell shows of them."
+    os.dup2(streams[0], 0)
+    for stream in _streams():
+        number = 1 if stream.name == "stdout" else 2
+        os.dup2(streams[number], stream._original_stdstream_copy if stream._should_watch else number)
+    for fd in streams:
+        os.close(fd)
+
+
+def _own_stream(stream: OutStream, thread: Any) -> None:
     "Let an output stream of the shell go to the new kernel's clients."
     stream.pub_thread, stream._io_loop, stream._master_pid = thread, thread.io_loop, os.getpid()
     stream._buffer_lock, stream._flush_pending, stream._subprocess_flush_pending = threading.RLock(), False, False
     stream._local = threading.local()
     if not stream._should_watch:
-        os.dup2(fd, 1 if stream.name == "stdout" else 2)
         return
-    os.dup2(fd, stream._original_stdstream_copy)
     readable, writable = os.pipe()
     os.dup2(writable, stream._original_stdstream_fd)
     os.close(writable)
@@ -122,6 +141,7 @@ def _own_place(forked: Forked, request: dict[str, Any], fixed: dict[str, Any]) -
     own_limits(request["env"], forked.warmed.pools)
     own_chance()
     restore(fixed)
+    no_handlers()
 
 # %% ../../../nbs/notebooks/warm/08_revival.ipynb #revive
 _kept_alive: list[Any] = []
@@ -136,10 +156,9 @@ def revive(
     request, _ = receive(birth.channel)
     os.setsid()
     app, kernel = forked.app, forked.app.kernel
+    _own_files(birth.streams)
     _own_place(forked, request, fixed)
-    os.dup2(birth.streams[0], 0)
-    _kept_alive.extend([dict(app.__dict__), dict(app._trait_values), dict(kernel._trait_values), asyncio.get_running_loop()])
-    asyncio._set_running_loop(None)
+    _kept_alive.extend([dict(app.__dict__), dict(app._trait_values), dict(kernel._trait_values)])
     asyncio.set_event_loop(asyncio.new_event_loop())
 
     atexit.unregister(app.close)
@@ -154,9 +173,7 @@ def revive(
     app.log_connection_info()
     background.io_thread = app.iopub_thread  # whoever holds it sends to the new socket
     for stream in _streams():
-        _own_stream(stream, birth.streams[1 if stream.name == "stdout" else 2], app.iopub_thread)
-    for fd in birth.streams:
-        os.close(fd)
+        _own_stream(stream, app.iopub_thread)
 
     class Again(type(kernel)):
         "Gives the application the kernel that there is, with what was made for a new one."

@@ -60,7 +60,7 @@ def unknown_threads(
     "The threads of this process that would be missed in a fork."
     known = {threading.current_thread(), *known}
     found = [f"a thread {thread.name!r}" for thread in threading.enumerate() if thread not in known]
-    python = {str(thread.native_id) for thread in threading.enumerate()}
+    python = {str(thread.native_id) for thread in threading.enumerate()} | {str(os.getpid())}  # a fork's main thread keeps a stale number
     maps, native = _libraries(), []
     for tid in os.listdir(_TASKS):
         try:

@@ -22,12 +22,12 @@ from .wire import receive, send
 __all__ = ['KERNEL', 'load', 'warm', 'local_files', 'main']
 
 # %% ../../../nbs/notebooks/warm/09_server.ipynb #kernel
-KERNEL = ("ipykernel.kernelapp", "ipykernel.ipkernel", "ipykernel.zmqshell", "ipykernel.displayhook", "ipykernel.datapub", "ipykernel.debugger",
+KERNEL = ("ipykernel.kernelapp", "ipykernel.ipkernel", "ipykernel.zmqshell", "ipykernel.displayhook", "ipykernel.debugger",
           "IPython.core.completer", "IPython.core.completerlib", "IPython.core.debugger", "IPython.core.magics", "IPython.core.historyapp",
           "IPython.core.oinspect", "IPython.core.pylabtools", "IPython.core.ultratb", "IPython.extensions.storemagic", "IPython.lib.pretty",
-          "matplotlib_inline.config", "pygments.lexers.python", "pygments.formatters.terminal256", "stack_data", "sqlite3", "pdb", "comm",
+          "pygments.lexers.python", "pygments.formatters.terminal256", "stack_data", "sqlite3", "pdb", "comm",
           "tornado.platform.asyncio", "concurrent.futures.thread", "multiprocessing.queues", "zmq.eventloop.zmqstream", "asyncio", "encodings.idna",
-          "threadpoolctl", "mlcycle.notebooks.warm.revival")
+          "mlcycle.notebooks.warm.revival")
 
 
 def load(
@@ -93,24 +93,26 @@ def main() -> None:
     if sys.path and sys.path[0] == "":
         del sys.path[0]
     request, _ = receive(control)
+    before = dict(os.environ)
+    from threadpoolctl import ThreadpoolController
+
+    os.environ.clear()
+    os.environ.update(before)  # what our own tool has set is not the notebook's
     for name in KERNEL:
         try:
             load(name)
         except ImportError:  # another version of ipykernel
             continue
-    before = dict(os.environ)
     sys.path.insert(0, "")  # as in a kernel
     bad = warm(request["imports"])
     sys.path.remove("")
     made = {name: value for name, value in os.environ.items() if before.get(name) != value}
     os.chdir("/")
-    import threadpoolctl
-
     from mlcycle.notebooks.warm.kernel import Warmed, become, live
     from mlcycle.notebooks.warm.revival import take
 
     matplotlib = sys.modules.get("matplotlib")
-    warmed = Warmed(made, matplotlib.matplotlib_fname() if matplotlib else None, threadpoolctl.ThreadpoolController())
+    warmed = Warmed(made, matplotlib.matplotlib_fname() if matplotlib else None, ThreadpoolController())
     report: dict[str, Any] = {"bad": bad, "problems": unknown_threads() + gpu(), "files": local_files()}
     send(control, report)
     settle()

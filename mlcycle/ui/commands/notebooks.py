@@ -52,6 +52,9 @@ class Pairs(Command):
 @click.option("--executor", metavar="WHERE", help="With -P: where they run: local, or dask://HOST:PORT.")
 @click.option("--fresh", is_flag=True, help="Start a process for it, in place of forking one with its imports done.")
 @click.option("--out", type=NOTEBOOK, help="Write the executed notebook here too; the run keeps it in any case.")
+@click.option("--cached", is_flag=True, help="Return a finished run of the same code, parameters, data and environment, if any.")
+@click.option("--refresh", is_flag=True, help="Run it although there is one: switches --cached off.")
+@click.option("--follow", is_flag=True, help="Show what the notebook prints as it comes.")
 @click.pass_obj
 def run(face: Face, notebook: Path, pairs: tuple[tuple[str, str], ...], texts: tuple[str, ...], files: tuple[Path, ...],
         secrets: tuple[str, ...], grids: tuple[str, ...], jobs: int | None, executor: str | None, **options: Any) -> Result:
@@ -63,6 +66,10 @@ def run(face: Face, notebook: Path, pairs: tuple[tuple[str, str], ...], texts: t
     from mlcycle.notebooks.checks import gather
     from mlcycle.notebooks.runner import notebook_parameters, run_notebook
 
+    if options["follow"] and face.json:  # standard output is for the one line of JSON
+        import sys
+
+        options["follow"] = sys.stderr
     this = str(notebook) == "this" and not notebook.exists()
     if this and not face.notebook:
         raise UsageError("`this` is the notebook one is in, as %mlcycle run this. On the command line, name the file.")

@@ -26,6 +26,7 @@ def run_grids(
     fixed: dict[str, Any],      # Params of all runs
     *,
     register: str | None = None,   # Refused: which of the many?
+    follow: bool = False,          # Refused: which of the many?
     executor: str | None = None,   # Where they run
     **options: Any,             # More for `run_many`
 ) -> Result:
@@ -35,6 +36,8 @@ def run_grids(
 
     if register is not None:
         raise UsageError("--register is for one run. Look at the table first, then `mlcycle register RUN MODEL` with the best of them.")
+    if follow:
+        raise UsageError("--follow is for one run. `mlcycle logs RUN --follow` shows one of the many.")
     grid: dict[str, list[Any]] = {}
     for text in grids:
         found = read_grid(text)

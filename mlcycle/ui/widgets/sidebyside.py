@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ...display import STATES, Result, Table, Text, show_seconds, show_value
 from ...evaluate.comparison import Comparison, Line
 from ...evaluate.curves import curve
-from ...evaluate.environments import EnvironmentDifference
+from ...track.environments import EnvironmentDifference
 from ...evaluate.sources import Change
 from .drawings import Chart, curves, look, parallel
 from .view import Picture

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ...entities import Run
 from ...errors import UsageError
-from ...store import runs
+from ...store import requests, runs
 
 if TYPE_CHECKING:
     from mlcycle.store.connect import Store
@@ -64,6 +64,9 @@ def stop(
     process, this = run.process, runs.this_process()
     if process is None:
         raise UsageError("It is not known which process the run belongs to.")
+    if process.host != this.host and run.kind == "notebook":  # whoever runs it looks there about once a second
+        requests.ask(store, run)
+        return f"Asked the host {process.host} to stop it."
     if process.host != this.host:
         raise UsageError(f"The run is on the host {process.host}. Stop it there: kill -INT {process.pid}")
     if process.pid == this.pid:
