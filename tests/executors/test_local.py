@@ -42,7 +42,7 @@ def test_eight_at_once_leave_nothing_behind(project, monkeypatch, tmp_path) -> N
 
 
 @pytest.mark.parametrize("fresh", [True, False])
-def test_memory_limit_ends_one_run_and_no_other(project, fresh) -> None:
+def test_memory_limit_ends_one_run_and_no_other(project, wait_for, fresh) -> None:
     "A run over its limit, with a worker process of its own, is killed and says so; the others go on."
     path = project.write({"source": "n = 1", "tags": ["parameters"]}, "import subprocess, sys, time, mlcycle as mlc\nmlc.log_metric('n', n)\n"
                          "if n == 2:\n    code = 'x = bytearray(range(200)) * 3_000_000; import time; time.sleep(60)'\n"
@@ -53,7 +53,7 @@ def test_memory_limit_ends_one_run_and_no_other(project, fresh) -> None:
     run = runs.get(project.store, sweep[1].run)
     assert run.error.type == "MemoryLimitError" and run.error.cell == 2 and run.seconds < 30
     pid = int((project.folder / "pid").read_text())
-    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    wait_for(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE, 5)
 
 
 def test_one_run_takes_limits_and_a_scratch_folder_too(project) -> None:
