@@ -89,6 +89,7 @@ class TrackedClient(PapermillNotebookClient):
         self._hurry: asyncio.Event | None = None
         self._lines: dict[str, str] = {}
         self._leave = self._untidy = False
+        self._over: str | None = None
         self._group: int | None = None
 
     def stop(
@@ -101,6 +102,20 @@ class TrackedClient(PapermillNotebookClient):
             event = self._hurry if len(self._asked) > 1 else self._stop
             with contextlib.suppress(RuntimeError):  # it has just ended by itself
                 self._loop.call_soon_threadsafe(event.set)
+
+    def exceed(
+        self,
+        reason: str,  # One line on the limit that was passed
+    ) -> None:
+        "End the run as failed, for a limit that is watched from outside; from any thread. The kernel is killed."
+        self._over = reason
+        self.stop()
+        self.stop()
+
+    @property
+    def kernel_pid(self) -> int | None:  # None before it has started, and where it runs on another machine
+        "The kernel's process."
+        return getattr(getattr(self.km, "provisioner", None), "pid", None)
 
     def told(self) -> dict[str, Any]:
         "For the executed notebook: how its kernel came to be."
@@ -131,6 +146,9 @@ class TrackedClient(PapermillNotebookClient):
         saver = asyncio.ensure_future(self._keep_saved())
         try:
             self.ending = await self._run()
+            if self._over is not None and self.ending.status != "finished":
+                self._untidy = True
+                self.ending = endings.too_large(self.nb, self._index, self._over)
         finally:
             saver.cancel()
             await self._end_kernel()

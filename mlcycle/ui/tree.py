@@ -23,6 +23,7 @@ __all__ = ['COMMANDS', 'Face', 'Command', 'Tree', 'tree', 'CommandError', 'Quiet
 COMMANDS = {  # In the order in which the cycle meets them
     "demo": "demo:demo",
     "run": "notebooks:run",
+    "map": "sweeps:map_",
     "params": "notebooks:params",
     "runs": "runs:runs",
     "show": "show:show",
