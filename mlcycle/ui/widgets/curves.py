@@ -12,12 +12,13 @@ import numpy as np
 
 from ...entities import Run
 from ...store.following import START, Summary, points_after, summaries
+from ...store.thinning import thinned
 
 if TYPE_CHECKING:
     from mlcycle.store.connect import Store
 
 # %% auto #0
-__all__ = ['Curve', 'Reader']
+__all__ = ['MANY', 'Curve', 'Reader']
 
 # %% ../../../nbs/ui/widgets/02_curves.ipynb #reduce
 def _extremes(key: np.ndarray, lo: np.ndarray, lo_at: np.ndarray, hi: np.ndarray, hi_at: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -65,6 +66,9 @@ class Curve:
         return steps.ravel()[keep], values.ravel()[keep]
 
 # %% ../../../nbs/ui/widgets/02_curves.ipynb #reader
+MANY = 5000  # Points that are read one by one; for more, the database is asked for what a picture shows
+
+
 class Reader:
     "The curves of one run, read from the store bit by bit."
 
@@ -81,36 +85,24 @@ class Reader:
         self._seen: dict[str, int] = {}
         self._again: dict[str, float] = {}       # When a metric may be read from its beginning
 
-    def read(
-        self,
-        limit: int = 50_000,  # Points of each metric at most
-    ) -> bool:                # Is there more to read at once?
+    def read(self) -> Reader:  # Itself
         "Take in what is new. Raises `StoreError`."
-        more = False
         for summary in summaries(self.store, self.run):
             name = summary.name
             self.summaries[name] = summary
             if self._seen.get(name, 0) < summary.count:
-                more |= self._advance(name, summary.count, limit)
-        return more
-
-    def _advance(self, name: str, count: int, limit: int) -> bool:
-        began = time.monotonic()
-        steps, values, self._place[name] = points_after(self.store, self.run, name, self._place.get(name, START), limit)
-        self.curves.setdefault(name, Curve(self.room)).add(steps, values)
-        self._seen[name] = self._seen.get(name, 0) + len(steps)
-        if len(steps) == limit:
-            return True
-        if self._seen[name] < count and began >= self._again.get(name, 0.0):  # some lie behind
-            self.curves[name], self._place[name], self._seen[name] = Curve(self.room), START, 0
-            more = True
-            while more and self._seen[name] < count:
-                more = self._advance(name, 0, limit)
-            self._again[name] = time.monotonic() + 20 * (time.monotonic() - began)
-        return False
-
-    def read_all(self) -> Reader:  # Itself
-        "Take in everything there is."
-        while self.read():
-            pass
+                self._advance(name, summary.count)
         return self
+
+    def _advance(self, name: str, count: int) -> None:
+        began, seen = time.monotonic(), self._seen.get(name, 0)
+        if count - seen <= MANY:
+            steps, values, self._place[name] = points_after(self.store, self.run, name, self._place.get(name, START))
+            self.curves.setdefault(name, Curve(self.room)).add(steps, values)
+            self._seen[name] = seen = seen + len(steps)
+            if seen >= count or began < self._again.get(name, 0.0):
+                return
+        steps, values, self._place[name] = thinned(self.store, self.run, name, 2 * self.room + 2)
+        self.curves[name], self._seen[name] = Curve(self.room), count
+        self.curves[name].add(steps, values)
+        self._again[name] = time.monotonic() + 20 * (time.monotonic() - began)

@@ -83,7 +83,7 @@ class LiveRun(View):
 
         with self._lock:
             self.run = runs.get(self.store, self.run.id)
-            read, run = self.reader.read_all(), self.run
+            read, run = self.reader.read(), self.run
             charts, found = self._charts(), [*read.summaries.values()]
             drawn = {title: series_of(names, read.curves) for title, names in [*charts.items()][:CHARTS]}
         seconds = f" in {show_seconds(run.seconds)}" if run.ended else ""
@@ -147,20 +147,20 @@ class LiveRun(View):
                 with self._lock:
                     if began - looked > 0.25:
                         self.run, looked = runs.get(self.store, self.run.id), began
-                    more = self.reader.read()
+                    self.reader.read()
                     now = (self.run, tuple(self.reader.summaries.values()))
-                    new, before = now != before or more, now
+                    new, before = now != before, now
                     if new:
                         self.widget().data = self.data()
                 self._note, failures = "", 0
-                if self.run.status != "running" and not more:
+                if self.run.status != "running":
                     return self._last()
             except Exception as e:  # a store that cannot be read for a while must not end the chart
-                self._note, failures, new, more = f"The run cannot be read at the moment: {e}", failures + 1, True, False
+                self._note, failures, new = f"The run cannot be read at the moment: {e}", failures + 1, True
                 if failures > 60:
                     return None
             spent = time.monotonic() - began
-            wait = max(PERIOD - spent, spent * (1 / SHARE - 1), 0.0) if new or more else min(wait * 1.2 + 0.01, 0.3)
+            wait = max(PERIOD - spent, spent * (1 / SHARE - 1), 0.0) if new else min(wait * 1.2 + 0.01, 0.3)
             time.sleep(min(wait, 2.0) if not failures else 1.0)
 
     def _last(self) -> None:
