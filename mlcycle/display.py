@@ -12,13 +12,14 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 # %% auto #0
-__all__ = ['STYLE', 'STATES', 'show_value', 'show_bytes', 'show_seconds', 'Text', 'Facts', 'Table', 'Part', 'Result']
+__all__ = ['STYLE', 'STATES', 'show_value', 'show_bytes', 'show_seconds', 'Text', 'Facts', 'Table', 'Part', 'is_live', 'Result']
 
 # %% ../nbs/05_display.ipynb #cell
 def show_value(
@@ -32,7 +33,7 @@ def show_value(
     if isinstance(value, float):
         if not math.isfinite(value):
             return str(value)
-        return f"{value:.0f}" if value == int(value) and abs(value) < 1e15 else f"{value:.4g}"
+        return f"{value:.1f}" if value == int(value) and abs(value) < 1e15 else f"{value:.4g}"
     if isinstance(value, datetime):
         value = value.to_pydatetime() if hasattr(value, "to_pydatetime") else value  # pandas has its own astimezone
         return value.astimezone().strftime("%Y-%m-%d %H:%M")
@@ -179,6 +180,15 @@ class Part(Protocol):
     def rich(self) -> RenderableType:
         "For a terminal."
 
+# %% ../nbs/05_display.ipynb #is-live
+def is_live() -> bool:
+    "Is this a cell that a person runs in a front end which can show widgets?"
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        return False
+    return bool(getattr(getattr(get_ipython(), "kernel", None), "_allow_stdin", False))
+
 # %% ../nbs/05_display.ipynb #result
 @dataclass(frozen=True)
 class Result:
@@ -224,11 +234,24 @@ class Result:
         "The parts as HTML, without the style."
         return "".join(part.html() for part in self.parts)
 
-    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        if self.live is None:
-            return {}  # the other forms are enough
+    @cached_property
+    def view(self) -> Any:
+        "What a person at a notebook works with: `table = (%mlcycle runs).view`."
+        return self.live() if self.live else None
+
+    def _ipython_display_(self) -> None:
         try:
-            return self.live()._repr_mimebundle_(**kwargs)
+            if self.live and is_live() and hasattr(self.view, "_ipython_display_"):
+                return self.view._ipython_display_()  # it keeps its own place up to date
+        except Exception as e:
+            raise NotImplementedError from e
+        raise NotImplementedError  # to IPython: take the other forms
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        if self.live is None or not is_live():
+            return {}  # the other forms are enough; the view is not even made
+        try:
+            return self.view._repr_mimebundle_(**kwargs)
         except Exception as e:  # a display that fails is no lost result
             warnings.warn(f"mlcycle: the live view could not be made ({type(e).__name__}: {e}); this is its static form.", stacklevel=2)
             return {}

@@ -5,7 +5,9 @@
 # %% ../../../nbs/ui/widgets/02_curves.ipynb #imports
 from __future__ import annotations
 
+import re
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from mlcycle.store.connect import Store
 
 # %% auto #0
-__all__ = ['MANY', 'Curve', 'Reader']
+__all__ = ['MANY', 'Curve', 'Reader', 'grouped']
 
 # %% ../../../nbs/ui/widgets/02_curves.ipynb #reduce
 def _extremes(key: np.ndarray, lo: np.ndarray, lo_at: np.ndarray, hi: np.ndarray, hi_at: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -55,6 +57,15 @@ class Curve:
             self.width *= 2
             merged = _extremes(merged[0] >> 1, *merged[1:])
         self._key, self._lo, self._lo_at, self._hi, self._hi_at = merged
+
+    def thin(
+        self,
+        room: int = 100,  # Buckets at most
+    ) -> Curve:
+        "A coarser copy: a picture that is kept in a notebook's file takes fewer points than a screen can show."
+        coarse = Curve(room)
+        coarse.add(*self.points())
+        return coarse
 
     def points(self) -> tuple[np.ndarray, np.ndarray]:  # Steps and values, by step
         "What to draw: both extremes of each bucket in the order in which they came; one point where they are the same."
@@ -106,3 +117,28 @@ class Reader:
         self.curves[name], self._seen[name] = Curve(self.room), count
         self.curves[name].add(steps, values)
         self._again[name] = time.monotonic() + 20 * (time.monotonic() - began)
+
+# %% ../../../nbs/ui/widgets/02_curves.ipynb #group
+_PART = "train|training|val|valid|validation|dev|test|eval"
+_BEFORE, _AFTER = re.compile(rf"({_PART})[/_.\- ](.+)", re.I), re.compile(rf"(.+)[/_.\- ]({_PART})", re.I)
+
+
+def _split(name: str) -> tuple[str, str]:
+    "What is measured, and on what."
+    if found := _BEFORE.fullmatch(name):
+        return found[2], found[1]
+    if found := _AFTER.fullmatch(name):
+        return found[1], found[2]
+    return name, ""
+
+
+def grouped(
+    names: Iterable[str],  # Metrics
+) -> dict[str, dict[str, str]]:  # A chart's title to its metrics, each with its label; in the order of the names
+    "Which metrics share a chart."
+    names = list(names)
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(_split(name)[0], []).append(name)
+    return {title if len(held) > 1 else held[0]: {name: (_split(name)[1] or name) if len(held) > 1 else name for name in held}
+            for title, held in groups.items()}

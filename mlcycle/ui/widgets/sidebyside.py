@@ -6,18 +6,16 @@
 from __future__ import annotations
 
 import html
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...display import STATES, Result, Table, Text, show_seconds, show_value
-from ...entities import Run
 from ...evaluate.comparison import Comparison, Line
 from ...evaluate.environments import EnvironmentDifference
 from ...evaluate.sources import Change
 from ...store.thinning import thinned
-from .drawings import Chart, curves, look, parallel
+from .drawings import Chart, curves, look, parallel, points_of
 from .view import Picture
 
 if TYPE_CHECKING:
@@ -117,19 +115,13 @@ def axes(
     return [(line.name, list(line.values)) for line in held]
 
 
-def _points(store: Store, run: Run, metric: str) -> list[tuple[int, float | None]]:
-    "A metric, thinned; None is a gap."
-    steps, values, _ = thinned(store, run, metric)
-    return [(step, value if math.isfinite(value) else None) for step, value in zip(steps.tolist(), values.tolist(), strict=True)]
-
-
 def charts(
     store: Store,       # The store
     found: Comparison,  # Runs side by side
     metrics: Sequence[str] | None = None,  # Which; the first few by default
 ) -> list[Chart]:
     "The curves of the runs, overlaid."
-    return [Chart(name, [(i, points) for i, run in enumerate(found.runs) if (points := _points(store, run, name))])
+    return [Chart(name, [(i, points) for i, run in enumerate(found.runs) if (points := points_of(*thinned(store, run, name)[:2]))])
             for name in (found.curves[:MAX_CHARTS] if metrics is None else metrics)]
 
 # %% ../../../nbs/ui/widgets/12_sidebyside.ipynb #parts
