@@ -16,7 +16,7 @@ from .database import Database, display_url
 from .opening import open_database
 
 # %% auto #0
-__all__ = ['Store', 'open_store', 'connect', 'current_store']
+__all__ = ['Store', 'open_store', 'connect', 'current_store', 'store_there']
 
 # %% ../../nbs/store/12_connect.ipynb #store
 class Store:
@@ -88,3 +88,14 @@ def current_store() -> Store:
     if key not in _found:
         _found[key] = _open(settings)
     return _found[key]
+
+
+def store_there() -> Store | None:  # None where nothing was ever tracked
+    "The store in use, if there is one: who only looks must not make one. Raises `ConfigError`, `StoreError`."
+    from sqlalchemy.engine import make_url
+
+    if _connected is None:
+        url = make_url(load_settings().store)
+        if url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:") and not Path(url.database).exists():
+            return None
+    return current_store()

@@ -118,13 +118,12 @@ def _chart(chart: Chart, names: Sequence[str], log: bool, left: float, top: floa
     def place(x: float, y: float) -> tuple[float, float]:
         return left + (x - x0) / (x1 - x0) * width, top + height - (y - y0) / (y1 - y0) * height
 
-    out, room = [], (left + width) / 6.2  # letters that the line above the chart has room for
-    for (run, _), label in zip(reversed(chart.lines), reversed(chart.labels), strict=False):
-        out.append(_text(room * 6.2, top - 8, label, "end", _FG))
-        room -= len(label) + 2.5
-        out.append(f"<circle cx='{room * 6.2 + 8:.1f}' cy='{top - 12}' r='3.5' fill='{look(run)[0]}'/>")
-    title = chart.title if len(chart.title) * 1.1 <= (held := room - (left - 42) / 6.2) else chart.title[: max(3, int(held / 1.1) - 1)] + "…"
-    out.append(_text(left - 42 if chart.labels else left, top - 8, title if chart.labels else chart.title, fill=_FG, more=_BOLD))
+    marks = "".join(f"<tspan fill='{look(run)[0]}' dx='8'>●</tspan> <tspan>{html.escape(label)}</tspan>"
+                    for (run, _), label in zip(chart.lines, chart.labels, strict=False))
+    room = int((width + 42 - sum(len(label) + 3.5 for label in chart.labels) * 6.2) / 6.8)  # letters of the title
+    title = chart.title if not marks or len(chart.title) <= room else chart.title[: max(3, room - 1)] + "…"
+    out = [_text(left - 42 if marks else left, top - 8, title, fill=_FG, more=_BOLD),
+           f"<text x='{left + width:.1f}' y='{top - 8:.1f}' text-anchor='end' fill='{_FG}'>{marks}</text>" if marks else ""]
     for tick in ticks(y0, y1, 5):
         y = place(x0, tick)[1]
         out.append(f"<path d='M{left:.1f} {y:.1f}h{width:.1f}' stroke='{_LINE}'/>")
