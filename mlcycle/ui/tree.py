@@ -75,8 +75,8 @@ def _look() -> None:
     from mlcycle.store.connect import store_there
 
     if store_there() is None:
-        raise NotFoundError("Nothing has been tracked here yet, so there is no store to look into. `%%track` in a notebook cell, `mlcycle run NOTEBOOK` "
-                            "or `with mlc.run():` makes one; `mlcycle demo` shows the whole cycle on a sample project.")
+        raise NotFoundError("There is no store here yet, so there is nothing to show. It is made with the first run: `%%track` in a notebook cell, "
+                            "`mlcycle run NOTEBOOK`, or `with mlc.run():`. `mlcycle demo` shows the whole cycle on a sample project.")
 
 # %% ../../nbs/ui/01_tree.ipynb #tree
 class Tree(click.Group):

@@ -31,12 +31,12 @@ def write_notebook(path: Path, *sources: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("words", [("runs",), ("models", "--json"), ("show", "churn"), ("fsck",), ("predict", "churn", "rows.csv")])
+@pytest.mark.parametrize("words", [("runs",), ("models", "--json"), ("show", "churn"), ("fsck",), ("lineage", "churn")])
 def test_who_only_looks_makes_no_store(tmp_path: Path, words: tuple[str, ...]) -> None:
     "A command in the wrong folder says that nothing is there and how to begin, and leaves the folder as it was."
     (tmp_path / "rows.csv").write_text("a\n1\n", encoding="utf-8")
     done = mlcycle(*words, cwd=tmp_path)
-    assert done.returncode == 1 and "no store" in done.stdout + done.stderr and "mlcycle demo" in done.stdout + done.stderr
+    assert done.returncode == 2 and "no store" in done.stdout + done.stderr and "mlcycle demo" in done.stdout + done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["rows.csv"]
 
 

@@ -57,7 +57,8 @@ def test_a_semicolon_hides_the_last_value(kernel: Kernel) -> None:
 
 def test_a_view_that_cannot_be_made_leaves_the_result(kernel: Kernel) -> None:
     "A person sees the static form and a warning; nobody else ever makes the view."
-    kernel.run("from mlcycle.display import Result, Text\ndef broken(): raise OSError('no pixels')\nresult = Result(None, [Text('two runs')], live=broken)")
+    kernel.run("from mlcycle.display import Result, Text\ndef broken(): raise OSError('no pixels')\n"
+               "result = Result(None, [Text('two runs')], live=broken)")
     said = kernel.run("result", live=True)[1]
     assert "two runs" in shown(said, "text/html") and "no pixels" in shown(said)
     assert "no pixels" not in shown(kernel.run("result")[1])
