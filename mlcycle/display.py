@@ -61,6 +61,8 @@ def show_seconds(
     "A duration as people read it."
     if seconds is None:
         return ""
+    if seconds < 0.1:
+        return f"{seconds * 1000:.0f} ms" if seconds >= 0.001 else "<1 ms"
     if seconds < 60:
         return f"{seconds:.2g} s" if seconds < 9.95 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -78,8 +80,11 @@ max-width:60ch;overflow:hidden;text-overflow:ellipsis}
 .mlc .scroll table thead th{color:var(--jp-ui-font-color2,#57606a);font-weight:500;border-bottom:1px solid var(--jp-border-color1,#d0d7de)}
 .mlc .facts table td{white-space:normal;max-width:80ch}
 .mlc .scroll table .num{text-align:right}.mlc .scroll tbody th{font-weight:500;color:var(--jp-ui-font-color2,#57606a)}
-.mlc .good{color:var(--jp-success-color0,#1a7f37)}.mlc .bad{color:var(--jp-error-color0,#cf222e)}.mlc .dim{color:var(--jp-ui-font-color2,#57606a)}
-.mlc .warn{color:var(--jp-warn-color0,#9a6700)}.mlc pre{white-space:pre-wrap;font-size:12px;margin:4px 0;background:none;color:inherit}
+.mlc .good{color:#1a7f37}.mlc .bad{color:#cf222e}.mlc .warn{color:#9a6700}.mlc .dim{color:var(--jp-ui-font-color2,#57606a)}
+:is([data-jp-theme-light='false'],.vscode-dark,.quarto-dark) .mlc .good{color:#3fb950}
+:is([data-jp-theme-light='false'],.vscode-dark,.quarto-dark) .mlc .bad{color:#ff7b72}
+:is([data-jp-theme-light='false'],.vscode-dark,.quarto-dark) .mlc .warn{color:#d29922}
+.mlc pre{white-space:pre-wrap;font-size:12px;margin:4px 0;background:none;color:inherit}
 </style>"""
 STATES = {"finished": "good", "running": "", "failed": "bad", "lost": "bad", "cancelled": "warn", "pruned": "dim"}
 _RICH = {"good": "green", "bad": "red", "warn": "yellow", "dim": "dim", "head": "bold", "": ""}

@@ -55,8 +55,10 @@ POOR = """() => {
 WHOLE = """() => { const content = window.jupyterapp.shell.currentWidget.content;  // cells out of sight stay in the page
                     content.notebookConfig = {...content.notebookConfig, windowingMode: 'none'}; }"""
 STATIC = """from IPython.display import HTML
+from mlcycle.display import Facts, Result, Text
 lines = ("runs", "show churn", "show failed", "compare run-1 run-2", "lineage churn/1")
-HTML("".join(get_ipython().run_line_magic("mlcycle", line)._repr_html_() for line in lines))"""
+looks = Result(None, [*(Text(f"text {look}", look) for look in ("good", "bad", "warn", "dim", "head", "")), Facts({"a": "cancelled", "b": "pruned"})])
+HTML("".join(r._repr_html_() for r in (looks, *(get_ipython().run_line_magic("mlcycle", line) for line in lines))))"""
 LIVE = """import time
 with mlc.run("curves", "churn", params={"learning_rate": 1.0}, capture=False) as run:
     from mlcycle.ui.widgets.live_run import LiveRun

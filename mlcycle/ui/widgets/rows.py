@@ -88,8 +88,7 @@ def read(
     offset = max(0, min(request.offset, last))
     frame = runs(request.query, request.experiment, request.order_by, request.size, offset, store)
     keys = list(frame.columns)
-    records = [{key: None if value is None or value != value else value for key, value in zip(keys, row, strict=True)}
-               for row in frame.astype(object).itertuples(index=False, name=None)]
+    records = [dict(zip(keys, row, strict=True)) for row in frame.astype(object).where(frame.notna(), None).itertuples(index=False, name=None)]
     columns = list(request.columns) or chosen(keys, records)
     rows = [{"id": r["id"], "name": r["name"], "cells": [_cell(c, r.get(c)) for c in columns]} for r in records]
     heads = [{"key": c, "title": heading(c), "field": field(c), "number": any(row["cells"][i][1] == "num" for row in rows)}
