@@ -118,8 +118,8 @@ def _chart(chart: Chart, names: Sequence[str], log: bool, left: float, top: floa
     def place(x: float, y: float) -> tuple[float, float]:
         return left + (x - x0) / (x1 - x0) * width, top + height - (y - y0) / (y1 - y0) * height
 
-    marks = "".join(f"<tspan fill='{look(run)[0]}' dx='8'>●</tspan> <tspan>{html.escape(label)}</tspan>"
-                    for (run, _), label in zip(chart.lines, chart.labels, strict=False))
+    marks = "".join(f"<tspan fill='{look(run)[0]}' dx='{8 if i else 0}'>●</tspan> <tspan>{html.escape(label)}</tspan>"
+                    for i, ((run, _), label) in enumerate(zip(chart.lines, chart.labels, strict=False)))
     room = int((width + 42 - sum(len(label) + 3.5 for label in chart.labels) * 6.2) / 6.8)  # letters of the title
     title = chart.title if not marks or len(chart.title) <= room else chart.title[: max(3, room - 1)] + "…"
     out = [_text(left - 42 if marks else left, top - 8, title, fill=_FG, more=_BOLD),
