@@ -108,6 +108,7 @@ def test_errors_of_a_command_have_no_traceback(kernel: Kernel) -> None:
     status, outputs = kernel.run("%mlcycle promot churn/1")
     error = next(o for o in outputs if o["type"] == "error")
     assert status == "error" and "Did you mean 'promote'?" in error["evalue"] and len(error["traceback"]) == 1
+    kernel.run("import mlcycle as mlc\nwith mlc.run('first'):\n    pass")
     status, outputs = kernel.run("%mlcycle show nothing")
     error = next(o for o in outputs if o["type"] == "error")
     assert status == "error" and "There is no model and no run 'nothing'" in error["evalue"]
