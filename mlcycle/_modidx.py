@@ -1003,6 +1003,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'mlcycle.notebooks.sweep._finish': ('notebooks/sweep.html#_finish', 'mlcycle/notebooks/sweep.py'),
                                          'mlcycle.notebooks.sweep._interrupted': ( 'notebooks/sweep.html#_interrupted',
                                                                                    'mlcycle/notebooks/sweep.py'),
+                                         'mlcycle.notebooks.sweep._shared_cells': ( 'notebooks/sweep.html#_shared_cells',
+                                                                                    'mlcycle/notebooks/sweep.py'),
                                          'mlcycle.notebooks.sweep._tasks': ('notebooks/sweep.html#_tasks', 'mlcycle/notebooks/sweep.py'),
                                          'mlcycle.notebooks.sweep._write_out': ( 'notebooks/sweep.html#_write_out',
                                                                                  'mlcycle/notebooks/sweep.py'),

@@ -17,6 +17,7 @@ from .tasks import Outcome, Task, execute_task
 from ..track.capture.distributions import entry_points
 
 if TYPE_CHECKING:
+    from mlcycle.notebooks.shared import SharedCells
     from mlcycle.notebooks.source import Source
     from mlcycle.store.connect import Store
 
@@ -28,6 +29,8 @@ class Executor:
     "Takes tasks and gives their outcomes, in any order. All of it is called from one thread."
     name = ""                 # As in `--executor`
     lost: str | None = None   # Set when it cannot go on: why
+    shares = False            # Whether its runs can go on from cells that this process has executed
+    shared: SharedCells | None = None  # Those cells
 
     def __init__(
         self,
@@ -81,6 +84,7 @@ def cores() -> int:
 class LocalExecutor(Executor):
     "Threads of this process, each with a kernel."
     name = "local"
+    shares = True
 
     def __init__(
         self,
@@ -106,7 +110,7 @@ class LocalExecutor(Executor):
         self._controls.add(control)
 
         def work() -> None:
-            outcome = execute_task(task, self._store, control)
+            outcome = execute_task(task, self._store, control, shared=self.shared)
             self._controls.discard(control)
             self._outcomes.put(outcome)
 

@@ -10,7 +10,8 @@ import signal
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from ..errors import MlcycleError, UsageError
 
 if TYPE_CHECKING:
     from mlcycle.notebooks.executors import Executor
+    from mlcycle.notebooks.source import Source
     from mlcycle.notebooks.sweep_result import Sweep
     from mlcycle.notebooks.tasks import Outcome, Task
     from mlcycle.store.connect import Store
@@ -153,6 +155,7 @@ def run_many(
     cached: bool = False,                       # Take finished runs of before that were the same, where there are some
     refresh: bool = False,                      # Run them although there are some
     fresh: bool = False,                        # Give each a process that was started for it, in place of one forked with its imports done
+    share: bool = True,                         # Execute the cells above the parameters once for all, where the executor can and it is safe
 ) -> Sweep:                                     # A row a run; a run that failed raises nothing
     "Execute a notebook once for each set of params. Raises `UsageError` before anything ran, `NotebookInterrupted` with what there is as `.result`."
     from mlcycle.notebooks.executors import make_executor
@@ -178,7 +181,8 @@ def run_many(
         try:
             tasks = _tasks(active, source, rows, fixed, options, scratch, versions)
             outs = out_paths(out, [(task.name, task.row, rows[task.row - 1]) for task in tasks], source.path) if out is not None else []
-            return _drive(active, taker, tasks, rows, outs, source.path.name, progress)
+            share = share and taker.shares and len(tasks) > 1 and not (fresh or cached or scratch)
+            return _drive(active, taker, tasks, rows, outs, source, progress, share)
         except BaseException as e:  # where it has not ended yet
             active.finish("cancelled" if isinstance(e, KeyboardInterrupt) else "failed", None, f"{type(e).__name__}: {e}")
             raise
@@ -239,12 +243,41 @@ def _tasks(active: ActiveRun, source: Any, rows: list[dict[str, Any]], fixed: di
                  scratch, where, versions) for i, row in enumerate(rows, 1)]
 
 # %% ../../nbs/notebooks/46_sweep.ipynb #drive-many
-def _drive(active: ActiveRun, executor: Executor, tasks: list[Task], rows: list[dict[str, Any]], outs: list[str], title: str,
-           progress: bool | None) -> Sweep:
+@contextmanager
+def _shared_cells(course: _Course, source: Source, bar: Any) -> Iterator[None]:
+    "Execute the cells above the parameters once, for the time of the sweep."
+    from mlcycle.notebooks.result import NotebookInterrupted, NotebookTerminated
+    from mlcycle.notebooks.shared import NotShared, above_parameters, share_cells
+
+    if not above_parameters(source.nb):
+        yield
+        return
+    options, active = course.tasks[0].options, course.active
+    course.state.preparing = True
+    try:
+        course.executor.shared = share_cells(source, kernel=options["kernel"], secrets=options["secrets"], timeout=options["timeout"],
+                                             experiment=active.experiment, parent=active.id, store=active.store, tick=bar.tick)
+    except NotShared as e:
+        course.problems.append(f"Each run executed the cells above the parameters itself: {e}.")
+    except (NotebookInterrupted, NotebookTerminated) as e:
+        course.asked.append(signal.SIGINT if isinstance(e, NotebookInterrupted) else signal.SIGTERM)
+    finally:
+        course.state.preparing = False
+    try:
+        yield
+    finally:
+        if course.executor.shared is not None:
+            course.executor.shared.close()
+            course.executor.shared = None
+
+
+def _drive(active: ActiveRun, executor: Executor, tasks: list[Task], rows: list[dict[str, Any]], outs: list[str], source: Source,
+           progress: bool | None, share: bool) -> Sweep:
     from mlcycle.notebooks.drive import stop_on_signals
     from mlcycle.notebooks.progress import bar_for
     from mlcycle.notebooks.sweep_result import SweepState
 
+    title = source.path.name
     state = SweepState(title, len(tasks), executor.slots())
     course, bar = _Course(active, executor, tasks, state, outs), bar_for(state, progress)
     where = f"{state.slots} at once, {executor.name}"
@@ -253,7 +286,8 @@ def _drive(active: ActiveRun, executor: Executor, tasks: list[Task], rows: list[
         with stop_on_signals(course.asked.append), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # the table shows them
             bar.open()
-            course.go(bar)
+            with _shared_cells(course, source, bar) if share else nullcontext():
+                course.go(bar)
         ended = course.ending()
     except BaseException as e:  # a bug, or an exception thrown into this thread
         ended = ("cancelled" if isinstance(e, KeyboardInterrupt) else "failed", f"{type(e).__name__}: {e}")

@@ -126,6 +126,7 @@ class SweepState:
     status: str = "running"      # What became of it
     reason: str | None = None    # Why, when it did not finish
     stopping: bool = False       # Somebody asked to stop
+    preparing: bool = False      # The cells that all runs share are being executed
 
     def elapsed(self) -> float:
         "Seconds since it began."
@@ -147,6 +148,8 @@ class SweepState:
             return f"{self.title}: {self.status}, {len(self.took)} of {self.total} done{failed}, {clock(self.elapsed())}"
         left = self.remaining()
         running = f"{self.running} running" if self.slots else "no worker at the moment"
+        if self.preparing:
+            running = "executing the cells that all share"
         rest = ", stopping" if self.stopping else f", {clock(left)} left" if left is not None else ""
         return f"{self.title}: {len(self.took)} of {self.total} done, {running}{failed}, {clock(self.elapsed())}{rest}"
 

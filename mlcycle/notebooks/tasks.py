@@ -23,6 +23,7 @@ from .source import Source, parse_notebook, read_notebook
 from ..store import facts, metrics, runs
 
 if TYPE_CHECKING:
+    from mlcycle.notebooks.shared import SharedCells
     from mlcycle.store.connect import Store
 
 # %% auto #0
@@ -123,6 +124,7 @@ def execute_task(
     store: Store,           # Where to keep it
     control: Control,       # Stops it from another thread
     worker: str = "",       # Address of the worker that this is, empty here
+    shared: SharedCells | None = None,  # Its first cells, executed already in this process
 ) -> Outcome:
     "Execute one run of a sweep, whatever happens in it. Raises nothing for what the notebook does."
     try:
@@ -134,7 +136,7 @@ def execute_task(
         tags = {**task.options.get("tags", {}), "notebook": task.tag, ROW: task.row, ATTEMPT: len(before) + 1}
         if worker:
             tags |= {WORKER: worker, "sweep.host": socket.gethostname()}
-        return Outcome(task.row, _run(task, store, control, tags), attempts=len(before) + 1)
+        return Outcome(task.row, _run(task, store, control, tags, shared), attempts=len(before) + 1)
     except (NotebookRunError, NotebookInterrupted, NotebookTerminated) as e:
         return Outcome(task.row, e.result, str(e) if e.result is None else None, len(before) + 1)
     except MlcycleError as e:
@@ -143,14 +145,14 @@ def execute_task(
         return Outcome(task.row, None, f"{type(e).__name__}: {e}")
 
 
-def _run(task: Task, store: Store, control: Control, tags: dict[str, Any]) -> NotebookRun:
+def _run(task: Task, store: Store, control: Control, tags: dict[str, Any], shared: SharedCells | None) -> NotebookRun:
     from mlcycle.notebooks.runner import run_notebook
 
     done = None
     with _source(task) as (source, away):
         try:
             done = run_notebook(source, task.params, experiment=task.experiment, name=task.name, scratch=task.scratch, progress=False, store=store,
-                                parent=task.sweep, control=control, **{**task.options, "tags": tags})
+                                parent=task.sweep, control=control, shared=shared, **{**task.options, "tags": tags})
             return done
         except (NotebookRunError, NotebookInterrupted, NotebookTerminated) as e:
             done = e.result

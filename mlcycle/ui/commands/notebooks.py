@@ -51,13 +51,15 @@ class Pairs(Command):
 @click.option("-j", "--jobs", type=click.IntRange(1), metavar="N", help="With -P: runs at once; a run for each processor by default.")
 @click.option("--executor", metavar="WHERE", help="With -P: where they run: local, or dask://HOST:PORT.")
 @click.option("--fresh", is_flag=True, help="Start a process for it, in place of forking one with its imports done.")
+@click.option("--no-shared-prefix", "share", is_flag=True, flag_value=False, default=True,
+              help="With -P: each run executes the cells above the parameters itself.")
 @click.option("--out", type=NOTEBOOK, help="Write the executed notebook here too; the run keeps it in any case.")
 @click.option("--cached", is_flag=True, help="Return a finished run of the same code, parameters, data and environment, if any.")
 @click.option("--refresh", is_flag=True, help="Run it although there is one: switches --cached off.")
 @click.option("--follow", is_flag=True, help="Show what the notebook prints as it comes.")
 @click.pass_obj
 def run(face: Face, notebook: Path, pairs: tuple[tuple[str, str], ...], texts: tuple[str, ...], files: tuple[Path, ...],
-        secrets: tuple[str, ...], grids: tuple[str, ...], jobs: int | None, executor: str | None, **options: Any) -> Result:
+        secrets: tuple[str, ...], grids: tuple[str, ...], jobs: int | None, executor: str | None, share: bool, **options: Any) -> Result:
     """Execute NOTEBOOK with parameters, as a tracked run; with -P, once for each combination.
 
     In a notebook, `this` is the one you are in: the result is held against yours."""
@@ -84,7 +86,7 @@ def run(face: Face, notebook: Path, pairs: tuple[tuple[str, str], ...], texts: t
     if grids:
         from mlcycle.ui.commands.sweeps import run_grids
 
-        return run_grids(notebook, grids, values, jobs=jobs, executor=executor, secrets=secrets, **options)
+        return run_grids(notebook, grids, values, jobs=jobs, executor=executor, share=share, secrets=secrets, **options)
     if jobs is not None or executor is not None:
         raise UsageError("--jobs and --executor are for many runs. Say what varies: -P grid.yaml or -P 'lr=[0.1, 0.3]'.")
     with warnings.catch_warnings():

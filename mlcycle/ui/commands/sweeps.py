@@ -62,6 +62,8 @@ def run_grids(
 @click.option("--memory", metavar="SIZE", help="Most that each run and its processes may use: 2G, 512M.")
 @click.option("--scratch", is_flag=True, help="Each run works in an empty folder of its own, in place of the notebook's.")
 @click.option("--fresh", is_flag=True, help="Start a process for each, in place of forking one with its imports done.")
+@click.option("--no-shared-prefix", "share", is_flag=True, flag_value=False, default=True,
+              help="Each run executes the cells above the parameters itself.")
 @click.option("--out", metavar="FOLDER|PATTERN", help="Write the executed notebooks here too: a folder, or out/{name}.ipynb.")
 def map_(notebook: Path, table: Path, pairs: tuple[tuple[str, str], ...], **options: Any) -> Result:
     "Execute NOTEBOOK once for each row of TABLE, a CSV, Parquet or JSON-lines file with a column for each parameter that varies."
