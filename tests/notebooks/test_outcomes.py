@@ -34,7 +34,7 @@ def test_success_is_this_run_across_the_process_border(project):
     done = run_notebook(path, {"lr": 0.5}, experiment="churn", name="first", tags={"who": "me"})
     assert (done.status, done.metrics, done.params) == ("finished", {"auc": 0.75}, {"lr": 0.5})
     assert done.json() | {"seconds": 0} == {"run": done.run, "status": "finished", "reason": None, "cell": None, "error": None, "seconds": 0,
-                                            "metrics": {"auc": 0.75}, "version": None}
+                                            "metrics": {"auc": 0.75}, "version": None, "cached": False}
     assert project.executed(done.run)["cells"][-1]["outputs"][0]["text"] == [f"{done.run} {project.folder}\n"]
     assert project.artifact(done.run, "notebook/source.ipynb") == path.read_bytes()
     assert project.artifact(done.run, "note.txt") == b"hello"
