@@ -46,6 +46,7 @@ class _Pairs(Command):
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), metavar="S", help="Seconds for the whole run.")
 @click.option("--cell-timeout", type=click.FloatRange(0, min_open=True), metavar="S", help="Seconds for each cell.")
 @click.option("--fresh", is_flag=True, help="Start a process for it, in place of forking one with its imports done.")
+@click.option("--keep", metavar="TIME", help="Keep its state before a few cells for so long if it fails, such as 30m, for `debug` and `rerun`.")
 @click.option("--out", type=NOTEBOOK, help="Write the executed notebook here too; the run keeps it in any case.")
 @click.option("--cached", is_flag=True, help="Return a finished run of the same code, parameters, data and environment, if any.")
 @click.option("--refresh", is_flag=True, help="Run it although there is one: switches --cached off.")
@@ -57,7 +58,11 @@ def run(face: Face, notebook: Path, pairs: tuple[tuple[str, str], ...], texts: t
     import warnings
 
     from mlcycle.notebooks.checks import gather
+    from mlcycle.notebooks.keeping import seconds_of
     from mlcycle.notebooks.runner import notebook_parameters, run_notebook
+
+    if options["keep"] is not None:
+        options["keep"] = seconds_of(options["keep"])
 
     if options["follow"] and face.json:  # standard output is for the one line of JSON
         import sys
