@@ -20,6 +20,7 @@ _HOME = {
     "autolog": "track.autolog.switch",
     "run_notebook": "notebooks.runner",
     "reproduce": "notebooks.reproduce",
+    "rerun": "notebooks.rerun",
     **dict.fromkeys(("register", "resolve_version"), "registry.versions"),
     **dict.fromkeys(("promote", "rollback"), "registry.aliases"),
     "load_model": "registry.loading",

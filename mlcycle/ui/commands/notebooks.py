@@ -18,10 +18,10 @@ from ..tree import Command, Face
 NOTEBOOK = click.Path(path_type=Path)
 
 # %% auto #0
-__all__ = ['NOTEBOOK', 'run', 'params']
+__all__ = ['NOTEBOOK', 'Pairs', 'run', 'params']
 
 # %% ../../../nbs/ui/commands/02_notebooks.ipynb #pairs
-class _Pairs(Command):
+class Pairs(Command):
     "Takes NAME=VALUE where an option wants NAME VALUE."
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -33,7 +33,7 @@ class _Pairs(Command):
         return super().parse_args(ctx, split)
 
 # %% ../../../nbs/ui/commands/02_notebooks.ipynb #run
-@click.command("run", cls=_Pairs)
+@click.command("run", cls=Pairs)
 @click.argument("notebook", type=NOTEBOOK)
 @click.option("-p", "--param", "pairs", nargs=2, multiple=True, metavar="NAME VALUE", help="A parameter, read as its declared type.")
 @click.option("-y", "--yaml", "texts", multiple=True, metavar="YAML", help="Parameters as YAML: 'lr: 0.1'.")
