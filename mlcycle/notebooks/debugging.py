@@ -46,8 +46,8 @@ class DebugKernel:
     def result(self) -> Result:
         "What failed, and how to attach."
         error = self.run.error
-        data = {"run": self.run.id, "cell": self.cell, "source": self.source, "until": self.until, "connection_file": self.file, "pid": self.kernel.pid,
-                "error": {"type": error.type, "message": error.message} if error else None}
+        data = {"run": self.run.id, "cell": self.cell, "source": self.source, "until": self.until, "connection_file": self.file,
+                "pid": self.kernel.pid, "error": {"type": error.type, "message": error.message} if error else None}
         until = f"{datetime.fromtimestamp(self.until):%Y-%m-%d %H:%M}"
         return Result(data, [*self.failure(), Facts({"attach": f"jupyter console --existing {self.file}", "until": until})])
 

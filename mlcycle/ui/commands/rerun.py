@@ -20,7 +20,7 @@ __all__ = ['rerun']
 # %% ../../../nbs/ui/commands/31_rerun.ipynb #rerun
 @click.command("rerun", cls=Pairs)
 @click.argument("ref", metavar="RUN", shell_complete=complete_anything)
-@click.option("-p", "--param", "pairs", nargs=2, multiple=True, metavar="NAME VALUE", help="A parameter that is to differ, read as its declared type.")
+@click.option("-p", "--param", "pairs", nargs=2, multiple=True, metavar="NAME VALUE", help="A parameter that is to differ.")
 @click.option("--from", "first", metavar="CELL", help="Number or id of a cell that is to be executed, with all below it.")
 @click.option("--register", metavar="MODEL", shell_complete=complete_model, help="Register the model that it logs, when it finishes.")
 @click.option("--keep", metavar="TIME", help="Keep its state before a few cells for so long if it fails, such as 30m.")
