@@ -19,6 +19,7 @@ _HOME = {
     **dict.fromkeys(("runs", "history"), "track.queries"),
     "autolog": "track.autolog.switch",
     "run_notebook": "notebooks.runner",
+    "run_many": "notebooks.sweep",
     "reproduce": "notebooks.reproduce",
     "rerun": "notebooks.rerun",
     **dict.fromkeys(("register", "resolve_version"), "registry.versions"),

@@ -12,13 +12,14 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 # %% auto #0
-__all__ = ['STYLE', 'STATES', 'show_value', 'show_bytes', 'show_seconds', 'Text', 'Facts', 'Table', 'Part', 'Result']
+__all__ = ['STYLE', 'STATES', 'show_value', 'show_bytes', 'show_seconds', 'Text', 'Facts', 'Table', 'Part', 'is_live', 'Result']
 
 # %% ../nbs/05_display.ipynb #cell
 def show_value(
@@ -32,7 +33,7 @@ def show_value(
     if isinstance(value, float):
         if not math.isfinite(value):
             return str(value)
-        return f"{value:.0f}" if value == int(value) and abs(value) < 1e15 else f"{value:.4g}"
+        return f"{value:.1f}" if value == int(value) and abs(value) < 1e15 else f"{value:.4g}"
     if isinstance(value, datetime):
         value = value.to_pydatetime() if hasattr(value, "to_pydatetime") else value  # pandas has its own astimezone
         return value.astimezone().strftime("%Y-%m-%d %H:%M")
@@ -60,6 +61,8 @@ def show_seconds(
     "A duration as people read it."
     if seconds is None:
         return ""
+    if seconds < 0.1:
+        return f"{seconds * 1000:.0f} ms" if seconds >= 0.001 else "<1 ms"
     if seconds < 60:
         return f"{seconds:.2g} s" if seconds < 9.95 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -77,8 +80,11 @@ max-width:60ch;overflow:hidden;text-overflow:ellipsis}
 .mlc .scroll table thead th{color:var(--jp-ui-font-color2,#57606a);font-weight:500;border-bottom:1px solid var(--jp-border-color1,#d0d7de)}
 .mlc .facts table td{white-space:normal;max-width:80ch}
 .mlc .scroll table .num{text-align:right}.mlc .scroll tbody th{font-weight:500;color:var(--jp-ui-font-color2,#57606a)}
-.mlc .good{color:var(--jp-success-color0,#1a7f37)}.mlc .bad{color:var(--jp-error-color0,#cf222e)}.mlc .dim{color:var(--jp-ui-font-color2,#57606a)}
-.mlc .warn{color:var(--jp-warn-color0,#9a6700)}.mlc pre{white-space:pre-wrap;font-size:12px;margin:4px 0;background:none;color:inherit}
+.mlc .good{color:#1a7f37}.mlc .bad{color:#cf222e}.mlc .warn{color:#9a6700}.mlc .dim{color:var(--jp-ui-font-color2,#57606a)}
+:is([data-jp-theme-light='false'],.vscode-dark,.quarto-dark) .mlc .good{color:#3fb950}
+:is([data-jp-theme-light='false'],.vscode-dark,.quarto-dark) .mlc .bad{color:#ff7b72}
+:is([data-jp-theme-light='false'],.vscode-dark,.quarto-dark) .mlc .warn{color:#d29922}
+.mlc pre{white-space:pre-wrap;font-size:12px;margin:4px 0;background:none;color:inherit}
 </style>"""
 STATES = {"finished": "good", "running": "", "failed": "bad", "lost": "bad", "cancelled": "warn", "pruned": "dim"}
 _RICH = {"good": "green", "bad": "red", "warn": "yellow", "dim": "dim", "head": "bold", "": ""}
@@ -179,6 +185,15 @@ class Part(Protocol):
     def rich(self) -> RenderableType:
         "For a terminal."
 
+# %% ../nbs/05_display.ipynb #is-live
+def is_live() -> bool:
+    "Is this a cell that a person runs in a front end which can show widgets?"
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        return False
+    return bool(getattr(getattr(get_ipython(), "kernel", None), "_allow_stdin", False))
+
 # %% ../nbs/05_display.ipynb #result
 @dataclass(frozen=True)
 class Result:
@@ -224,11 +239,24 @@ class Result:
         "The parts as HTML, without the style."
         return "".join(part.html() for part in self.parts)
 
-    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        if self.live is None:
-            return {}  # the other forms are enough
+    @cached_property
+    def view(self) -> Any:
+        "What a person at a notebook works with: `table = (%mlcycle runs).view`."
+        return self.live() if self.live else None
+
+    def _ipython_display_(self) -> None:
         try:
-            return self.live()._repr_mimebundle_(**kwargs)
+            if self.live and is_live() and hasattr(self.view, "_ipython_display_"):
+                return self.view._ipython_display_()  # it keeps its own place up to date
+        except Exception as e:
+            raise NotImplementedError from e
+        raise NotImplementedError  # to IPython: take the other forms
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        if self.live is None or not is_live():
+            return {}  # the other forms are enough; the view is not even made
+        try:
+            return self.view._repr_mimebundle_(**kwargs)
         except Exception as e:  # a display that fails is no lost result
             warnings.warn(f"mlcycle: the live view could not be made ({type(e).__name__}: {e}); this is its static form.", stacklevel=2)
             return {}

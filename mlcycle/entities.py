@@ -15,7 +15,7 @@ __all__ = ['Status', 'Kind', 'Process', 'RunError', 'Run', 'MetricPoint', 'Artif
 
 # %% ../nbs/02_entities.ipynb #run
 Status = Literal["running", "finished", "failed", "cancelled", "pruned", "lost"]
-Kind = Literal["script", "cell", "notebook", "trial"]
+Kind = Literal["script", "cell", "notebook", "trial", "sweep"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +107,13 @@ class Version:
         "How a person types it: `name/3`."
         return f"{self.model}/{self.number}"
 
+    def __repr__(self) -> str:
+        from mlcycle.display import show_value
+
+        few = dict([*self.metrics.items()][:3])
+        names = "".join(f" @{alias}" for alias in self.aliases)
+        return f"Version {self.ref}{names} ({self.flavour}, run {self.run[:8]}{', ' + show_value(few) if few else ''})"
+
 
 @dataclass(frozen=True, slots=True)
 class Model:
@@ -127,6 +134,12 @@ class AliasMove:
     time: datetime           # UTC
     actor: str               # Who moved it
     why: str = ""            # Their reason
+
+    def __repr__(self) -> str:
+        from mlcycle.display import show_value
+
+        moved = f"{self.before or 'nothing'} → {self.after or 'nothing'}"
+        return f"{self.model}@{self.alias}: {moved} ({self.actor}, {show_value(self.time)}{', ' + self.why if self.why else ''})"
 
 # %% ../nbs/02_entities.ipynb #event
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from ..entities import Run
 from ..errors import UsageError
 from . import sources
-from .curves import drawable
 from ..store import artifacts, facts, inputs, metrics, runs
+from ..store.thinning import drawable
 from ..track import environments
 
 if TYPE_CHECKING:

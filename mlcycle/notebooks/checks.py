@@ -16,7 +16,7 @@ from .annotations import Kind, fit, kind_of, read
 from .parameters import Parameter, Parameters
 
 # %% auto #0
-__all__ = ['unknown_name', 'parse_value', 'parse_values', 'check_values', 'read_yaml', 'gather']
+__all__ = ['unknown_name', 'misfit', 'parse_value', 'parse_values', 'check_values', 'read_yaml', 'gather']
 
 # %% ../../nbs/notebooks/04_checks.ipynb #unknown
 def unknown_name(
@@ -33,7 +33,12 @@ def unknown_name(
     return f"there is no parameter `{name}`; " + (f"did you mean `{near}`?" if near else f"there are {listed}.")
 
 # %% ../../nbs/notebooks/04_checks.ipynb #misfit
-def _misfit(parameter: Parameter, value: Any, problem: str) -> str:
+def misfit(
+    parameter: Parameter,  # What it was given for
+    value: Any,            # What was given
+    problem: str,          # What is wrong with it
+) -> str:                  # What to say about it
+    "Say why a value does not fit, and how to allow it where the notebook names no type."
     text = f"`{parameter.name}` {problem}"
     if parameter.declared or not parameter.type:
         return text
@@ -57,7 +62,7 @@ def parse_value(
     try:
         return read(text, parameter.kind if parameter else kind_of(""))
     except ValueError as e:
-        raise ParameterError("Nothing was run: " + _misfit(parameter, _guessed(text), str(e))) from e
+        raise ParameterError("Nothing was run: " + misfit(parameter, _guessed(text), str(e))) from e
 
 
 def _guessed(text: str) -> Any:
@@ -81,7 +86,7 @@ def parse_values(
         try:
             values[name] = read(text, parameter.kind if parameter else kind_of(""))
         except ValueError as e:
-            problems.append(_misfit(parameter or Parameter(name), _guessed(text), str(e)))
+            problems.append(misfit(parameter or Parameter(name), _guessed(text), str(e)))
     _refuse(problems)
     return values
 
@@ -107,7 +112,7 @@ def check_values(
         try:
             checked[name] = fit(value, parameter.kind)
         except (ValueError, TypeError) as e:
-            problems.append(_misfit(parameter, value, str(e)))
+            problems.append(misfit(parameter, value, str(e)))
     for name in secrets:
         parameter = parameters.named(name)
         if parameter is None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbclient.util import ensure_async
 from papermill.clientwrap import PapermillNotebookClient
@@ -49,6 +51,17 @@ class _Passed(Exception):
         super().__init__(limit)
         self.limit, self.killed = limit, killed
 
+# %% ../../nbs/notebooks/11_client.ipynb #sweep
+_FOLDER = "mlcycle-kernel-"
+
+
+@functools.cache
+def _sweep() -> None:
+    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*-*"):
+        owner = folder.name.removeprefix(_FOLDER).partition("-")[0]
+        if owner.isdigit() and not psutil.pid_exists(int(owner)):
+            shutil.rmtree(folder, ignore_errors=True)
+
 # %% ../../nbs/notebooks/11_client.ipynb #client
 class TrackedClient(PapermillNotebookClient):
     "nbclient's client with limits, a way to stop, redaction, and an account of the end."
@@ -77,6 +90,7 @@ class TrackedClient(PapermillNotebookClient):
         self._hurry: asyncio.Event | None = None
         self._lines: dict[str, str] = {}
         self._leave = self._untidy = False
+        self._over: str | None = None
         self._group: int | None = None
 
     def stop(
@@ -89,6 +103,20 @@ class TrackedClient(PapermillNotebookClient):
             event = self._hurry if len(self._asked) > 1 else self._stop
             with contextlib.suppress(RuntimeError):  # it has just ended by itself
                 self._loop.call_soon_threadsafe(event.set)
+
+    def exceed(
+        self,
+        reason: str,  # One line on the limit that was passed
+    ) -> None:
+        "End the run as failed, for a limit that is watched from outside; from any thread. The kernel is killed."
+        self._over = reason
+        self.stop()
+        self.stop()
+
+    @property
+    def kernel_pid(self) -> int | None:  # None before it has started, and where it runs on another machine
+        "The kernel's process."
+        return getattr(getattr(self.km, "provisioner", None), "pid", None)
 
     def told(self) -> dict[str, Any]:
         "For the executed notebook: how its kernel came to be."
@@ -114,10 +142,14 @@ class TrackedClient(PapermillNotebookClient):
         self._deadline = self._loop.time() + self.limits.run if self.limits.run else None
         if self._asked:
             self._stop.set()
-        self._folder = Path(tempfile.mkdtemp(prefix="mlcycle-kernel-"))
+        _sweep()
+        self._folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-"))
         saver = asyncio.ensure_future(self._keep_saved())
         try:
             self.ending = await self._run()
+            if self._over is not None and self.ending.status != "finished":
+                self._untidy = True
+                self.ending = endings.too_large(self.nb, self._index, self._over)
         finally:
             saver.cancel()
             await self._end_kernel()

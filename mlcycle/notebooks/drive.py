@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 # %% auto #0
-__all__ = ['stop_on_signals', 'drive']
+__all__ = ['stop_on_signals', 'Control', 'drive']
 
 # %% ../../nbs/notebooks/12_drive.ipynb #signals
 @contextlib.contextmanager
@@ -31,6 +31,33 @@ def stop_on_signals(
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
+
+# %% ../../nbs/notebooks/12_drive.ipynb #control
+class Control:
+    "Stops a run from another thread."
+
+    def __init__(self):
+        self._lock, self._client, self._asked = threading.Lock(), None, []
+
+    def bind(
+        self,
+        client: Any,  # A `TrackedClient`
+    ) -> None:
+        "Pass on what is asked, and what was asked before there was a client."
+        with self._lock:
+            self._client = client
+            for signum in self._asked:
+                client.stop(signum)
+
+    def stop(
+        self,
+        signum: int | None = None,  # The signal that asks for it
+    ) -> None:
+        "Ask to end the run. Asked a second time, its kernel is killed."
+        with self._lock:
+            self._asked.append(signum)
+            if self._client is not None:
+                self._client.stop(signum)
 
 # %% ../../nbs/notebooks/12_drive.ipynb #drive
 def drive(

@@ -15,7 +15,7 @@ from .source import numbers, runnable
 
 # %% auto #0
 __all__ = ['Ending', 'finished', 'clean', 'cell_number', 'is_last', 'raised', 'condition_raised', 'exited', 'kernel_died',
-           'not_started', 'too_long', 'interrupted']
+           'not_started', 'too_long', 'too_large', 'interrupted']
 
 # %% ../../nbs/notebooks/09_endings.ipynb #ending
 @dataclass(frozen=True, slots=True)
@@ -152,6 +152,19 @@ def too_long(
     where = f" Cell {cell_number(nb, index)} was running." if whole else ""
     return _failed(nb, index, f"{what} took longer than {seconds:g} s", kind,
                    f"{what[0].upper()}{what[1:]} took longer than {seconds:g} s.{where}{after}")
+
+
+def too_large(
+    nb: Any,                    # The notebook node
+    index: int | None,          # Position of the cell that was running, None before the first
+    reason: str,                # `over its memory limit of 2 GB (used 2.3 GB)`
+) -> Ending:
+    "The memory limit was passed, and the kernel was killed."
+    where = f" Cell {cell_number(nb, index)} was running." if index is not None else ""
+    message = f"The run was {reason}: its kernel was killed.{where}"
+    if index is None:
+        return Ending("failed", reason, RunError("MemoryLimitError", message))
+    return _failed(nb, index, reason, "MemoryLimitError", message)
 
 
 def interrupted(

@@ -20,12 +20,13 @@ from papermill.log import logger
 from ..errors import NoActiveRunError, NotebookRunError
 from .attending import Attendant
 from .client import Limits, TrackedClient
-from .drive import drive
+from .drive import Control, drive
 from .endings import Ending
 from .feed import Feed
 from .keeping import Keeper
 from .kernels import language_of, pick_kernel
 from .manager import RunManager
+from .memory import MemoryWatch
 from .progress import Quiet, bar_for, plan
 from .record import CELLS, EXECUTED, SOURCE, TAG, cell_times, keep, last_times, notebook_tag, parameters_in, tag_of
 from .result import NotebookInterrupted, NotebookTerminated
@@ -56,6 +57,8 @@ class Session:
     fresh: bool = False                # Whether the kernel is a process of its own, never a fork of a warm one
     shared: Any = None                 # `SharedCells`, executed already, that the run goes on from
     keeper: Keeper | None = None       # Keeps checkpoints as it goes; None for none
+    memory: int | None = None          # Most bytes that the kernel and its processes may use
+    control: Control | None = None     # Stops it from another thread
     ending: Ending | None = None       # How it ended, once it has
     seconds: float = 0.0               # How long it took
     nb: Any = None                     # The notebook as executed
@@ -111,11 +114,18 @@ def execute(
     manager = RunManager(nb, output_path, log_output, session.redactor, listen)
     client = client_for(manager, kernel, session, log_output=log_output, log=log, **settings)
     client.feed, client.keeper, attendant.client = feed, session.keeper, client
-    began = time.monotonic()
+    began, watch = time.monotonic(), MemoryWatch(client, session.memory)
+    if session.control is not None:
+        session.control.bind(client)
+
+    def tick() -> None:
+        watch.tick()
+        attendant.tick()
+
     try:
         manager.notebook_start()
         bar.open()
-        session.ending = attendant.judge(drive(client, attendant.tick))
+        session.ending = attendant.judge(drive(client, tick))
     except BaseException as e:  # not the notebook's doing: a bug, or an exception thrown into this thread
         session.ending = client.ending or Ending("failed", f"{type(e).__name__}: {e}", exception=e)
         raise
@@ -170,12 +180,12 @@ def begin(
     experiment: str | None = None,    # Experiment of the run
     tags: dict[str, Any] | None = None,  # More tags
     store: Store | None = None,       # Where to keep it
+    parent: str | None = None,        # Id of the run that it is part of; the current one by default
 ) -> ActiveRun:
     "Begin the run of a notebook and keep its source."
-    parent = parent_in(store)
-    if parent is not None and experiment is None:
-        experiment = parent.experiment
-    active = start(name, experiment, kind="notebook", params=params, parent=parent.id if parent else None, store=store, redactor=redactor,
+    if parent is None and (current := parent_in(store)) is not None:
+        parent, experiment = current.id, experiment or current.experiment
+    active = start(name, experiment, kind="notebook", params=params, parent=parent, store=store, redactor=redactor,
                    cwd=path.parent if path else None, label=path.stem if path else None)
     try:
         tag = notebook_tag(path, active.store) if path else "notebook"

@@ -42,7 +42,8 @@ def seconds_of(
 # %% ../../nbs/notebooks/61_keeping.ipynb #check
 def check_keep(
     seconds: float | None,  # How long to keep a run that fails; None for not at all
-    fresh: bool,            # Whether its kernel is started, not forked
+    fresh: bool = False,    # Whether its kernel is started, not forked
+    scratch: bool = False,  # Whether its folder is removed at the end
 ) -> None:
     "Refuse what cannot be kept. Raises `UsageError`."
     if seconds is None:
@@ -51,6 +52,8 @@ def check_keep(
         raise UsageError(f"keep must be a number of seconds above zero, and a week at most, not {seconds!r}.")
     if fresh:
         raise UsageError("Only a forked kernel can be kept. Leave out --fresh or --keep.")
+    if scratch:
+        raise UsageError("A run that works in a folder of its own cannot be kept, since the folder goes. Leave out --scratch or --keep.")
     if not sys.platform.startswith("linux"):
         raise UsageError("Kernels are kept on Linux only. Leave out --keep.")
 

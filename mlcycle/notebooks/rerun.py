@@ -114,7 +114,7 @@ def rerun(
     from mlcycle.store.connect import current_store
 
     store = store or current_store()
-    check_keep(keep, False)
+    check_keep(keep)
     if register is not None:
         check_model_name(register)
     run = runs.resolve(store, ref)

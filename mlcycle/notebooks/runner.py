@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from ..errors import MlcycleError, NotebookRunError, NotFoundError, UsageError
 
 if TYPE_CHECKING:
+    from mlcycle.notebooks.drive import Control
     from mlcycle.notebooks.engine import Session
     from mlcycle.notebooks.fingerprint import Fingerprint
     from mlcycle.notebooks.kernels import KernelChoice
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from mlcycle.store.connect import Store
 
 # %% auto #0
-__all__ = ['notebook_parameters', 'run_notebook', 'carry_out']
+__all__ = ['notebook_parameters', 'check_limit', 'run_notebook', 'carry_out']
 
 # %% ../../nbs/notebooks/17_runner.ipynb #parameters
 def notebook_parameters(
@@ -43,7 +44,11 @@ def notebook_parameters(
     return infer(source.nb, choice.language, choice.name)
 
 # %% ../../nbs/notebooks/17_runner.ipynb #checks
-def _limit(name: str, seconds: float | None) -> float | None:
+def check_limit(
+    name: str,              # What it limits, for the error
+    seconds: float | None,  # As given
+) -> float | None:
+    "A time limit. Raises `UsageError` for what is none."
     if seconds is not None and not (isinstance(seconds, (int, float)) and not isinstance(seconds, bool) and seconds > 0):
         raise UsageError(f"{name} must be a number of seconds above zero, not {seconds!r}.")
     return seconds
@@ -65,7 +70,7 @@ def _output(out: str | Path | None, source: Path) -> str | None:
 
 # %% ../../nbs/notebooks/17_runner.ipynb #run
 def run_notebook(
-    path: str | Path,                         # A notebook file
+    path: str | Path | Source,                # A notebook file, or one that was read before
     params: Mapping[str, Any] | None = None,  # Values for parameters that it declares
     *,
     experiment: str | None = None,            # Experiment of the run; that of the current run, else the setting's, by default
@@ -73,6 +78,8 @@ def run_notebook(
     kernel: str | None = None,                # Kernel to use instead of the notebook's
     timeout: float | None = None,             # Seconds for the whole run
     cell_timeout: float | None = None,        # Seconds for each cell
+    memory: str | int | None = None,          # Most that the kernel and its processes may use: `"2G"`, or bytes
+    scratch: bool = False,                    # Work in an empty folder that is removed at the end; in the notebook's own by default
     out: str | Path | None = None,            # Where to write the executed notebook; it is an artifact of the run in any case
     secrets: Mapping[str, str] | Iterable[str] | None = None,  # Parameters that come from the environment: `{"api_key": "env:HF_TOKEN"}`
     cached: bool = False,                     # Return a finished run of before that was the same, if there is one, instead of running it again
@@ -85,6 +92,8 @@ def run_notebook(
     fresh: bool = False,                      # Give it a process that was started for it, in place of one forked with its imports done
     shared: SharedCells | None = None,        # Its first cells, executed already by `share_cells`
     keep: float | None = None,                # Seconds for which its state just before a few of its cells is kept, should it fail
+    parent: str | None = None,                # Id of the run that it is part of; the current one by default
+    control: Control | None = None,           # Stops the run from another thread
 ) -> NotebookRun:                             # What became of it
     "Execute a notebook as a run. Raises `UsageError` before anything ran, `NotebookRunError` (with `.result`) when it did not finish."
     from mlcycle.notebooks.checks import check_values
@@ -93,23 +102,24 @@ def run_notebook(
     from mlcycle.notebooks.inject import inject, jsonable
     from mlcycle.notebooks.keeping import Keeper, check_keep
     from mlcycle.notebooks.kernels import pick_kernel
+    from mlcycle.notebooks.memory import scratch_folder, to_bytes
     from mlcycle.notebooks.parameters import infer
     from mlcycle.notebooks.record import parameters_in
     from mlcycle.notebooks.secrets import declare, environment, redactor_for
     from mlcycle.notebooks.skipping import check_conditions
-    from mlcycle.notebooks.source import read_notebook
+    from mlcycle.notebooks.source import Source, read_notebook
     from mlcycle.registry.names import check_model_name
 
-    check_keep(keep, fresh)
-    source = read_notebook(path)
+    check_keep(keep, fresh, scratch)
+    source = path if isinstance(path, Source) else read_notebook(path)
     choice = pick_kernel(source.nb, kernel)
     declared = declare(secrets)
     redactor = redactor_for(declared)
     check_conditions(source.nb, choice.language)
     values = check_values(infer(source.nb, choice.language, choice.name), params or {}, [s.name for s in declared])
     nb = inject(source.nb, values, declared, choice.language, choice.name)
-    limits = Limits(run=_limit("timeout", timeout), cell=_limit("cell_timeout", cell_timeout))
-    output = _output(out, source.path)
+    limits = Limits(run=check_limit("timeout", timeout), cell=check_limit("cell_timeout", cell_timeout))
+    most, output = to_bytes(memory), _output(out, source.path)
     if register is not None:
         check_model_name(register)
     told = {**parameters_in(source.nb, choice.language), **{n: jsonable(value) for n, value in values.items()}}
@@ -119,15 +129,18 @@ def run_notebook(
     done, notes = _earlier(source, own, experiment, output, register, store) if cached and not refresh else (None, ())
     if done is not None:
         return done
-    active = begin(nb, source.path, source.data, params=told, redactor=redactor, name=name, experiment=experiment, tags=dict(tags or {}), store=store)
-    session = Session(active, source.path.name, redactor, environment(declared), limits, source.folder, progress, _stream(follow), fresh=fresh)
-    if shared is not None and not fresh and shared.fit(source.nb):
-        shared.inherit(active)
-        session.shared = shared
-    _remember(session, own, notes)
-    if keep is not None:
-        session.keeper = Keeper(keep)
-    return carry_out(nb, choice, session, source, output, register)
+    active = begin(nb, source.path, source.data, params=told, redactor=redactor, name=name, experiment=experiment, tags=dict(tags or {}), store=store,
+                   parent=parent)
+    with scratch_folder(source.folder, scratch) as folder:
+        session = Session(active, source.path.name, redactor, environment(declared), limits, folder, progress, _stream(follow), fresh=fresh,
+                          memory=most, control=control)
+        if shared is not None and not fresh and shared.fit(source.nb):
+            shared.inherit(active)
+            session.shared = shared
+        _remember(session, own, notes)
+        if keep is not None:
+            session.keeper = Keeper(keep)
+        return carry_out(nb, choice, session, source, output, register)
 
 
 def carry_out(

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from .client import TrackedClient
 from .parameters import declaring
-from .source import runnable
+from .source import Source, runnable
 from .warm.checkpoint import Checkpoint, keep
 from .warm.process import NotForked
 from ..track.active import ActiveRun
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
     from mlcycle.store.connect import Store
 
@@ -112,13 +112,15 @@ class NotShared(Exception):
 
 
 def share_cells(
-    path: str | Path,             # A notebook file
+    path: str | Path | Source,    # A notebook file, or one that was read before
     *,
     kernel: str | None = None,    # Kernel to use instead of the notebook's
     secrets: Mapping[str, str] | Iterable[str] | None = None,  # See `run_notebook`
     experiment: str | None = None,  # Experiment of the run that the cells are executed in
     timeout: float | None = None,   # Seconds that they may take
+    parent: str | None = None,    # Id of the run that it is part of; the current one by default
     store: Store | None = None,   # Where to keep that run
+    tick: Callable[[], None] | None = None,  # Called in this thread while it waits
 ) -> SharedCells:
     "Execute the cells above the parameters of a notebook, for many runs. Raises `NotShared` with the reason where that cannot be."
     from mlcycle.notebooks.client import Limits
@@ -127,10 +129,11 @@ def share_cells(
     from mlcycle.notebooks.inject import inject
     from mlcycle.notebooks.kernels import pick_kernel
     from mlcycle.notebooks.manager import RunManager
+    from mlcycle.notebooks.result import NotebookInterrupted, NotebookTerminated
     from mlcycle.notebooks.secrets import declare, environment, redactor_for
     from mlcycle.notebooks.source import read_notebook
 
-    source = read_notebook(path)
+    source = path if isinstance(path, Source) else read_notebook(path)
     cells = above_parameters(source.nb)
     if not cells:
         raise NotShared("no cell above its parameters is executed")
@@ -139,19 +142,20 @@ def share_cells(
     nb = inject(source.nb, {}, [], choice.language, choice.name)
     nb.cells = deepcopy(cells)
     name = f"{source.path.stem} (shared cells)"
-    active = begin(nb, source.path, source.data, params={}, redactor=redactor, name=name, experiment=experiment, store=store)
+    active = begin(nb, source.path, source.data, params={}, redactor=redactor, name=name, experiment=experiment, store=store,
+                   parent=parent)
     session = Session(active, source.path.name, redactor, environment(declared), Limits(run=timeout), source.folder)
     client: Any = client_for(RunManager(nb, None, False, redactor), choice.name, session, _Keeping)
     try:
         client.nb_man.notebook_start()
-        ending = drive(client)
+        ending = drive(client, tick)
         client.nb_man.notebook_complete()
     except BaseException as e:
         active.finish("failed", None, f"{type(e).__name__}: {e}")
         raise
     if ending.status == "cancelled":
         active.finish("cancelled", None, ending.reason)
-        raise KeyboardInterrupt
+        raise (NotebookTerminated if "SIGTERM" in (ending.reason or "") else NotebookInterrupted)(f"{source.path.name} was {ending.reason}.")
     reason = ending.reason if ending.status != "finished" else client.refused
     active.finish(ending.status, ending.error, ending.reason)
     if client.kept is None:
@@ -162,7 +166,7 @@ def share_cells(
 
 @contextlib.contextmanager
 def sharing(
-    path: str | Path,  # A notebook file
+    path: str | Path | Source,  # A notebook file
     **settings: Any,   # As `share_cells` takes them
 ) -> Any:              # Yields `SharedCells` and an empty text, or None and the reason
     "Shared cells for the time of a block."

@@ -16,7 +16,7 @@ from .database import Database, display_url
 from .opening import open_database
 
 # %% auto #0
-__all__ = ['Store', 'open_store', 'connect', 'current_store', 'rest']
+__all__ = ['Store', 'open_store', 'connect', 'current_store', 'rest', 'store_there']
 
 # %% ../../nbs/store/12_connect.ipynb #store
 class Store:
@@ -94,3 +94,14 @@ def rest() -> None:
     "Give back the connections of the stores in use; what comes next opens new ones."
     for store in {id(each): each for each in (_connected, *_found.values()) if each is not None}.values():
         store.close()
+
+
+def store_there() -> Store | None:  # None where nothing was ever tracked
+    "The store in use, if there is one: who only looks must not make one. Raises `ConfigError`, `StoreError`."
+    from sqlalchemy.engine import make_url
+
+    if _connected is None:
+        url = make_url(load_settings().store)
+        if url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:") and not Path(url.database).exists():
+            return None
+    return current_store()

@@ -58,7 +58,9 @@ def runs(
     decoded: dict[str, Any] = {}
     for name, held in _columns(store, schema.params, schema.params.c.value, keys, "params").items():
         values = {run: decoded[v] if v in decoded else decoded.setdefault(v, json.loads(v)) for run, v in held.items()}
-        data[name] = [values.get(key) for key in keys]
+        found_here = [values.get(key) for key in keys]
+        whole = None in found_here and all(v is None or (type(v) is int and abs(v) < 2**63) for v in found_here)
+        data[name] = pd.array(found_here, dtype="Int64") if whole else found_here  # else pandas would make 3 to 3.0 where a run has none
     for name, held in _columns(store, schema.metrics, schema.metrics.c.value, keys, "metrics").items():
         data[name] = pd.Series([held.get(key) for key in keys], dtype="float64")
     for name, held in _columns(store, schema.tags, schema.tags.c.value, keys, "tags").items():

@@ -16,23 +16,12 @@ from click.shell_completion import CompletionItem
 __all__ = ['complete_run', 'complete_model', 'complete_experiment', 'complete_alias', 'complete_anything', 'complete_line']
 
 # %% ../../nbs/ui/02_completion.ipynb #store
-def _store() -> Any:
-    from sqlalchemy.engine import make_url
-
-    from mlcycle.config import load_settings
-    from mlcycle.store import connect
-
-    if connect._connected is None:
-        url = make_url(load_settings().store)
-        if url.get_backend_name() == "sqlite" and not Path(str(url.database)).exists():
-            return None
-    return connect.current_store()
-
-
 def _offer(find: Callable[[Any, str], list[CompletionItem]]) -> Callable[..., list[CompletionItem]]:
     def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         try:
-            store = _store()
+            from mlcycle.store.connect import store_there
+
+            store = store_there()
             return find(store, incomplete) if store is not None else []
         except Exception:
             return []

@@ -5,6 +5,8 @@
 # %% ../../nbs/ui/05_magics.ipynb #imports
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -35,6 +37,17 @@ def _variable(name: str | None) -> None:
         raise MagicError(f"--out takes the name of a variable, such as best, not {name!r}.")
 
 
+@contextmanager
+def _quiet(hook: Any, cell: str) -> Iterator[None]:
+    "A semicolon at the end of the cell hides its last value, as it does without `%%track`: IPython would look for it in the magic's line."
+    if hook.semicolon_at_end_of_expression(cell):
+        hook.quiet = lambda: True
+    try:
+        yield
+    finally:
+        vars(hook).pop("quiet", None)
+
+
 def _run_cell(shell: Any, cell: str, asked: Tracked) -> None:
     from mlcycle.track.current import run
 
@@ -53,7 +66,8 @@ def _run_cell(shell: Any, cell: str, asked: Tracked) -> None:
     try:
         shell.user_ns.update(inline)
         shown = Shown(active, asked.live)
-        done = shell.run_cell(cell, store_history=False, silent=False)
+        with _quiet(shell.displayhook, cell):
+            done = shell.run_cell(cell, store_history=False, silent=False)
         error = done.error_before_exec or done.error_in_exec
     finally:
         try:

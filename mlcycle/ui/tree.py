@@ -13,16 +13,17 @@ from typing import Any
 import click
 
 from ..display import Result
-from ..errors import MlcycleError
+from ..errors import MlcycleError, NotFoundError
 from .help import with_page
 
 # %% auto #0
-__all__ = ['COMMANDS', 'Face', 'Command', 'Tree', 'tree', 'CommandError', 'Quiet', 'invoke']
+__all__ = ['COMMANDS', 'BEGIN', 'Face', 'Command', 'Tree', 'tree', 'CommandError', 'Quiet', 'invoke']
 
 # %% ../../nbs/ui/01_tree.ipynb #commands
 COMMANDS = {  # In the order in which the cycle meets them
     "demo": "demo:demo",
     "run": "notebooks:run",
+    "map": "sweeps:map_",
     "params": "notebooks:params",
     "runs": "runs:runs",
     "show": "show:show",
@@ -47,6 +48,7 @@ COMMANDS = {  # In the order in which the cycle meets them
     "gc": "store:gc",
     "completion": "completion:completion",
 }
+BEGIN = ("demo", "run", "params", "autolog", "completion")  # Work where there is no store yet
 
 # %% ../../nbs/ui/01_tree.ipynb #face
 @dataclass
@@ -69,7 +71,18 @@ class Command(click.Command):
     def invoke(self, ctx: click.Context) -> Result:
         as_json = ctx.params.pop("as_json", False)
         ctx.ensure_object(Face).json = as_json
+        if self.name not in BEGIN:
+            _look()
         return super().invoke(ctx)
+
+
+def _look() -> None:
+    "Who only looks makes no store."
+    from mlcycle.store.connect import store_there
+
+    if store_there() is None:
+        raise NotFoundError("There is no store here yet, so there is nothing to show. It is made with the first run: `%%track` in a notebook cell, "
+                            "`mlcycle run NOTEBOOK`, or `with mlc.run():`. `mlcycle demo` shows the whole cycle on a sample project.")
 
 # %% ../../nbs/ui/01_tree.ipynb #tree
 class Tree(click.Group):

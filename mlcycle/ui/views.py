@@ -136,8 +136,7 @@ def runs_view(
 ) -> Result:
     "A table of runs, with what tells them apart."
     columns = list(frame.columns)
-    records = [{c: None if v is None or v != v else v for c, v in zip(columns, row, strict=True)}
-               for row in frame.astype(object).itertuples(index=False, name=None)]
+    records = [dict(zip(columns, row, strict=True)) for row in frame.astype(object).where(frame.notna(), None).itertuples(index=False, name=None)]
     data = [{**{c: r[c] for c in ("id", "name", "experiment", "status", "kind", "parent")}, "started": r["started"], "seconds": r["seconds"],
              **{folder: {c.removeprefix(f"{folder}."): r[c] for c in columns if c.startswith(f"{folder}.") and r[c] is not None}
                 for folder in ("params", "metrics", "tags")}} for r in records]

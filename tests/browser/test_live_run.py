@@ -89,9 +89,45 @@ def test_a_page_that_is_loaded_again_goes_on(notebook: Opener) -> None:
     with store_of(opened) as store:
         assert runs.resolve(store, "baseline").status == "running"
         opened.output(1).get_by_role("button", name="Stop").click()
-        opened.wait("() => document.querySelector('.mlc-live-status, img.mlc-drawn')?.closest('.jp-OutputArea').innerText.includes('cancelled')")
+        opened.output(1).locator("img.mlc-drawn").wait_for()  # the widget's place is the picture's, though the page was loaded again
         assert runs.resolve(store, "baseline").status == "cancelled"
     opened.shot("live-reloaded-stopped")
+    bundle = opened.saved()["cells"][1]["outputs"][0]["data"]
+    assert set(bundle) == {"text/plain", "text/html"} and "cancelled" in bundle["text/plain"] and "accuracy" in bundle["text/plain"]
+
+
+def test_what_is_saved_during_a_run_is_the_picture_of_now(notebook: Opener) -> None:
+    "Whoever opens the file later, or reads its diff, sees how far the run had come; what was chosen in the chart stays chosen."
+    opened = notebook(SETUP, TRAIN.format(epochs=3000))
+    opened.run(0, 1)
+    opened.wait(POINTS, [0, 60])
+    opened.output(1).get_by_role("button", name="log").click()
+    bundle = opened.saved()["cells"][1]["outputs"][0]["data"]
+    assert "application/vnd.jupyter.widget-view+json" in bundle and "running" in bundle["text/plain"] and "[curves of" in bundle["text/plain"]
+    points = int(next(line for line in bundle["text/plain"].splitlines() if line.strip().startswith("accuracy")).split()[-1])
+    assert points >= 10
+    opened.wait(POINTS, [0, points + 30])
+    assert opened.output(1).get_by_role("button", name="log").get_attribute("aria-pressed") == "true"
+    opened.output(1).get_by_role("button", name="Stop").click()
+    opened.output(1).locator("img.mlc-drawn").wait_for()
+
+
+def test_keys_in_the_live_view_are_its_own(notebook: Opener) -> None:
+    "Two times d deletes a cell in JupyterLab: not when a button of a widget, or a chart, has the focus."
+    opened = notebook(SETUP, TRAIN.format(epochs=3000), "'below'")
+    opened.run(0, 1)
+    opened.wait(POINTS, [0, 5])
+    for control in (opened.output(1).get_by_role("button", name="log"), opened.page.locator(".mlc-live canvas").first):
+        control.focus()
+        for key in ("Escape", "d", "d", "x", "a", "b", "ArrowDown", "d", "d"):
+            opened.page.keyboard.press(key)
+        assert opened.page.locator(".jp-Notebook .jp-Cell").count() == 3 and control.evaluate("(node) => document.activeElement === node")
+    opened.output(1).get_by_role("button", name="Stop").click()
+    opened.output(1).locator("img.mlc-drawn").wait_for()
+    opened.page.evaluate("() => window.jupyterapp.commands.execute('notebook:enter-command-mode')")  # the proof that these keys delete cells
+    opened.page.keyboard.press("d")
+    opened.page.keyboard.press("d")
+    opened.wait("() => document.querySelectorAll('.jp-NotebookPanel .jp-Notebook .jp-Cell').length === 2")
 
 
 def test_a_run_of_another_process_in_the_dark(notebook: Opener, folder: Path) -> None:

@@ -21,8 +21,9 @@ from sqlalchemy import insert, select, text, update
 
 from mlcycle.entities import Dataset, RunError
 from mlcycle.errors import AmbiguousError, ArtifactNameError, DataError, MlcycleError, NotFoundError
-from mlcycle.store import artifacts, events, facts, inputs, metrics, models, runs, schema
+from mlcycle.store import artifacts, bulk, events, facts, inputs, metrics, models, runs, schema
 from mlcycle.store.connect import Store, open_store
+from mlcycle.store.thinning import drawable, thinned
 from mlcycle.track.active import ActiveRun
 
 relaxed = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -290,6 +291,39 @@ def test_points_from_everywhere_at_once(store: Store, run: ActiveRun) -> None:
     for name in ("a", "b"):
         assert Counter(p.step for p in metrics.history(store, run.run, name)) == dict.fromkeys(range(50), 7)
     assert store.db.all(select(schema.metrics.c.count)) == [(350,), (350,)]
+
+
+def extremes(points: list[tuple[int, float]], width: int) -> dict[int, tuple[float, float] | None]:
+    "Least and greatest number in each range of steps; None where there is no number."
+    ranges: dict[int, list[float]] = {}
+    for step, value in points:
+        ranges.setdefault(step // width, []).append(value)
+    return {at: (min(real), max(real)) if (real := [v for v in held if math.isfinite(v)]) else None for at, held in ranges.items()}
+
+
+def test_a_thinned_curve_is_the_curve(store: Store) -> None:
+    "A picture must not lose a spike, an end or a gap: every range keeps its extremes, and few points are kept as they are."
+    import numpy as np
+
+    run = runs.create(store, "e")
+    rng = np.random.default_rng(0)
+    for name, low in (("loss", -3_000), ("huge", -(2**63)), ("few", 0)):
+        values = rng.normal(size=200 if name == "few" else 5_000)
+        values[[3, 40, 41]] = math.nan, math.inf, 99.0
+        values[1_000:2_000] = math.nan
+        scale = 3 * 10**15 if name == "huge" else 1
+        bulk.add_points(store, run.pk, [(name, low + i // 2 * scale, value) for i, value in enumerate(values.tolist())])  # two at each step
+        whole = [(p.step, p.value) for p in metrics.history(store, run, name)]
+        steps, kept, place = thinned(store, run, name)
+        found = list(zip(steps.tolist(), kept.tolist(), strict=True))
+        assert len(found) <= 400 and [bits(found[i][1]) for i in (0, -1)] == [bits(whole[i][1]) for i in (0, -1)] and place == (whole[-1][0], 1)
+        assert found == sorted(found, key=lambda p: p[0]) and {(s, bits(v)) for s, v in found} <= {(s, bits(v)) for s, v in whole}
+        if name == "few":
+            assert [bits(v) for _, v in found] == [bits(v) for _, v in whole]
+            continue
+        width = next(w for w in (1 << shift for shift in range(64)) if (whole[-1][0] // w) - (whole[0][0] // w) < 199)
+        assert extremes(found, width) == extremes(whole, width) and None in extremes(whole, width).values() and 99.0 in kept
+    assert thinned(store, run, "nothing")[0].size == 0 and drawable(store, [run]) == ["few", "huge", "loss"]
 
 
 # Artifacts and inputs

@@ -31,6 +31,15 @@ def write_notebook(path: Path, *sources: str) -> Path:
     return path
 
 
+@pytest.mark.parametrize("words", [("runs",), ("models", "--json"), ("show", "churn"), ("fsck",), ("lineage", "churn")])
+def test_who_only_looks_makes_no_store(tmp_path: Path, words: tuple[str, ...]) -> None:
+    "A command in the wrong folder says that nothing is there and how to begin, and leaves the folder as it was."
+    (tmp_path / "rows.csv").write_text("a\n1\n", encoding="utf-8")
+    done = mlcycle(*words, cwd=tmp_path)
+    assert done.returncode == 2 and "no store" in done.stdout + done.stderr and "mlcycle demo" in done.stdout + done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.csv"]
+
+
 def test_demo_takes_an_empty_folder_through_the_cycle(tmp_path: Path) -> None:
     "The README's first command: three runs, a champion, and predictions of rows that no run has seen, in their order."
     done = mlcycle("demo", "--json", cwd=tmp_path)

@@ -156,15 +156,15 @@ def test_a_million_points_are_read_once(tmp_path: Path) -> None:
             con.execute(schema.metrics.update().values(count=1_000_000, step=999_999))
         live = LiveRun(active)
         began = time.perf_counter()
-        live.reader.read_all()
+        live.reader.read()
         whole = time.perf_counter() - began
         sent = live.data()["charts"][0]["series"][0]
         assert sent["count"] == 1_000_000 and len(sent["x"]) <= 8 * 1200
         active.log_metric("loss", 7.0, step=1_000_000)
         began = time.perf_counter()
-        assert live.reader.read() is False
+        live.reader.read()
         live.data()
-        assert time.perf_counter() - began < whole / 20
+        assert whole < 2 and time.perf_counter() - began < whole / 20
         assert live.reader.curves["loss"].points()[1].max() == 7.0
         print(f"a million points {whole:.2f} s, one more {1000 * (time.perf_counter() - began):.1f} ms")
         active.finish()

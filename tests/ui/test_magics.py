@@ -48,6 +48,22 @@ def test_the_run_is_seen_while_it_goes_on(kernel: Kernel) -> None:
     assert not [o for o in kernel.run(f"%%track batch -e churn\n{code}")[1] if widget in o.get("data", {})]
 
 
+def test_a_semicolon_hides_the_last_value(kernel: Kernel) -> None:
+    "As in any cell of Jupyter: the value is shown without a semicolon, not with one, and the next cell is not affected."
+    assert "'seen'" in shown(kernel.run("%%track -e churn\n'se' + 'en'")[1])
+    assert "hidden" not in shown(kernel.run("%%track -e churn\n'hid' + 'den';  # said")[1])
+    assert "'seen'" in shown(kernel.run("'se' + 'en'")[1]) and "'seen'" in shown(kernel.run("%%track -e churn\n'se' + 'en'")[1])
+
+
+def test_a_view_that_cannot_be_made_leaves_the_result(kernel: Kernel) -> None:
+    "A person sees the static form and a warning; nobody else ever makes the view."
+    kernel.run("from mlcycle.display import Result, Text\ndef broken(): raise OSError('no pixels')\n"
+               "result = Result(None, [Text('two runs')], live=broken)")
+    said = kernel.run("result", live=True)[1]
+    assert "two runs" in shown(said, "text/html") and "no pixels" in shown(said)
+    assert "no pixels" not in shown(kernel.run("result")[1])
+
+
 def test_a_broken_display_loses_no_work(kernel: Kernel) -> None:
     "When mlcycle cannot draw a run, the cell has run, the run has ended, and a line on standard error says so."
     kernel.run("import sys, types\nsys.modules['mlcycle.ui.widgets.live_run'] = m = types.ModuleType('live_run')\n"
@@ -92,6 +108,7 @@ def test_errors_of_a_command_have_no_traceback(kernel: Kernel) -> None:
     status, outputs = kernel.run("%mlcycle promot churn/1")
     error = next(o for o in outputs if o["type"] == "error")
     assert status == "error" and "Did you mean 'promote'?" in error["evalue"] and len(error["traceback"]) == 1
+    kernel.run("import mlcycle as mlc\nwith mlc.run('first'):\n    pass")
     status, outputs = kernel.run("%mlcycle show nothing")
     error = next(o for o in outputs if o["type"] == "error")
     assert status == "error" and "There is no model and no run 'nothing'" in error["evalue"]

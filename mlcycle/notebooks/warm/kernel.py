@@ -25,7 +25,7 @@ from .identity import no_handlers, own_chance, own_environment, own_limits, own_
 from .wire import Gone, receive, send
 
 # %% auto #0
-__all__ = ['ForkedKernelApp', 'Warmed', 'Forked', 'ports', 'become', 'hold', 'leave', 'live']
+__all__ = ['SETTINGS', 'ForkedKernelApp', 'Warmed', 'Forked', 'ports', 'become', 'hold', 'leave', 'live']
 
 # %% ../../../nbs/notebooks/warm/07_kernel.ipynb #app
 class ForkedKernelApp(IPKernelApp):
@@ -72,6 +72,9 @@ def ports(
     "The ports that a kernel listens on, as a connection file names them."
     return {f"{name}_port": port for name, port in app._ports.items()}
 
+# %% ../../../nbs/notebooks/warm/07_kernel.ipynb #settings
+SETTINGS = ("--HistoryManager.enabled=False", "--InteractiveShell.enable_tip=False")
+
 # %% ../../../nbs/notebooks/warm/07_kernel.ipynb #become
 def become(
     birth: Birth,     # What the fork was given
@@ -91,7 +94,7 @@ def become(
     sys.argv = [launcher, "-f", request["file"], *request["arguments"]]
     app = ForkedKernelApp.instance()
     app.connection, app.connection_file = request["connection"], request["file"]
-    app.initialize([*request["arguments"], "--HistoryManager.enabled=False"])  # its database must not be shared; %history works
+    app.initialize([*request["arguments"], *SETTINGS])
     return Forked(app, birth.channel, dict(os.environ), request["cwd"], warmed, states())
 
 # %% ../../../nbs/notebooks/warm/07_kernel.ipynb #lease

@@ -130,7 +130,7 @@ def _own_stream(stream: OutStream, thread: Any) -> None:
     stream.watch_fd_thread.start()
 
 # %% ../../../nbs/notebooks/warm/08_revival.ipynb #environment
-def _own_place(forked: Forked, request: dict[str, Any], fixed: dict[str, Any]) -> None:
+def _own_place(forked: Forked, request: dict[str, Any]) -> None:
     "What the notebook has set stays; what differs from run to run is set anew."
     before, now = forked.env, {**forked.warmed.made, **request["env"]}
     for name in {*before, *now}:
@@ -141,8 +141,6 @@ def _own_place(forked: Forked, request: dict[str, Any], fixed: dict[str, Any]) -
     if request["cwd"] != forked.cwd:
         os.chdir(request["cwd"])
     own_limits(request["env"], forked.warmed.pools)
-    own_chance()
-    restore(fixed)
     no_handlers()
 
 # %% ../../../nbs/notebooks/warm/08_revival.ipynb #revive
@@ -159,7 +157,7 @@ def revive(
     os.setsid()
     app, kernel = forked.app, forked.app.kernel
     _own_files(birth.streams)
-    _own_place(forked, request, fixed)
+    _own_place(forked, request)
     _kept_alive.extend([dict(app.__dict__), dict(app._trait_values), dict(kernel._trait_values)])
     asyncio.set_event_loop(asyncio.new_event_loop())
 
@@ -191,5 +189,7 @@ def revive(
     app.init_kernel()
     kernel._main_asyncio_lock = asyncio.Lock()
     sys.argv = [sys.argv[0], "-f", request["file"], *request["arguments"]]
+    own_chance()  # last, since the sockets have drawn numbers too
+    restore(fixed)
     live(Forked(app, birth.channel, dict(os.environ), os.getcwd(), forked.warmed, states()), take)
 

@@ -22,7 +22,6 @@ def compare(runs: tuple[str, ...]) -> Result:
     "Put RUNS side by side: params, metrics, files, environment and code; what differs from the first one is marked."
     from mlcycle.evaluate.comparison import compare as gather
     from mlcycle.store.connect import current_store
-    from mlcycle.ui.widgets.results import LiveResult
     from mlcycle.ui.widgets.sidebyside import compare_view
 
     store = current_store()
@@ -34,7 +33,7 @@ def compare(runs: tuple[str, ...]) -> Result:
         return Compare(*found.runs, store=store)
 
     shown = compare_view(store, found)
-    return LiveResult(shown.data, shown.parts, make=live)
+    return Result(shown.data, shown.parts, live=live)
 
 # %% ../../../nbs/ui/commands/09_compare.ipynb #delete
 @click.command("delete", cls=Command)

@@ -45,16 +45,25 @@ class Pairs(Command):
 @click.option("--kernel", help="Kernel to execute it with, in place of its own.")
 @click.option("--timeout", type=click.FloatRange(0, min_open=True), metavar="S", help="Seconds for the whole run.")
 @click.option("--cell-timeout", type=click.FloatRange(0, min_open=True), metavar="S", help="Seconds for each cell.")
+@click.option("--memory", metavar="SIZE", help="Most that the run and its processes may use: 2G, 512M.")
+@click.option("--scratch", is_flag=True, help="Work in an empty folder that is removed at the end, in place of the notebook's.")
+@click.option("-P", "--grid", "grids", multiple=True, metavar="FILE|NAME=[…]", help="Run all combinations: a YAML file of lists, or 'lr=[0.1,0.3]'.")
+@click.option("-j", "--jobs", type=click.IntRange(1), metavar="N", help="With -P: runs at once; a run for each processor by default.")
+@click.option("--executor", metavar="WHERE", help="With -P: where they run: local, or dask://HOST:PORT.")
 @click.option("--fresh", is_flag=True, help="Start a process for it, in place of forking one with its imports done.")
 @click.option("--keep", metavar="TIME", help="Keep its state before a few cells for so long if it fails, such as 30m, for `debug` and `rerun`.")
+@click.option("--no-shared-prefix", "share", is_flag=True, flag_value=False, default=True,
+              help="With -P: each run executes the cells above the parameters itself.")
 @click.option("--out", type=NOTEBOOK, help="Write the executed notebook here too; the run keeps it in any case.")
 @click.option("--cached", is_flag=True, help="Return a finished run of the same code, parameters, data and environment, if any.")
 @click.option("--refresh", is_flag=True, help="Run it although there is one: switches --cached off.")
 @click.option("--follow", is_flag=True, help="Show what the notebook prints as it comes.")
 @click.pass_obj
 def run(face: Face, notebook: Path, pairs: tuple[tuple[str, str], ...], texts: tuple[str, ...], files: tuple[Path, ...],
-        secrets: tuple[str, ...], **options: Any) -> Result:
-    "Execute NOTEBOOK with parameters, as a tracked run. In a notebook, `this` is the one you are in: the result is held against yours."
+        secrets: tuple[str, ...], grids: tuple[str, ...], jobs: int | None, executor: str | None, share: bool, **options: Any) -> Result:
+    """Execute NOTEBOOK with parameters, as a tracked run; with -P, once for each combination.
+
+    In a notebook, `this` is the one you are in: the result is held against yours."""
     import warnings
 
     from mlcycle.notebooks.checks import gather
@@ -63,7 +72,6 @@ def run(face: Face, notebook: Path, pairs: tuple[tuple[str, str], ...], texts: t
 
     if options["keep"] is not None:
         options["keep"] = seconds_of(options["keep"])
-
     if options["follow"] and face.json:  # standard output is for the one line of JSON
         import sys
 
@@ -79,6 +87,14 @@ def run(face: Face, notebook: Path, pairs: tuple[tuple[str, str], ...], texts: t
             return Result({"run": None}, [Text("This is the batch run of the notebook itself: nothing more is run.", "dim")])
         notebook = notebook_here()
     values = gather(notebook_parameters(notebook, options["kernel"]), pairs, texts, files)
+    if grids and options.pop("keep") is not None:
+        raise UsageError("--keep is for one run. Leave it out for many, then run again with it one that failed.")
+    if grids:
+        from mlcycle.ui.commands.sweeps import run_grids
+
+        return run_grids(notebook, grids, values, jobs=jobs, executor=executor, share=share, secrets=secrets, **options)
+    if jobs is not None or executor is not None:
+        raise UsageError("--jobs and --executor are for many runs. Say what varies: -P grid.yaml or -P 'lr=[0.1, 0.3]'.")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the result shows them
         if this:

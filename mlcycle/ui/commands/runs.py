@@ -26,7 +26,6 @@ def runs(query: str | None, experiment: str | None, order_by: str, limit: int) -
     """List runs that fit QUERY, such as "metrics.auc > 0.9 and params.model == 'hgb'"."""
     from mlcycle.track.queries import runs as find
     from mlcycle.ui.views import runs_view
-    from mlcycle.ui.widgets.results import LiveResult
 
     def live():
         from mlcycle.ui.widgets.runs_table import RunsTable
@@ -34,7 +33,7 @@ def runs(query: str | None, experiment: str | None, order_by: str, limit: int) -
         return RunsTable(query, experiment, order_by, limit)
 
     shown = runs_view(find(query, experiment, order_by, limit))
-    return LiveResult(shown.data, shown.parts, make=live)
+    return Result(shown.data, shown.parts, live=live)
 
 # %% ../../../nbs/ui/commands/01_runs.ipynb #artifacts
 @click.command("artifacts", cls=Command)

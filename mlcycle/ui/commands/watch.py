@@ -5,9 +5,6 @@
 # %% ../../../nbs/ui/commands/12_watch.ipynb #imports
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 import click
 
 from ...display import Result
@@ -15,19 +12,7 @@ from ..completion import complete_run
 from ..tree import Command
 
 # %% auto #0
-__all__ = ['Watched', 'watch']
-
-# %% ../../../nbs/ui/commands/12_watch.ipynb #watched
-@dataclass(frozen=True)
-class Watched(Result):
-    "A run as it stands, drawn by its live view in a notebook."
-    live: Any = None  # A `LiveRun`
-
-    def _ipython_display_(self) -> None:
-        self.live._ipython_display_()
-
-    def __repr__(self) -> str:
-        return super().__repr__()
+__all__ = ['watch']
 
 # %% ../../../nbs/ui/commands/12_watch.ipynb #watch
 @click.command("watch", cls=Command)
@@ -38,4 +23,4 @@ def watch(run: str) -> Result:
 
     live = LiveRun(run)
     shown = live.static()
-    return Watched(shown.data, shown.parts, live=live)
+    return Result(shown.data, shown.parts, live=lambda: live)

@@ -5,19 +5,22 @@
 # %% ../../../nbs/ui/widgets/02_curves.ipynb #imports
 from __future__ import annotations
 
+import re
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ...entities import Run
 from ...store.following import START, Summary, points_after, summaries
+from ...store.thinning import thinned
 
 if TYPE_CHECKING:
     from mlcycle.store.connect import Store
 
 # %% auto #0
-__all__ = ['Curve', 'Reader']
+__all__ = ['MANY', 'Curve', 'Reader', 'grouped']
 
 # %% ../../../nbs/ui/widgets/02_curves.ipynb #reduce
 def _extremes(key: np.ndarray, lo: np.ndarray, lo_at: np.ndarray, hi: np.ndarray, hi_at: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -55,6 +58,15 @@ class Curve:
             merged = _extremes(merged[0] >> 1, *merged[1:])
         self._key, self._lo, self._lo_at, self._hi, self._hi_at = merged
 
+    def thin(
+        self,
+        room: int = 100,  # Buckets at most
+    ) -> Curve:
+        "A coarser copy: a picture that is kept in a notebook's file takes fewer points than a screen can show."
+        coarse = Curve(room)
+        coarse.add(*self.points())
+        return coarse
+
     def points(self) -> tuple[np.ndarray, np.ndarray]:  # Steps and values, by step
         "What to draw: both extremes of each bucket in the order in which they came; one point where they are the same."
         rising = self._lo_at <= self._hi_at
@@ -65,6 +77,9 @@ class Curve:
         return steps.ravel()[keep], values.ravel()[keep]
 
 # %% ../../../nbs/ui/widgets/02_curves.ipynb #reader
+MANY = 5000  # Points that are read one by one; for more, the database is asked for what a picture shows
+
+
 class Reader:
     "The curves of one run, read from the store bit by bit."
 
@@ -81,36 +96,49 @@ class Reader:
         self._seen: dict[str, int] = {}
         self._again: dict[str, float] = {}       # When a metric may be read from its beginning
 
-    def read(
-        self,
-        limit: int = 50_000,  # Points of each metric at most
-    ) -> bool:                # Is there more to read at once?
+    def read(self) -> Reader:  # Itself
         "Take in what is new. Raises `StoreError`."
-        more = False
         for summary in summaries(self.store, self.run):
             name = summary.name
             self.summaries[name] = summary
             if self._seen.get(name, 0) < summary.count:
-                more |= self._advance(name, summary.count, limit)
-        return more
-
-    def _advance(self, name: str, count: int, limit: int) -> bool:
-        began = time.monotonic()
-        steps, values, self._place[name] = points_after(self.store, self.run, name, self._place.get(name, START), limit)
-        self.curves.setdefault(name, Curve(self.room)).add(steps, values)
-        self._seen[name] = self._seen.get(name, 0) + len(steps)
-        if len(steps) == limit:
-            return True
-        if self._seen[name] < count and began >= self._again.get(name, 0.0):  # some lie behind
-            self.curves[name], self._place[name], self._seen[name] = Curve(self.room), START, 0
-            more = True
-            while more and self._seen[name] < count:
-                more = self._advance(name, 0, limit)
-            self._again[name] = time.monotonic() + 20 * (time.monotonic() - began)
-        return False
-
-    def read_all(self) -> Reader:  # Itself
-        "Take in everything there is."
-        while self.read():
-            pass
+                self._advance(name, summary.count)
         return self
+
+    def _advance(self, name: str, count: int) -> None:
+        began, seen = time.monotonic(), self._seen.get(name, 0)
+        if count - seen <= MANY:
+            steps, values, self._place[name] = points_after(self.store, self.run, name, self._place.get(name, START))
+            self.curves.setdefault(name, Curve(self.room)).add(steps, values)
+            self._seen[name] = seen = seen + len(steps)
+            if seen >= count or began < self._again.get(name, 0.0):
+                return
+        steps, values, self._place[name] = thinned(self.store, self.run, name, 2 * self.room + 2)
+        self.curves[name], self._seen[name] = Curve(self.room), count
+        self.curves[name].add(steps, values)
+        self._again[name] = time.monotonic() + 20 * (time.monotonic() - began)
+
+# %% ../../../nbs/ui/widgets/02_curves.ipynb #group
+_PART = "train|training|val|valid|validation|dev|test|eval"
+_BEFORE, _AFTER = re.compile(rf"({_PART})[/_.\- ](.+)", re.I), re.compile(rf"(.+)[/_.\- ]({_PART})", re.I)
+
+
+def _split(name: str) -> tuple[str, str]:
+    "What is measured, and on what."
+    if found := _BEFORE.fullmatch(name):
+        return found[2], found[1]
+    if found := _AFTER.fullmatch(name):
+        return found[1], found[2]
+    return name, ""
+
+
+def grouped(
+    names: Iterable[str],  # Metrics
+) -> dict[str, dict[str, str]]:  # A chart's title to its metrics, each with its label; in the order of the names
+    "Which metrics share a chart."
+    names = list(names)
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(_split(name)[0], []).append(name)
+    return {title if len(held) > 1 else held[0]: {name: (_split(name)[1] or name) if len(held) > 1 else name for name in held}
+            for title, held in groups.items()}

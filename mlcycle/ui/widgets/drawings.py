@@ -9,12 +9,15 @@ import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...display import show_value
 
+if TYPE_CHECKING:
+    import numpy as np
+
 # %% auto #0
-__all__ = ['COLOURS', 'DASHES', 'WIDTH', 'look', 'ticks', 'Chart', 'curves', 'parallel']
+__all__ = ['COLOURS', 'DASHES', 'WIDTH', 'look', 'ticks', 'short', 'Chart', 'points_of', 'curves', 'parallel']
 
 # %% ../../../nbs/ui/widgets/10_drawings.ipynb #colours
 COLOURS = ("#2f81f7", "#d1591c", "#2a9d50", "#a06af0", "#e5484d", "#0f9b9b", "#b58407", "#858d96")
@@ -45,12 +48,32 @@ def ticks(
     first = math.ceil(low / step - 1e-9)
     return [float(f"{i * step:.12g}") for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
+
+def short(
+    value: float,  # A number at an axis
+) -> str:
+    "A number in as few signs as possible."
+    size = abs(value)
+    for unit, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if size >= 1e4 and unit <= size < 1e13:
+            return f"{value / unit:.4g}{letter}"
+    return f"{value:.4g}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
+
 # %% ../../../nbs/ui/widgets/10_drawings.ipynb #chart
 @dataclass(frozen=True, slots=True)
 class Chart:
-    "One metric of several runs."
+    "One metric of several runs, or several metrics of one."
     title: str                            # The metric
     lines: Sequence[tuple[int, Sequence[tuple[float, float | None]]]]  # Place of the run, and its points
+    labels: Sequence[str] = ()            # What each line is, to be said in the chart; none where a legend stands elsewhere
+
+
+def points_of(
+    steps: np.ndarray,   # Where, ascending
+    values: np.ndarray,  # How much
+) -> list[tuple[int, float | None]]:
+    "A curve as a chart takes it: None, which is a gap, for NaN and the infinities."
+    return [(step, value if math.isfinite(value) else None) for step, value in zip(steps.tolist(), values.tolist(), strict=True)]
 
 
 def _svg(width: float, height: float, title: str, body: str, card: bool) -> str:
@@ -95,15 +118,21 @@ def _chart(chart: Chart, names: Sequence[str], log: bool, left: float, top: floa
     def place(x: float, y: float) -> tuple[float, float]:
         return left + (x - x0) / (x1 - x0) * width, top + height - (y - y0) / (y1 - y0) * height
 
-    out = [_text(left, top - 8, chart.title, fill=_FG, more=_BOLD)]
+    marks = "".join(f"<tspan fill='{look(run)[0]}' dx='{8 if i else 0}'>●</tspan> <tspan>{html.escape(label)}</tspan>"
+                    for i, ((run, _), label) in enumerate(zip(chart.lines, chart.labels, strict=False)))
+    room = int((width + 42 - sum(len(label) + 3.5 for label in chart.labels) * 6.2) / 6.8)  # letters of the title
+    title = chart.title if not marks or len(chart.title) <= room else chart.title[: max(3, room - 1)] + "…"
+    out = [_text(left - 42 if marks else left, top - 8, title, fill=_FG, more=_BOLD),
+           f"<text x='{left + width:.1f}' y='{top - 8:.1f}' text-anchor='end' fill='{_FG}'>{marks}</text>" if marks else ""]
     for tick in ticks(y0, y1, 5):
         y = place(x0, tick)[1]
         out.append(f"<path d='M{left:.1f} {y:.1f}h{width:.1f}' stroke='{_LINE}'/>")
-        out.append(_text(left - 5, y + 4, show_value(10**tick if log else tick), "end"))
+        out.append(_text(left - 5, y + 4, short(10**tick if log else tick), "end"))
     whole = sorted({round(tick) for tick in ticks(x0, x1)})
-    out += [_text(place(tick, y0)[0], top + height + 14, show_value(tick), "middle") for tick in whole if x0 <= tick <= x1]
-    for run, points in lines:
-        out.append(_path([None if y is None else place(x, y) for x, y in points], run, f"{names[run]}: {chart.title}"))
+    out += [_text(place(tick, y0)[0], top + height + 14, short(tick), "middle") for tick in whole if x0 <= tick <= x1]
+    for i, (run, points) in enumerate(lines):
+        name = chart.labels[i] if chart.labels else names[run]
+        out.append(_path([None if y is None else place(x, y) for x, y in points], run, f"{name}: {chart.title}"))
     return (f"<g class='mlc-chart' data-metric='{html.escape(chart.title, quote=True)}' data-box='{left:.1f} {top:.1f} {width:.1f} {height:.1f}' "
             f"data-x='{x0} {x1}'>{''.join(out)}</g>")
 

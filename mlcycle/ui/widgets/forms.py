@@ -181,7 +181,7 @@ def answer_of(
     "A prediction as plain data for a front end."
     from mlcycle.display import show_value
 
-    row = {str(name): value.item() if hasattr(value, "item") else value for name, value in table.iloc[0].items()}
+    row = {str(name): column.tolist()[0] for name, column in table.items()}  # a row of its own would make all its numbers floats
     bars = [(name.removeprefix("probability_"), float(value)) for name, value in row.items() if name.startswith("probability_")]
     bars.sort(key=lambda bar: -bar[1])
     said = {name.removeprefix("prediction_") if name != "prediction" else "": show_value(value)

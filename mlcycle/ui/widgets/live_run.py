@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from mlcycle.track.active import ActiveRun
 
 # %% auto #0
-__all__ = ['PERIOD', 'SHARE', 'CHARTS', 'LiveRun', 'Followed', 'follow']
+__all__ = ['PERIOD', 'KEPT', 'SHARE', 'CHARTS', 'LiveRun', 'Followed', 'follow']
 
 # %% ../../../nbs/ui/widgets/07_live_run.ipynb #live
 PERIOD = 0.1      # Seconds between two messages to the page at least
+KEPT = 5.0        # Seconds between two pictures for the notebook's file at least
 SHARE = 0.1       # Part of the time that following a run may take
 CHARTS = 12       # Charts in a picture at most
 
@@ -50,7 +51,7 @@ class LiveRun(View):
         self._note = ""
 
     def _charts(self) -> dict[str, dict[str, str]]:
-        from mlcycle.ui.widgets.charts import grouped
+        from mlcycle.ui.widgets.curves import grouped
 
         drawn = [s.name for s in self.reader.summaries.values() if s.count > 1]
         return grouped(sorted(drawn, key=str.lower))
@@ -59,16 +60,19 @@ class LiveRun(View):
         "What the page draws, as far as it has been read."
         import numpy as np
 
+        from mlcycle.ui.widgets.drawings import look
+
         run, read = self.run, self.reader
         this = runs.this_process()
         held = run.process is not None and (run.process.host, run.process.pid) == (this.host, this.pid)
         charts = []
         for title, names in self._charts().items():
             series = []
-            for name, label in names.items():
+            for i, (name, label) in enumerate(names.items()):
                 summary, (steps, values) = read.summaries[name], read.curves[name].points()
-                series.append({"label": label, "count": summary.count, "value": show_value(summary.value), "low": show_value(summary.low),
-                               "high": show_value(summary.high), "x": steps.astype("<f8").tobytes(), "y": np.asarray(values, "<f8").tobytes()})
+                series.append({"label": label, "colour": look(i)[0], "dash": look(i)[1], "count": summary.count,
+                               "value": show_value(summary.value), "low": show_value(summary.low), "high": show_value(summary.high),
+                               "x": steps.astype("<f8").tobytes(), "y": np.asarray(values, "<f8").tobytes()})
             charts.append({"title": title, "series": series})
         return {
             "run": {"id": run.id, "name": run.name, "experiment": run.experiment, "status": run.status, "reason": run.reason, "here": held,
@@ -79,13 +83,15 @@ class LiveRun(View):
 
     def static(self) -> Result:
         "The curves as a picture, and a table of the values."
-        from mlcycle.ui.widgets.charts import charts_svg, series_of
+        from mlcycle.ui.widgets.drawings import Chart, curves, points_of
 
         with self._lock:
             self.run = runs.get(self.store, self.run.id)
-            read, run = self.reader.read_all(), self.run
+            read, run = self.reader.read(), self.run
             charts, found = self._charts(), [*read.summaries.values()]
-            drawn = {title: series_of(names, read.curves) for title, names in [*charts.items()][:CHARTS]}
+            drawn = [Chart(title, [(i, points_of(*read.curves[name].thin().points())) for i, name in enumerate(names)],
+                           [f"{label if len(names) > 1 else ''} {show_value(read.summaries[name].value)}".strip() for name, label in names.items()])
+                     for title, names in [*charts.items()][:CHARTS]]
         seconds = f" in {show_seconds(run.seconds)}" if run.ended else ""
         parts: list[Any] = [Text(f"{run.name} ({run.id[:8]}) of {run.experiment}: {run.status}{seconds}", STATES.get(run.status, ""))]
         if run.reason and run.status != "finished":
@@ -93,7 +99,7 @@ class LiveRun(View):
         if params := facts.params(self.store, run):
             parts.append(Facts(params))
         if drawn:
-            parts.append(Picture(charts_svg(drawn), "curves of " + ", ".join(drawn), drawn=True))
+            parts.append(Picture(curves(drawn, [run.name]).encode(), "curves of " + ", ".join(chart.title for chart in drawn), drawn=True))
         if len(charts) > CHARTS:
             parts.append(Text(f"{CHARTS} of {len(charts)} charts; the table has every metric.", "dim"))
         if found:
@@ -139,7 +145,7 @@ class LiveRun(View):
         self._handle = handle if self._thread is not None else None
 
     def _follow(self) -> None:
-        wait, looked, failures = PERIOD, 0.0, 0
+        wait, looked, kept, failures = PERIOD, 0.0, 0.0, 0
         before: Any = None
         while True:
             began = time.monotonic()
@@ -147,26 +153,35 @@ class LiveRun(View):
                 with self._lock:
                     if began - looked > 0.25:
                         self.run, looked = runs.get(self.store, self.run.id), began
-                    more = self.reader.read()
+                    self.reader.read()
                     now = (self.run, tuple(self.reader.summaries.values()))
-                    new, before = now != before or more, now
+                    new, before = now != before, now
                     if new:
                         self.widget().data = self.data()
                 self._note, failures = "", 0
-                if self.run.status != "running" and not more:
+                if self.run.status != "running":
                     return self._last()
+                if new and began - kept > KEPT:
+                    kept = began
+                    self._keep(self.static()._repr_html_())
             except Exception as e:  # a store that cannot be read for a while must not end the chart
-                self._note, failures, new, more = f"The run cannot be read at the moment: {e}", failures + 1, True, False
+                self._note, failures, new = f"The run cannot be read at the moment: {e}", failures + 1, True
                 if failures > 60:
                     return None
             spent = time.monotonic() - began
-            wait = max(PERIOD - spent, spent * (1 / SHARE - 1), 0.0) if new or more else min(wait * 1.2 + 0.01, 0.3)
+            wait = max(PERIOD - spent, spent * (1 / SHARE - 1), 0.0) if new else min(wait * 1.2 + 0.01, 0.3)
             time.sleep(min(wait, 2.0) if not failures else 1.0)
 
     def _last(self) -> None:
         "Leave a picture in the widget's place: it is still there when the notebook is opened without a kernel."
+        bundle = self._repr_mimebundle_()
+        self._keep(bundle["text/html"], bundle["text/plain"])
         if self._handle is not None:
-            self._handle.update(self._repr_mimebundle_(), raw=True)
+            self._handle.update(bundle, raw=True)
+
+    def _keep(self, page: str, text: str = "") -> None:
+        "Hand the static form to the page, which puts it into the notebook's file: displays cannot be updated once the page was loaded again."
+        self.widget().picture = {"id": self.widget().model_id, "text/html": page, "text/plain": text or repr(self)}
 
     def wait(
         self,

@@ -22,7 +22,8 @@ class LiveWidget(anywidget.AnyWidget):
 
     _esm = asset("common.js", "live_run.js")
     _css = asset("mlcycle.css", "live_run.css")
-    data = traitlets.Dict().tag(sync=True)  # What `LiveRun.data` gives
+    data = traitlets.Dict().tag(sync=True)     # What `LiveRun.data` gives
+    picture = traitlets.Dict().tag(sync=True)  # The static form for the notebook's file, and the widget's id
 
     def __init__(
         self,

@@ -5,7 +5,7 @@
 # %% ../../../nbs/ui/widgets/21_page.ipynb #imports
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
@@ -82,38 +82,19 @@ class Answer:
 
 
 class Page(View):
-    "A view of one thing with actions. A subclass gives `title`, `static`, `actions` and `act`, and `form` where it can predict."
+    "A view of one thing with actions. A subclass gives `static` and `title`, and as much of the rest as it can do."
 
     _count = 0
     _path: tuple[Page, ...] = ()  # Pages that were followed to from this one
 
-    def title(self) -> str:
-        "The heading."
-        raise NotImplementedError
+    title: Callable[[], str]                               # The heading
+    form: Callable[[], tuple[list[Field], str, bool]]      # Fields, a sentence above them, and whether predicting runs code from the model's file
+    act: Callable[[str, Mapping[str, Any], bool], Answer]  # Does an action by its id, with what its form holds. Raises `MlcycleError`
+    follow: Callable[[str], Page]                          # The page of a run's id, or of `name/3`. Raises `NotFoundError`
 
     def actions(self) -> Sequence[Action]:
         "What can be done now."
         return ()
-
-    def form(self) -> tuple[list[Field], str, bool]:
-        "Fields of the prediction form, a sentence above it, and whether predicting runs code from the model's file. Raises `MlcycleError`."
-        raise NotImplementedError
-
-    def act(
-        self,
-        name: str,                  # Id of an action
-        values: Mapping[str, Any],  # What its form holds
-        allow: bool = False,        # Whether code from a model's file may run
-    ) -> Answer:
-        "Do something. Raises `MlcycleError`."
-        raise NotImplementedError
-
-    def follow(
-        self,
-        ref: str,  # A run's id, or `name/3`
-    ) -> Page:
-        "The page of something that this page's lineage names. Raises `NotFoundError`."
-        raise NotImplementedError
 
     @property
     def at(self) -> Page:

@@ -19,7 +19,7 @@ from ...store.connect import current_store
 from ...store.query import count
 from ...track.queries import runs as find
 from ..views import runs_view
-from .pages import Request, choices, read
+from .rows import Request, choices, read
 from .view import View, asset
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from ...display import STATES, Result, Table, Text, show_seconds, show_value
 from ...evaluate.comparison import Comparison, Line
-from ...evaluate.curves import curve
-from ...track.environments import EnvironmentDifference
 from ...evaluate.sources import Change
-from .drawings import Chart, curves, look, parallel
+from ...store.thinning import thinned
+from ...track.environments import EnvironmentDifference
+from .drawings import Chart, curves, look, parallel, points_of
 from .view import Picture
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def charts(
     metrics: Sequence[str] | None = None,  # Which; the first few by default
 ) -> list[Chart]:
     "The curves of the runs, overlaid."
-    return [Chart(name, [(i, points) for i, run in enumerate(found.runs) if (points := curve(store, run, name).points)])
+    return [Chart(name, [(i, points) for i, run in enumerate(found.runs) if (points := points_of(*thinned(store, run, name)[:2]))])
             for name in (found.curves[:MAX_CHARTS] if metrics is None else metrics)]
 
 # %% ../../../nbs/ui/widgets/12_sidebyside.ipynb #parts

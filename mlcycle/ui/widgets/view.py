@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from ...display import Result, Text
+from ...display import Result, Text, is_live
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 # %% auto #0
-__all__ = ['asset', 'Picture', 'is_live', 'View']
+__all__ = ['asset', 'Picture', 'View']
 
 # %% ../../../nbs/ui/widgets/01_view.ipynb #asset
 @cache
@@ -55,15 +55,6 @@ class Picture:
         from rich.text import Text as RichText
 
         return RichText(f"[{self.alt}]", style="dim")
-
-# %% ../../../nbs/ui/widgets/01_view.ipynb #live
-def is_live() -> bool:
-    "Is this a cell that a person runs in a front end which can show widgets?"
-    try:
-        from IPython import get_ipython
-    except ImportError:
-        return False
-    return bool(getattr(getattr(get_ipython(), "kernel", None), "_allow_stdin", False))
 
 # %% ../../../nbs/ui/widgets/01_view.ipynb #view
 class View:

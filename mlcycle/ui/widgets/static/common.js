@@ -12,11 +12,11 @@ function el(tag, attributes = {}, ...children) {
   return node;
 }
 
-// A number as display.show_value writes it: four significant digits, whole numbers whole.
-function showNumber(value) {
+// A number as display.show_value writes it: four significant digits, whole numbers whole; a whole float keeps its point.
+function showNumber(value, float = false) {
   if (value === null || value === undefined || Number.isNaN(value)) return "nan";
   if (!Number.isFinite(value)) return value > 0 ? "inf" : "-inf";
-  if (Number.isInteger(value) && Math.abs(value) < 1e15) return String(value);
+  if (Number.isInteger(value) && Math.abs(value) < 1e15) return String(value) + (float ? ".0" : "");
   const size = Math.abs(value);
   if (size >= 1e4 || size < 1e-4) return value.toExponential(3).replace(/\.?0+e/, "e").replace("e+", "e");
   return String(Number(value.toPrecision(4)));
@@ -40,8 +40,10 @@ function isDark(node) {
   return false;
 }
 
-// Keeps the class `mlc-dark` in step with the theme; returns what ends the watching.
-function watchTheme(node, changed = () => {}) {
+// Every widget begins with this. Keys pressed in it are not the notebook's ("d d" on a button would delete the cell), and the class `mlc-dark`
+// is kept in step with the theme. Returns what ends the watching.
+function settle(node, changed = () => {}) {
+  node.addEventListener("keydown", (event) => { if (!event.ctrlKey && !event.metaKey && !event.altKey) event.stopPropagation(); });
   const apply = () => { node.classList.toggle("mlc-dark", isDark(node)); changed(); };
   const observer = new MutationObserver(() => requestAnimationFrame(apply));
   observer.observe(document.body, {attributes: true, attributeFilter: ["data-jp-theme-light", "data-jp-theme-name", "class"]});

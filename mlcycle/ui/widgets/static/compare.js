@@ -5,9 +5,7 @@ const TABS = [["overview", "Params & metrics"], ["curves", "Curves"], ["parallel
 
 function render({ model, el: root }) {
   root.classList.add("mlc-w", "mlc-compare");
-  // Keys typed here are not the notebook's: "d d" on a button would delete the cell. `data-lm-suppress-shortcuts` would have to be on each element.
-  root.addEventListener("keydown", (event) => { if (!event.ctrlKey && !event.metaKey && !event.altKey) event.stopPropagation(); });
-  const unwatch = watchTheme(root);
+  const unwatch = settle(root);
   const uid = model.model_id ?? Math.random().toString(36).slice(2);
   const tabs = el("div", {class: "mlc-tabs", role: "tablist", "aria-label": "Parts of the comparison"});
   const panel = el("div", {role: "tabpanel", id: `${uid}-panel`, tabindex: "0", class: "mlc-panel"});
@@ -121,7 +119,7 @@ function render({ model, el: root }) {
       for (const [run, line] of points) {
         const best = line.reduce((a, b) => Math.abs(b[0] - step) < Math.abs(a[0] - step) ? b : a);
         near = near === null || Math.abs(best[0] - step) < Math.abs(near - step) ? best[0] : near;
-        words.push(el("span", {class: "mlc-value"}, swatch(runs[run]), `${runs[run].name} ${best[1] === null ? "nan" : showNumber(best[1])}`));
+        words.push(el("span", {class: "mlc-value"}, swatch(runs[run]), `${runs[run].name} ${best[1] === null ? "nan" : showNumber(best[1], true)}`));
       }
       const cursor = document.createElementNS("http://www.w3.org/2000/svg", "path");
       const x = left + (near - x0) / (x1 - x0) * width;

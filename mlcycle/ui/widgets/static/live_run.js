@@ -1,10 +1,7 @@
 // A run while it runs: its state, its values, and a small chart for each group of metrics. The kernel sends curves that are thinned out already.
-const COLOURS = {
-  light: ["#0969da", "#bc4c00", "#1a7f37", "#8250df", "#bf3989", "#57606a"],
-  dark: ["#58a6ff", "#f0883e", "#3fb950", "#bc8cff", "#f778ba", "#9ea7b3"],
-};
 const LOOKS = {running: "mlc-running", finished: "mlc-good", failed: "mlc-bad", lost: "mlc-bad", cancelled: "mlc-warn", pruned: "mlc-dim"};
 const FRAME = 100;  // Milliseconds between two drawings at least
+const chosenFor = {};  // By run
 const FIRST = 12;   // Charts that are shown at once
 
 function numbers(view, Type) {
@@ -63,7 +60,6 @@ class Chart {
       const now = this.at === null ? (by > 0 ? -1 : first.x.length) : nearest(first.x, this.at);
       this.at = first.x[Math.min(Math.max(now + by, 0), first.x.length - 1)];
       e.preventDefault();
-      e.stopPropagation();  // JupyterLab would move to another cell
       changed();
     });
   }
@@ -75,28 +71,28 @@ class Chart {
       (s) => `${s.label === chart.title ? "" : s.label + " "}${s.count} points, last ${s.value}, least ${s.low}, greatest ${s.high}`).join("; "));
   }
 
-  caption(colours) {
+  caption() {
     const many = this.series.length > 1;
     const entries = this.series.map((s, i) => {
-      const value = this.at === null || !s.x.length ? s.value : showNumber(s.y[nearest(s.x, this.at)]);
+      const value = this.at === null || !s.x.length ? s.value : showNumber(s.y[nearest(s.x, this.at)], true);
       const mark = el("i"), bad = value === "nan" || value.endsWith("inf");
-      mark.style.background = colours[i % colours.length];
+      mark.style.background = s.colour;
       return el("span", {class: bad ? "mlc-bad" : null}, mark, many ? `${s.label} ${value}` : value);
     });
     if (this.at !== null) entries.unshift(el("span", {class: "mlc-dim"}, `step ${showNumber(this.at)}`));
     this.legend.replaceChildren(...entries);
   }
 
-  draw(dark, log, style) {
+  draw(log, style) {
     const width = this.canvas.clientWidth, height = this.canvas.clientHeight, ratio = window.devicePixelRatio || 1;
     if (!width || !this.series) return;
     if (this.canvas.width !== Math.round(width * ratio) || this.canvas.height !== Math.round(height * ratio)) {
       this.canvas.width = Math.round(width * ratio);
       this.canvas.height = Math.round(height * ratio);
     }
-    const colours = COLOURS[dark ? "dark" : "light"], context = this.canvas.getContext("2d");
+    const context = this.canvas.getContext("2d");
     const dim = style.getPropertyValue("--mlc-dim") || "#57606a", line = style.getPropertyValue("--mlc-faint") || "#e7eaee";
-    this.caption(colours);
+    this.caption();
     const usable = log ? (v) => Number.isFinite(v) && v > 0 : Number.isFinite, scale = log ? Math.log10 : (v) => v;
     const [a, b] = span(this.series.map((s) => s.x), Number.isFinite);
     let [low, high] = span(this.series.map((s) => s.y), usable).map((v) => (log && v <= 0 ? 0 : scale(v)));
@@ -122,8 +118,9 @@ class Chart {
     for (const v of ticks(a, b, Math.max(3, Math.floor(width / 90)))) {
       if (Number.isInteger(v)) context.fillText(short(v), Math.min(Math.max(atX(v), left), right - 8), bottom + 12);
     }
-    this.series.forEach((s, i) => {
-      context.strokeStyle = context.fillStyle = colours[i % colours.length];
+    this.series.forEach((s) => {
+      context.strokeStyle = context.fillStyle = s.colour;
+      context.setLineDash(s.dash ? s.dash.split(" ").map(Number) : []);
       context.lineWidth = 1.5;
       context.lineJoin = "round";
       let piece = [];
@@ -135,33 +132,58 @@ class Chart {
       for (let n = 0; n < s.x.length; n++) { if (usable(s.y[n])) piece.push([atX(s.x[n]), atY(s.y[n])]); else end(); }
       end();
     });
+    context.setLineDash([]);
     if (this.at === null) return;
     const first = this.series[0], x = Math.round(atX(first.x.length ? first.x[nearest(first.x, this.at)] : this.at)) + 0.5;
     context.strokeStyle = dim;
     context.lineWidth = 1;
     context.beginPath(); context.moveTo(x, top); context.lineTo(x, bottom); context.stroke();
-    this.series.forEach((s, i) => {
+    this.series.forEach((s) => {
       const n = s.x.length ? nearest(s.x, this.at) : -1;
       if (n < 0 || !usable(s.y[n])) return;
-      context.fillStyle = colours[i % colours.length];
+      context.fillStyle = s.colour;
       context.beginPath(); context.arc(atX(s.x[n]), atY(s.y[n]), 3, 0, 7); context.fill();
     });
   }
 }
 
+// The notebook's file is to hold the picture of now, not that of the cell's beginning: it is put into the output when the notebook is saved,
+// and in the place of the widget when the run has ended. `update_display` does that too, but not once the page was loaded again.
+function initialize({model}) {
+  const context = model.widget_manager?.context, mime = "application/vnd.jupyter.widget-view+json";
+  if (!context?.saveState || !context.model?.cells) return;
+  function keep() {
+    const {id, ...data} = model.get("picture"), running = model.get("data").run?.status === "running";
+    if (!id) return;
+    for (const cell of context.model.cells) {
+      for (let i = 0; i < (cell.outputs?.length ?? 0); i++) {
+        const output = cell.outputs.get(i).toJSON();
+        if (output.data?.[mime]?.model_id !== id || (running && output.data["text/html"] === data["text/html"])) continue;
+        cell.outputs.set(i, {...output, data: running ? {...data, [mime]: output.data[mime]} : data});
+      }
+    }
+  }
+  function ended() { if (model.get("data").run?.status !== "running") setTimeout(keep, 1500); }  // the kernel's own update comes first
+  function saving(_, state) { if (state === "started") keep(); }
+  context.saveState.connect(saving);
+  model.on("change:picture", ended);
+  return () => { context.saveState.disconnect(saving); model.off("change:picture", ended); };
+}
+
 function render({model, el: root}) {
-  let charts = new Map(), log = false, all = false, last = 0, timer = null, stopping = null, offset = 0;
+  // Saving draws the widget anew: what was chosen stays.
+  const chosen = chosenFor[model.get("data").run?.id] ??= {log: false, all: false};
+  let charts = new Map(), last = 0, timer = null, stopping = null, offset = 0;
   const status = el("span", {class: "mlc-live-status", role: "status"}), name = el("span", {class: "mlc-live-name"});
   const about = el("span", {class: "mlc-dim"}), time = el("span", {class: "mlc-live-time", "aria-label": "elapsed time"});
-  const scale = el("button", {class: "mlc-button", type: "button", "aria-pressed": "false", title: "Logarithmic scale", onclick: () => {
-    log = !log;
-    scale.setAttribute("aria-pressed", String(log));
-    scale.textContent = log ? "linear" : "log";
+  const scale = el("button", {class: "mlc-button", type: "button", "aria-pressed": String(chosen.log), title: "Logarithmic scale", onclick: () => {
+    chosen.log = !chosen.log;
+    scale.setAttribute("aria-pressed", String(chosen.log));
     later();
   }}, "log");
   const stop = el("button", {class: "mlc-button mlc-danger", type: "button", onclick: askToStop}, "Stop");
   const params = el("div", {class: "mlc-live-params"}), values = el("dl", {class: "mlc-live-values"}), grid = el("div", {class: "mlc-live-grid"});
-  const more = el("button", {class: "mlc-button mlc-live-more", type: "button", onclick: () => { all = true; later(); }});
+  const more = el("button", {class: "mlc-button mlc-live-more", type: "button", onclick: () => { chosen.all = true; later(); }});
   const note = el("div", {class: "mlc-live-note mlc-warn", role: "status"});
   const box = el("section", {class: "mlc-w mlc-live", "aria-label": "Live view of a run"},
     el("div", {class: "mlc-live-head"}, status, name, about, el("span", {class: "mlc-live-tools"}, time, scale, stop)), params, values, grid, more, note);
@@ -204,7 +226,7 @@ function render({model, el: root}) {
     params.replaceChildren(...Object.entries(given).flatMap(([key, value], i) => [i ? "  " : "", el("span", {}, `${key} `, el("b", {}, value), " ")]));
     values.replaceChildren(...single.map((v) => el("div", {}, el("dt", {}, v.name), el("dd", {}, v.value))));
     values.hidden = !single.length;
-    const kept = new Map(), wanted = all ? shown : shown.slice(0, FIRST);
+    const kept = new Map(), wanted = chosen.all ? shown : shown.slice(0, FIRST);
     for (const chart of wanted) {
       const held = charts.get(chart.title) ?? new Chart(later);
       held.set(chart);
@@ -220,10 +242,11 @@ function render({model, el: root}) {
 
   function draw() {
     timer = null;
+    if (last && !box.isConnected) return;  // scrolled out of a long notebook, or drawn anew elsewhere
     last = performance.now();
     if (fresh) { fresh = false; update(); }
-    const style = getComputedStyle(box), dark = box.classList.contains("mlc-dark");
-    for (const chart of charts.values()) chart.draw(dark, log, style);
+    const style = getComputedStyle(box);
+    for (const chart of charts.values()) chart.draw(chosen.log, style);
   }
 
   let fresh = true;
@@ -236,9 +259,9 @@ function render({model, el: root}) {
   model.on("msg:custom", answered);
   const clock = setInterval(tick, 500), sizes = new ResizeObserver(later);
   sizes.observe(box);
-  const unwatch = watchTheme(box, later);
+  const unwatch = settle(box, later);
   draw();
   return () => { model.off("change:data", changed); model.off("msg:custom", answered); clearInterval(clock); clearTimeout(timer); sizes.disconnect(); unwatch(); };
 }
 
-export default { render };
+export default { initialize, render };

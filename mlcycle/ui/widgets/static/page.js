@@ -71,8 +71,6 @@ export default {
     const root = el("div", {class: "mlc-w mlc-page", role: "region"},
       el("div", {class: "mlc-head"}, way, title, toolbar), panel, message, body);
     host.append(root);
-    // JupyterLab's commands for single keys (dd, a, b, Enter) also run when a select or a button has the focus: keep such keys here.
-    root.addEventListener("keydown", (event) => { if (!event.ctrlKey && !event.metaKey && !event.altKey) event.stopPropagation(); });
     let open = null, busy = false;
 
     const send = (content) => {
@@ -184,7 +182,7 @@ export default {
     model.on("change:reply", drawReply);
     drawBody();
     drawToolbar();
-    const unwatch = watchTheme(root);
+    const unwatch = settle(root);
     return () => {
       unwatch();
       for (const [event, listener] of [["body", drawBody], ["title", drawBody], ["back", drawBody], ["actions", drawActions], ["form", drawForm], ["reply", drawReply]])

@@ -2,9 +2,7 @@
 
 function render({ model, el: root }) {
   root.classList.add("mlc-w", "mlc-runs");
-  // Keys typed here are not the notebook's: "d d" on a button would delete the cell. `data-lm-suppress-shortcuts` would have to be on each element.
-  root.addEventListener("keydown", (event) => { if (!event.ctrlKey && !event.metaKey && !event.altKey) event.stopPropagation(); });
-  const unwatch = watchTheme(root);
+  const unwatch = settle(root);
   const uid = model.model_id ?? Math.random().toString(36).slice(2);
   const ask = (values) => { for (const [name, value] of Object.entries(values)) model.set(name, value); model.save_changes(); };
   const act = (what, more = {}) => model.send({do: what, ...more});

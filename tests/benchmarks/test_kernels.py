@@ -1,0 +1,107 @@
+"What running a notebook costs with forked kernels and shared cells, side by side with plain Papermill and with the same work in one process."
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import nbformat
+import papermill
+import psutil
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+
+from mlcycle.notebooks.runner import run_notebook
+from mlcycle.notebooks.shared import sharing
+from mlcycle.notebooks.warm.pool import close_all
+from mlcycle.store.connect import Store
+from tests.benchmarks.conftest import Race
+
+pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="kernels are forked on Linux only")
+PARAMETERS = {"tags": ["parameters"]}
+FIT = ["C = 1.0\nmax_iter = 200\nseed = 0",
+       "import numpy as np\nimport pandas as pd\nimport sklearn\nimport matplotlib.pyplot as plt\nfrom sklearn.datasets import load_breast_cancer\n"
+       "from sklearn.linear_model import LogisticRegression\nfrom sklearn.model_selection import train_test_split\n"
+       "from sklearn.pipeline import make_pipeline\n"
+       "from sklearn.preprocessing import StandardScaler",
+       "X, y = load_breast_cancer(return_X_y=True)\nXa, Xb, ya, yb = train_test_split(X, y, random_state=seed)",
+       "m = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=max_iter)).fit(Xa, ya)", "acc = float(m.score(Xb, yb))\nprint(acc)"]
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Callable[..., Path]:
+    "`written(*cells)`: a notebook in a file; the first cell that assigns is its parameters."
+    yield lambda *cells, parameters=0: _write(tmp_path / "train.ipynb", cells, parameters)
+    close_all()
+
+
+def _write(path: Path, cells: tuple[str, ...], parameters: int) -> Path:
+    kernel = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}, "language_info": {"name": "python"}}
+    nbformat.write(new_notebook(cells=[new_code_cell(cell, metadata=PARAMETERS if i == parameters else {}) for i, cell in enumerate(cells)],
+                                metadata=kernel), path)
+    return path
+
+
+@pytest.mark.parametrize(("name", "cells", "bound"), [("empty", ["pass"], 0.25), ("ten cells", [f"x{i} = {i}" for i in range(10)], 0.3),
+                                                      ("fitting", FIT, 0.12)])
+def test_one_run(race: Race, local: Store, written: Callable[..., Path], tmp_path: Path, name: str, cells: list[str], bound: float) -> None:
+    "A tracked run in a forked kernel, against Papermill by itself."
+    path = written(*cells)
+    logging.getLogger("papermill").setLevel(logging.CRITICAL)
+
+    def ours() -> None:
+        assert run_notebook(path, store=local, progress=False).status == "finished"
+
+    def theirs() -> None:
+        papermill.execute_notebook(str(path), str(tmp_path / "out.ipynb"), progress_bar=False)
+
+    ours()
+    race.run(f"{name} notebook, against Papermill", ours, theirs, rounds=9, bound=bound, ratio=True)
+
+
+def test_a_study_that_loads_once(race: Race, local: Store, written: Callable[..., Path]) -> None:
+    "A hundred runs, two at a time, whose data takes 5 s to load, against loading it once and doing the rest in this process."
+    trials, load = race.size(100, 4), race.size(5.0, 0.1)
+    prepare = (f"import time\nimport numpy as np\nfrom sklearn.linear_model import LogisticRegression\ntime.sleep({load})\n"
+               "X = np.random.default_rng(0).normal(size=(4000, 40))\ny = (X[:, 0] > 0).astype(int)")
+    train = "for _ in range(8):\n    score = LogisticRegression(C=C, max_iter=500).fit(X, y).score(X, y)"
+    path = written(prepare, "C = 1.0", train, parameters=1)
+
+    def ours() -> None:
+        with sharing(path, store=local) as (shared, reason), ThreadPoolExecutor(2) as two:
+            assert shared is not None, reason
+            list(two.map(lambda i: run_notebook(path, {"C": 1.0 + i}, shared=shared, store=local, progress=False), range(trials)))
+
+    def floor() -> None:
+        space: dict[str, object] = {}
+        exec(prepare, space)
+        for i in range(trials):
+            exec(train, {**space, "C": 1.0 + i})
+
+    race.run(f"study of {trials} runs, data shared, against once and in process", ours, floor, rounds=3, bound=1.2, ratio=True)
+
+
+def test_memory_of_shared_data(race: Race, local: Store, written: Callable[..., Path]) -> None:
+    "Eight runs at once over a DataFrame of 1 GB take 1.5 GB in all."
+    rows = race.size(12_500_000, 100_000)
+    load = f"import numpy as np, pandas as pd\ndata = pd.DataFrame(np.ones(({rows}, 10)))"
+    path = written(load, "factor = 1", "total = data[0].sum() * factor", "import time; time.sleep(5)", parameters=1)
+    with sharing(path, store=local) as (shared, reason), ThreadPoolExecutor(8) as eight:
+        assert shared is not None, reason
+        waiting = [eight.submit(run_notebook, path, {"factor": i}, shared=shared, store=local, progress=False) for i in range(8)]
+        most, keeper = 0.0, psutil.Process(shared.checkpoint.pid)
+        while not all(each.done() for each in waiting):
+            kernels = keeper.children()
+            if len(kernels) == 8:
+                try:
+                    most = max(most, sum(each.memory_full_info().pss for each in (keeper, *kernels)) / 1e9)
+                except psutil.Error:
+                    continue
+            time.sleep(0.2)
+    if race.timed:
+        race.note("memory of eight runs over 1 GB", f"{most:.2f} GB", "", f"{most:.2f} GB", "<= 1.5 GB", 0 < most <= 1.5)
+    race.benchmark(lambda: None)  # memory is what is measured
+    assert all(each.result().status == "finished" for each in waiting)

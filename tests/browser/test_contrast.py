@@ -1,0 +1,109 @@
+"What can be read: every text and every line of the widgets against what lies behind it, as the browser draws it, by WCAG 2's level AA."
+from __future__ import annotations
+
+import pytest
+
+from tests.browser.lab import Opener
+from tests.browser.test_pages import SETUP
+
+pytestmark = pytest.mark.needs("chromium")
+# As WCAG 2.2 has it: text 4.5:1 (1.4.3), graphics and the borders of fields 3:1 (1.4.11); what is disabled or only for screen readers is exempt.
+POOR = """() => {
+  const parse = (text) => {
+    const n = (text.match(/[\\d.]+(e-?\\d+)?/g) ?? []).map(Number), scale = text.startsWith('color(') ? 255 : 1;
+    return text === 'transparent' || n.length < 3 ? [0, 0, 0, 0] : [n[0] * scale, n[1] * scale, n[2] * scale, n[3] ?? 1];
+  };
+  const over = (a, b) => [0, 1, 2].map((i) => a[i] * a[3] + b[i] * (1 - a[3])).concat(1);
+  const light = (c) => { const [r, g, b] = c.map((v) => { v /= 255; return v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4; });
+                         return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+  const ratio = (a, b) => { const [x, y] = [light(a), light(b)].sort((p, q) => q - p); return (x + 0.05) / (y + 0.05); };
+  const behind = (node) => {
+    const layers = [];
+    for (let at = node; at; at = at.parentElement) layers.push(parse(getComputedStyle(at).backgroundColor));
+    return layers.reverse().reduce((below, layer) => over(layer, below), [255, 255, 255, 1]);
+  };
+  const opacity = (node) => { let all = 1; for (let at = node; at; at = at.parentElement) all *= Number(getComputedStyle(at).opacity); return all; };
+  const found = new Map(), seen = {text: 0, graphics: 0};
+  const judge = (node, colour, ground, least, what) => {
+    const full = parse(colour), mixed = over([...full.slice(0, 3), full[3] * opacity(node)], ground), got = ratio(mixed, ground);
+    seen[least === 3 ? 'graphics' : 'text'] += 1;
+    const where = `${node.tagName.toLowerCase()}.${node.getAttribute('class') ?? ''}`, on = ground.slice(0, 3).map(Math.round);
+    if (got < least - 0.005) found.set(`${where} ${colour} on ${on}: ${got.toFixed(2)} (${what})`, 1);
+  };
+  for (const root of document.querySelectorAll('.mlc-w, .mlc')) {
+    const walk = document.createTreeWalker(root, NodeFilter.SHOW_TEXT);
+    while (walk.nextNode()) {
+      const text = walk.currentNode.textContent.trim(), node = walk.currentNode.parentElement, box = node.getBoundingClientRect();
+      if (!text || !box.width || node.closest('.mlc-sr, style, title, option, :disabled')) continue;
+      const style = getComputedStyle(node), svg = node.closest('svg');
+      const mark = text === '●';
+      judge(node, svg ? style.fill : style.color, behind(svg ? svg.parentElement : node), mark ? 3 : 4.5, text.slice(0, 30));
+    }
+    for (const node of root.querySelectorAll(`svg .mlc-line path, svg .lin-line, svg .lin-subject rect, .mlc-swatch path, input[type=text],
+                                              input[type=search], select, textarea`)) {
+      if (!node.getBoundingClientRect().width) continue;
+      const style = getComputedStyle(node), svg = node.closest('svg');
+      if (svg) judge(node, style.stroke, behind(svg.parentElement), 3, 'line');
+      else judge(node, style.borderTopColor, behind(node.parentElement), 3, 'border');
+    }
+    for (const node of root.querySelectorAll('.mlc-live-legend i')) {
+      judge(node, getComputedStyle(node).backgroundColor, behind(node.parentElement), 3, 'mark');
+    }
+  }
+  return {poor: [...found.keys()], seen};
+}"""
+WHOLE = """() => { const content = window.jupyterapp.shell.currentWidget.content;  // cells out of sight stay in the page
+                    content.notebookConfig = {...content.notebookConfig, windowingMode: 'none'}; }"""
+STATIC = """from IPython.display import HTML
+from mlcycle.display import Facts, Result, Text
+lines = ("runs", "show churn", "show failed", "compare run-1 run-2", "lineage churn/1")
+looks = Result(None, [*(Text(f"text {look}", look) for look in ("good", "bad", "warn", "dim", "head", "")), Facts({"a": "cancelled", "b": "pruned"})])
+HTML("".join(r._repr_html_() for r in (looks, *(get_ipython().run_line_magic("mlcycle", line) for line in lines))))"""
+LIVE = """import time
+with mlc.run("curves", "churn", params={"learning_rate": 1.0}, capture=False) as run:
+    from mlcycle.ui.widgets.live_run import LiveRun
+    display(LiveRun(run))
+    for i in range(100_000):
+        mlc.log_metrics({"train/loss": 1 / (i + 1), "val/loss": 1.2 / (i + 1), "auc": 0.7})
+        if i == 20: mlc.log_metric("once", 1.0)
+        time.sleep(0.05)"""
+
+
+@pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
+def test_everything_can_be_read(notebook: Opener, theme: str) -> None:
+    "Every widget and every static form, in both themes of JupyterLab: no text below 4.5:1, no line below 3:1."
+    failing = "with mlc.run('failed', 'churn', capture=False):\n    raise ValueError('bad data')"
+    curves = ("for i in range(8):\n    with mlc.run(f'run-{i}', 'many', params={'lr': float(i)}, capture=False):\n"
+              "        for step in range(20):\n            mlc.log_metrics({'loss': (i + 1) / (step + 1)})")
+    setup = SETUP + "mlc.register('boosting-0.2', 'churn')\nmlc.promote('churn/1', why='the first')\n" + curves
+    opened = notebook(setup, failing, "%mlcycle runs -n 5", "%mlcycle compare " + " ".join(f"run-{i}" for i in range(8)), "%mlcycle show churn/1",
+                      STATIC, "%mlcycle show nothing", LIVE, theme=theme, height=1400)
+    opened.page.evaluate(WHOLE)
+    opened.run(0)
+    opened.idle(0, seconds=180)
+    for cell in range(1, 7):
+        opened.run(cell)
+        opened.idle(cell)
+    table, both, page = (opened.output(2).locator(".mlc-runs"), opened.output(3).locator(".mlc-compare"), opened.output(4).locator(".mlc-page"))
+    table.get_by_role("button", name="Columns").click()
+    table.locator("tbody input").first.click()
+    table.get_by_role("button", name="Delete…").click()
+    table.get_by_role("alertdialog").wait_for()
+    page.get_by_role("button", name="Predict").first.click()
+    page.get_by_label("calls").wait_for()
+    page.get_by_label("calls").fill("many")
+    page.get_by_label("calls").press("Enter")
+    page.locator(".mlc-hint.mlc-bad").wait_for()
+    opened.run(7)  # from here on the kernel is busy
+    opened.wait("() => document.querySelectorAll('.mlc-live canvas').length >= 2")
+    poor, seen = set(), {"text": 0, "graphics": 0}
+    for tab in ("Params", "Curves", "Parallel", "Data & files", "Environment", "Code"):
+        both.get_by_role("tab", name=tab).click()
+        opened.page.mouse.move(2, 2)
+        opened.page.wait_for_timeout(300)  # transitions of colours
+        found = opened.page.evaluate(POOR)
+        poor |= set(found["poor"])
+        seen = {kind: max(seen[kind], number) for kind, number in found["seen"].items()}
+    opened.shot(f"contrast-{theme.split()[1]}", opened.output(2))
+    assert not poor, "\n".join(sorted(poor))
+    assert seen["text"] > 300 and seen["graphics"] > 20, seen
