@@ -106,7 +106,7 @@ def rerun(
     from mlcycle.notebooks.keeping import Keeper, check_keep
     from mlcycle.notebooks.kernels import pick_kernel
     from mlcycle.notebooks.record import parameters_in
-    from mlcycle.notebooks.runner import carry_out
+    from mlcycle.notebooks.runner import carry_out, check_limit
     from mlcycle.notebooks.secrets import environment, redactor_for
     from mlcycle.notebooks.skipping import check_conditions
     from mlcycle.notebooks.values import check_changes, reassigned
@@ -115,6 +115,7 @@ def rerun(
 
     store = store or current_store()
     check_keep(keep)
+    limits = Limits(run=check_limit("timeout", timeout), cell=check_limit("cell_timeout", cell_timeout))
     if register is not None:
         check_model_name(register)
     run = runs.resolve(store, ref)
@@ -136,7 +137,7 @@ def rerun(
     try:
         active = begin(nb, source.path, source.data, params={n: value for n, value in told.items() if n not in secret}, redactor=redactor,
                        name=_name(run), experiment=run.experiment, tags={TAG: record.path.as_posix(), RERUNS: run.id}, store=store)
-        session = Session(active, source.path.name, redactor, environment(record.secrets), Limits(timeout, cell_timeout),
+        session = Session(active, source.path.name, redactor, environment(record.secrets), limits,
                           _folder(record, source), progress, follow, shared=taken, keeper=Keeper(keep) if keep else None)
         if taken is not None:
             taken.active = active

@@ -106,5 +106,5 @@ def taken_cells(
     for a, b in zip(old[:count], new[:count], strict=True):
         cells[b] = deepcopy(before.cells[a])
         cells[b]["id"] = now.cells[b]["id"]
-        cells[b].metadata["mlcycle"] = {**cells[b].metadata.get("mlcycle", {}), "taken_over": run}
+        cells[b].metadata["mlcycle"] = {"taken_over": run, **cells[b].metadata.get("mlcycle", {})}
     return cells

@@ -20,6 +20,7 @@ from mlcycle.notebooks.rerun import rerun
 from mlcycle.notebooks.runner import run_notebook
 from mlcycle.notebooks.warm.wire import Gone, receive, send
 from mlcycle.store import facts, inputs, metrics, runs
+from mlcycle.ui.tree import Face, invoke
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="kernels are kept on Linux only")
 
@@ -103,8 +104,8 @@ def test_a_changed_parameter_goes_back_to_its_cell(project):
     assert (done.params, text_of(project, done.run)) == ({"lr": 0.5}, "0.5\n") and marks(project) == "12323"
     same = rerun(failed.id, progress=False)
     assert (same.params, text_of(project, same.run)) == ({"lr": 0.2}, "0.2\n") and marks(project) == "123233"
-    back = rerun(failed.id, first=3, progress=False)
-    assert marks(project) == "12323323" and back.params == {"lr": 0.2}
+    back = invoke(["rerun", failed.id, "-p", "lr=0.3", "--from", "3"], Face())
+    assert marks(project) == "12323323" and back.data["status"] == "finished"
     all_of_it = rerun(failed.id, first=1, progress=False)
     assert marks(project).endswith("123") and all_of_it.status == "finished"
     with pytest.raises(UsageError, match="There is no cell '9'"):
@@ -122,6 +123,24 @@ def test_a_changed_cell_above_is_executed(project):
     with pytest.raises(NotebookRunError, match="nosuchname") as error:
         rerun(failed.id, progress=False)
     assert "It went on at cell 4" in error.value.result.notes[0] and marks(project) == "1234"
+
+
+@pytest.mark.parametrize(("last", "settings"), [("import os; os.kill(os.getpid(), 9)", {}), ("import time; time.sleep(60)", {"cell_timeout": 1})],
+                         ids=["killed", "too long"])
+def test_goes_on_after_other_deaths(project, last, settings):
+    "A kernel that was killed, for want of memory say, and a cell over its limit: the state before it is there. What fails again can be kept again."
+    with pytest.raises(NotebookRunError) as error:
+        run_notebook(project.write(MARK, "x = 5", last), keep=60, progress=False, **settings)
+    failed = error.value.result.run
+    project.write(MARK, "x = 5", "ran('2'); x += 1", "nosuchname")
+    with pytest.raises(NotebookRunError) as error:
+        rerun(failed, keep=60, progress=False)
+    second = error.value.result.run
+    project.write(MARK, "x = 5", "ran('2'); x += 1", "print(x)")
+    done = rerun(second, progress=False)
+    assert text_of(project, done.run) == "6\n" and marks(project) == "12"
+    taken = [cell["metadata"].get("mlcycle") for cell in project.executed(done.run)["cells"]]
+    assert taken == [{"taken_over": failed}] * 2 + [{"taken_over": second}, None]
 
 
 def test_what_was_logged_later_stays_with_the_failed_run(project):

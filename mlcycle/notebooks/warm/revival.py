@@ -96,7 +96,8 @@ def take(
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         forked.channel.close()
         send(channel, {"kept": os.getpid()})
-        settle()
+        if purpose == "share":  # a copy to resume is one of several, and rarely forked: what is left alone stays shared with the run
+            settle()
         revive(serve(channel, at_end=weakref.finalize._exitfunc if purpose == "share" else None), forked, fixed)
     except BaseException:  # never back into the loop of the process that this one was forked from
         os.write(getattr(sys.stderr, "_original_stdstream_copy", 2), traceback.format_exc().encode())
