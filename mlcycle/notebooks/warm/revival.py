@@ -23,7 +23,7 @@ from .chance import restore, seeded, states
 from .forking import Birth, serve, settle
 from .identity import no_handlers, own_chance, own_limits
 from .kernel import Forked, live
-from .safety import gpu, open_connections, unknown_threads
+from .safety import drop_sockets, gpu, open_connections, unknown_threads
 from .wire import receive, send
 
 # %% auto #0
@@ -95,6 +95,8 @@ def take(
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         forked.channel.close()
+        if forked.app.transport == "ipc":
+            drop_sockets(os.path.dirname(forked.app.ip))
         send(channel, {"kept": os.getpid()})
         if purpose == "share":  # a copy to resume is one of several, and rarely forked: what is left alone stays shared with the run
             settle()
