@@ -203,6 +203,42 @@ def test_threads_of_an_import_forbid_the_fork(project):
     assert Outcome(project, ("import busy, json", "print(busy.t.is_alive())"), False).text == "True"
 
 
+def test_any_jupyter_client_can_have_one(project, tmp_path, monkeypatch):
+    "A kernel specification that names the provisioner is all that Jupyter needs."
+    import papermill
+
+    spec = {"argv": ["python", "-m", "ipykernel_launcher", "-f", "{connection_file}"], "display_name": "Warm", "language": "python",
+            "metadata": {"kernel_provisioner": {"provisioner_name": "mlcycle-fork", "config": {"imports": ["statistics"]}}}}
+    folder = tmp_path / "jupyter" / "kernels" / "warm"
+    folder.mkdir(parents=True)
+    (folder / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    path = project.write("import sys; print('statistics' in sys.modules, 'mlcycle.notebooks.warm.server' in sys.modules)")
+    nb = papermill.execute_notebook(str(path), str(tmp_path / "out.ipynb"), kernel_name="warm", progress_bar=False)
+    assert nb.cells[0].outputs[0].text == "True True\n"
+
+
+def test_a_warm_process_is_given_back_and_renewed(project, monkeypatch, wait_for):
+    "One that nobody asks ends by itself; one from before a package was installed is not asked any more."
+    from mlcycle.notebooks.warm import pool
+
+    monkeypatch.setattr(pool, "IDLE", 0.3)
+    first = pool.warm_process(("json",), str(project.folder))
+    assert first.report["bad"] == {}
+    wait_for(lambda: first.process.poll() is not None, 10)
+    monkeypatch.setattr(pool, "IDLE", 60.0)
+    second = pool.warm_process(("json",), str(project.folder))
+    assert pool.warm_process(("json",), str(project.folder)) is second
+    site = project.folder / "site-packages"
+    site.mkdir()
+    monkeypatch.setattr(sys, "path", [*sys.path, str(site)])
+    third = pool.warm_process(("json",), str(project.folder))
+    (site / "new-1.0.dist-info").mkdir()
+    fourth = pool.warm_process(("json",), str(project.folder))
+    assert len({first, second, third, fourth}) == 4
+    wait_for(lambda: second.process.poll() is not None, 10)
+
+
 def test_debugger_attaches(project):
     "What JupyterLab's debugger asks first is answered."
     import asyncio

@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -127,6 +128,7 @@ KEPT = 3  # Warm processes at a time
 _pool: dict[tuple[Any, ...], WarmProcess] = {}
 _retired: list[WarmProcess] = []
 _avoid: dict[tuple[Any, ...], frozenset[str]] = {}  # Imports that turned out not to be silent
+_died: Counter[tuple[Any, ...]] = Counter()         # How often a process ended before it was warm
 _pool_lock = threading.Lock()
 
 
@@ -141,8 +143,15 @@ def warm_process(
     env, folder = os.environ if env is None else env, folder or os.getcwd()
     asked = (os.getpid(), imports, folder, tuple(sorted(read_early(env).items())))
     for _ in range(3):
+        if _died[asked] > 2:
+            raise NotForked("the warm process ended several times while it imported")
         found = _get(asked, tuple(name for name in imports if name not in _avoid.get(asked, ())), folder, env)
-        report = found.report
+        try:
+            report = found.report
+        except NotForked:
+            _died[asked] += 1
+            raise
+        _died[asked] = 0
         if report["bad"]:
             _avoid[asked] = _avoid.get(asked, frozenset()) | set(report["bad"])
             _drop(asked, found)

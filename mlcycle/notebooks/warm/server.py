@@ -19,7 +19,7 @@ from .safety import gpu, unknown_threads
 from .wire import receive, send
 
 # %% auto #0
-__all__ = ['KERNEL', 'load', 'warm', 'local_files', 'main']
+__all__ = ['KERNEL', 'TRACKING', 'load', 'warm', 'local_files', 'main']
 
 # %% ../../../nbs/notebooks/warm/09_server.ipynb #kernel
 KERNEL = ("ipykernel.kernelapp", "ipykernel.ipkernel", "ipykernel.zmqshell", "ipykernel.displayhook", "ipykernel.debugger",
@@ -28,6 +28,8 @@ KERNEL = ("ipykernel.kernelapp", "ipykernel.ipkernel", "ipykernel.zmqshell", "ip
           "pygments.lexers.python", "pygments.formatters.terminal256", "stack_data", "sqlite3", "pdb", "comm",
           "tornado.platform.asyncio", "concurrent.futures.thread", "multiprocessing.queues", "zmq.eventloop.zmqstream", "asyncio", "encodings.idna",
           "mlcycle.notebooks.warm.revival")
+
+TRACKING = ("mlcycle.track.current", "mlcycle.track.active", "mlcycle.store.metrics")  # what `import mlcycle` puts off until it is used
 
 
 def load(
@@ -98,7 +100,8 @@ def main() -> None:
 
     os.environ.clear()
     os.environ.update(before)  # what our own tool has set is not the notebook's
-    for name in KERNEL:
+    tracking = TRACKING if any(name.partition(":")[0].partition(".")[0] == "mlcycle" for name in request["imports"]) else ()
+    for name in (*KERNEL, *tracking):
         try:
             load(name)
         except ImportError:  # another version of ipykernel
