@@ -21,6 +21,7 @@ _HOME = {
     "run_notebook": "notebooks.runner",
     "run_many": "notebooks.sweep",
     "reproduce": "notebooks.reproduce",
+    "rerun": "notebooks.rerun",
     **dict.fromkeys(("register", "resolve_version"), "registry.versions"),
     **dict.fromkeys(("promote", "rollback"), "registry.aliases"),
     "load_model": "registry.loading",

@@ -79,6 +79,7 @@ class TrackedClient(PapermillNotebookClient):
         super().__init__(nb_man, **kwargs)
         self.limits, self.redactor, self.env, self.imports = limits, redactor or Redactor(), env, imports
         self.shared = shared
+        self.keeper: Any = None  # A `Keeper` of checkpoints
         self.forked, self.not_forked = False, ""  # Whether the kernel is a fork; why it is not, where it could have been
         self.ending: Ending | None = None
         self.feed: Any = None  # Where to pass on what is printed: a `Feed`
@@ -166,6 +167,8 @@ class TrackedClient(PapermillNotebookClient):
             if self.shared is not None and index < len(self.shared.cells):
                 continue
             self._index = index
+            if self.keeper is not None:
+                await self.keeper.before(self, index)
             ending = await self._one(cell, index)
             if ending is not None:
                 return ending
@@ -308,7 +311,7 @@ class TrackedClient(PapermillNotebookClient):
             return None
 
     async def _end_kernel(self) -> None:
-        if self._hurry.is_set():
+        if self._hurry.is_set() or (self.keeper is not None and self.keeper.wanted(self.ending)):
             self.shutdown_kernel = "immediate"
         if self.km is not None:
             self.km.idle = not self._untidy

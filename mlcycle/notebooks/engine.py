@@ -23,6 +23,7 @@ from .client import Limits, TrackedClient
 from .drive import Control, drive
 from .endings import Ending
 from .feed import Feed
+from .keeping import Keeper
 from .kernels import language_of, pick_kernel
 from .manager import RunManager
 from .memory import MemoryWatch
@@ -55,12 +56,14 @@ class Session:
     asked_by: str | None = None        # Who asked the run to stop, from elsewhere
     fresh: bool = False                # Whether the kernel is a process of its own, never a fork of a warm one
     shared: Any = None                 # `SharedCells`, executed already, that the run goes on from
+    keeper: Keeper | None = None       # Keeps checkpoints as it goes; None for none
     memory: int | None = None          # Most bytes that the kernel and its processes may use
     control: Control | None = None     # Stops it from another thread
     ending: Ending | None = None       # How it ended, once it has
     seconds: float = 0.0               # How long it took
     nb: Any = None                     # The notebook as executed
     problems: list[str] = field(default_factory=list)  # What went wrong beside the notebook itself
+    notes: list[str] = field(default_factory=list)     # What else there is to know
 
 # %% ../../nbs/notebooks/16_engine.ipynb #log
 _log = logging.getLogger("mlcycle.notebooks")  # nbclient's remarks; what they say is in the ending too
@@ -110,7 +113,7 @@ def execute(
 
     manager = RunManager(nb, output_path, log_output, session.redactor, listen)
     client = client_for(manager, kernel, session, log_output=log_output, log=log, **settings)
-    client.feed, attendant.client = feed, client
+    client.feed, client.keeper, attendant.client = feed, session.keeper, client
     began, watch = time.monotonic(), MemoryWatch(client, session.memory)
     if session.control is not None:
         session.control.bind(client)
@@ -143,11 +146,15 @@ def _conclude(manager: RunManager, session: Session, attendant: Attendant) -> No
         except OSError as e:  # the run has it all the same
             session.problems.append(f"The executed notebook was not written to {manager.output_path}: {e.strerror or e}.")
             active.warn(session.problems[-1])
+        if session.keeper is not None:
+            session.keeper.conclude(active, ending, nb, str(session.folder or os.getcwd()))
         attendant.rest()
         attendant.bar.close(ending.status, reason)
         attendant.keeper.close(keep(active, nbformat.writes(nb).encode(), EXECUTED, "notebook"))
         keep(active, json.dumps(session.redactor.json(cell_times(nb)), indent=1).encode(), CELLS, "file")
     finally:
+        if session.keeper is not None:
+            session.keeper.close()
         active.finish(ending.status, ending.error, ending.reason)
 
 # %% ../../nbs/notebooks/16_engine.ipynb #begin

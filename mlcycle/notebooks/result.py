@@ -36,6 +36,7 @@ class NotebookRun:
     version: str | None = None       # The version that was registered, as `name/3`
     output: Path | None = None       # The executed notebook, where a file was asked for
     warnings: tuple[str, ...] = ()   # What was not as asked for, such as another kernel
+    notes: tuple[str, ...] = ()      # What else there is to know, such as a kernel that is kept
     cached: bool = False             # Whether it is a run of before, returned in place of running the same again
 
     def json(self) -> dict[str, Any]:
@@ -57,6 +58,7 @@ class NotebookRun:
         if self.cached:
             head = f"{self.notebook} was not run: run {self.run[:8]} was the same, and {self.status} in {show_seconds(self.seconds)}{why}"
         parts: list[Text | Facts] = [Text(head, look), Facts(facts)]
+        parts += [Text(text) for text in self.notes]
         parts += [Text(text, "warn") for text in self.warnings]
         if self.error:
             parts.append(Text(self.error.traceback or f"{self.error.type}: {self.error.message}", block=True))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from mlcycle.store.connect import Store
 
 # %% auto #0
-__all__ = ['notebook_parameters', 'check_limit', 'run_notebook']
+__all__ = ['notebook_parameters', 'check_limit', 'run_notebook', 'carry_out']
 
 # %% ../../nbs/notebooks/17_runner.ipynb #parameters
 def notebook_parameters(
@@ -90,6 +91,7 @@ def run_notebook(
     store: Store | None = None,               # Where to keep the run; the store in use by default
     fresh: bool = False,                      # Give it a process that was started for it, in place of one forked with its imports done
     shared: SharedCells | None = None,        # Its first cells, executed already by `share_cells`
+    keep: float | None = None,                # Seconds for which its state just before a few of its cells is kept, should it fail
     parent: str | None = None,                # Id of the run that it is part of; the current one by default
     control: Control | None = None,           # Stops the run from another thread
 ) -> NotebookRun:                             # What became of it
@@ -98,6 +100,7 @@ def run_notebook(
     from mlcycle.notebooks.client import Limits
     from mlcycle.notebooks.engine import Session, begin
     from mlcycle.notebooks.inject import inject, jsonable
+    from mlcycle.notebooks.keeping import Keeper, check_keep
     from mlcycle.notebooks.kernels import pick_kernel
     from mlcycle.notebooks.memory import scratch_folder, to_bytes
     from mlcycle.notebooks.parameters import infer
@@ -107,6 +110,7 @@ def run_notebook(
     from mlcycle.notebooks.source import Source, read_notebook
     from mlcycle.registry.names import check_model_name
 
+    check_keep(keep, fresh, scratch)
     source = path if isinstance(path, Source) else read_notebook(path)
     choice = pick_kernel(source.nb, kernel)
     declared = declare(secrets)
@@ -134,7 +138,21 @@ def run_notebook(
             shared.inherit(active)
             session.shared = shared
         _remember(session, own, notes)
-        _execute(nb, choice, session, output)
+        if keep is not None:
+            session.keeper = Keeper(keep)
+        return carry_out(nb, choice, session, source, output, register)
+
+
+def carry_out(
+    nb: Any,                       # The notebook node, parameters injected
+    choice: KernelChoice,          # The kernel
+    session: Session,              # The run, which has begun
+    source: Source,                # The file as it was
+    output: str | None = None,     # Where to write the executed notebook
+    register: str | None = None,   # Name of a model to register what the run logged under
+) -> NotebookRun:
+    "Execute a notebook whose run has begun, and say what became of it. Raises `NotebookRunError` when it did not finish."
+    _execute(nb, choice, session, output)
     return _finish(session, source, output, register)
 
 
@@ -195,7 +213,9 @@ def _stream(follow: bool | TextIO) -> TextIO | None:
 # %% ../../nbs/notebooks/17_runner.ipynb #finish
 def _finish(session: Session, source: Source, output: str | None, register: str | None) -> NotebookRun:
     from mlcycle.notebooks.endings import cell_number
+    from mlcycle.notebooks.keeping import KEPT, kept_line
     from mlcycle.notebooks.result import NotebookInterrupted, NotebookRun, NotebookTerminated
+    from mlcycle.store import facts
 
     active, ending = session.active, session.ending
     run = active.run
@@ -204,8 +224,11 @@ def _finish(session: Session, source: Source, output: str | None, register: str 
     cell = nb_cell = None
     if index is not None:
         cell, nb_cell = cell_number(session.nb, index), session.nb.cells[index].get("id")
+    notes = tuple(session.notes)
+    if session.keeper is not None and (line := kept_line(facts.captures(active.store, run).get(KEPT, {}), run.id, time.time())):
+        notes += (f"Kept {line}",)
     result = NotebookRun(run.id, run.name, run.experiment, source.path.name, run.status, session.seconds, run.reason, cell, nb_cell, run.error,
-                         active.metrics, active.params, None, written, tuple(session.problems))
+                         active.metrics, active.params, None, written, tuple(session.problems), notes)
     kept = f"Run {run.id[:8]} keeps the notebook as far as it came."
     if run.status == "cancelled" and session.asked_by is not None:  # this run only: what runs it goes on
         raise NotebookRunError(f"{source.path.name} was {run.reason}. {kept}", result)

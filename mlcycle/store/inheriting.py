@@ -5,9 +5,9 @@
 # %% ../../nbs/store/23_inheriting.ipynb #imports
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import literal, select
+from sqlalchemy import func, literal, select
 
 from ..entities import Run
 from . import schema
@@ -20,12 +20,14 @@ __all__ = ['inherit']
 
 # %% ../../nbs/store/23_inheriting.ipynb #inherit
 _TABLES = ("points", "metrics", "params", "tags", "artifacts", "inputs")
+_OWN = ("notebook%", "reruns", "reproduc%")  # what belongs to the one run
 
 
 def inherit(
     store: Store,  # Where both are kept
     source: Run,   # The run that has logged
     target: Run,   # The run that takes it over; what it has of the same name stays its own
+    before: float | None = None,  # Take over only what was logged before this time, in seconds since 1970; params and tags have none
 ) -> None:
     "Record what one run has logged for another one: params, tags, metrics, artifacts and inputs, except what belongs to its own notebook."
     with store.db.write() as con:
@@ -34,5 +36,20 @@ def inherit(
             others = [each for each in table.c if each.name != "run"]
             rows = select(literal(target.pk), *others).where(table.c.run == source.pk)
             if name in ("tags", "artifacts"):
-                rows = rows.where(table.c.name.not_like("notebook%"))
+                rows = rows.where(*(table.c.name.not_like(pattern) for pattern in _OWN))
+            if before is not None and "time" in table.c:
+                rows = rows.where(table.c.time < before)
+            if before is not None and name == "metrics":
+                rows = _summaries(source, target, before)
             con.execute(store.db.insert(table).from_select(["run", *(each.name for each in others)], rows).on_conflict_do_nothing())
+
+# %% ../../nbs/store/23_inheriting.ipynb #summaries
+def _summaries(source: Run, target: Run, before: float) -> Any:
+    "Rows for the table of metrics, in its order of columns."
+    p = schema.points.c
+    mine = (p.run == source.pk) & (p.time < before)
+    last = func.row_number().over(partition_by=p.name, order_by=(p.step.desc(), p.seq.desc()))
+    over = {"partition_by": p.name}
+    held = select(p.name, p.step, p.value, func.min(p.value).over(**over).label("low"), func.max(p.value).over(**over).label("high"),
+                  func.count().over(**over).label("count"), last.label("place")).where(mine).subquery().c
+    return select(literal(target.pk), held.name, held.step, held.value, held.low, held.high, held.count).where(held.place == 1)

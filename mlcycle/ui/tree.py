@@ -32,6 +32,8 @@ COMMANDS = {  # In the order in which the cycle meets them
     "stop": "stop:stop",
     "lineage": "lineage:lineage",
     "compare": "compare:compare",
+    "debug": "debug:debug",
+    "rerun": "rerun:rerun",
     "reproduce": "reproduce:reproduce",
     "artifacts": "runs:artifacts",
     "delete": "compare:delete",

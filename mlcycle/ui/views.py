@@ -5,6 +5,7 @@
 # %% ../../nbs/ui/03_views.ipynb #imports
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..display import Facts, Part, Result, Table, Text, show_bytes, show_seconds, show_value
 from ..entities import AliasMove, Artifact, Model, Run, Version
 from ..errors import MlcycleError
+from ..notebooks.keeping import KEPT, kept_line
 from ..notebooks.reproduce import last_reproduction, reproductions
 from ..registry.lineage import Lineage, of_run, of_version
 from ..registry.lineage_picture import LineagePart
@@ -93,7 +95,7 @@ def run_view(
     parts: list[Part] = [Facts({
         "run": f"{run.name} ({run.id[:8]})", "experiment": run.experiment, "status": run.status, "reason": run.reason, "started": run.started,
         "took": show_seconds(run.seconds), "by": run.actor, "part of": run.parent and run.parent[:8], **_origin(run, data["tags"], found),
-        "reproduced": last_reproduction(store, run)})]
+        "reproduced": last_reproduction(store, run), "kept": kept_line(found.get(KEPT, {}), run.id, time.time())})]
     parts += _origins(of_run(store, run))
     if held := [Facts(data[what], what.capitalize()) for what in ("params", "metrics", "tags") if data[what]]:
         parts.append(Beside(held))

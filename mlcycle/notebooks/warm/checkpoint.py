@@ -28,12 +28,13 @@ class Checkpoint:
 # %% ../../../nbs/notebooks/warm/14_checkpoint.ipynb #keep
 def keep(
     kernel: ForkedKernel,   # A forked kernel between two cells
+    purpose: str = "share",  # `share`, for many runs to go on from, or `resume`, to go on as this very run
     timeout: float = 60,    # Seconds
 ) -> Checkpoint:
     "Keep a kernel as it stands. Raises `NotForked` with what stands against it."
     mine, its = pair()
     try:
-        send(kernel.channel, "checkpoint", (its.fileno(),))
+        send(kernel.channel, {"checkpoint": purpose}, (its.fileno(),))
         its.close()
         answer, _ = receive(mine, timeout)
     except (Gone, TimeoutError) as e:

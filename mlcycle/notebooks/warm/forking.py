@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
 import os
 import select
+import shutil
 import signal
 import socket
+import struct
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from .wire import Gone, receive, send
 
@@ -44,68 +49,151 @@ def serve(
     idle: float | None = None,   # Seconds without a kernel after which this process ends; None for never
     at_end: Callable[[], None] | None = None,  # Called before this process ends
 ) -> Birth:                      # Returned in a forked process only
-    "Fork on request until the control channel closes; then end, with every kernel."
-    poller, kernels, fds = select.poll(), {}, {}
-    poller.register(control, select.POLLIN)
+    "Fork on request until nobody can ask any more; then end, with every kernel."
+    waiting = _Waiting(idle, at_end)
+    waiting.hear(control)
     while True:
-        ready = poller.poll(None if idle is None or kernels else idle * 1000)
-        if not ready:
-            _end(at_end)
-        for fd, _ in ready:
-            if fd == control.fileno():
-                try:
-                    message, given = receive(control)
-                except Gone:
-                    for pid in kernels:
-                        kill_group(pid)
-                    _end(at_end)
-                if message == "retire":
-                    idle = 0.0
-                    continue
+        for fd in waiting.ready():
+            birth = waiting.attend(fd)
+            if birth is not None:
+                return birth
+
+# %% ../../../nbs/notebooks/warm/06_forking.ipynb #waiting
+class _Waiting:
+    "What a waiting process knows, and what it does about it."
+
+    def __init__(self, idle: float | None, at_end: Callable[[], None] | None):
+        self.idle, self.at_end = idle, at_end
+        self.poller = select.poll()
+        self.controls: dict[int, socket.socket] = {}             # By descriptor
+        self.kernels: dict[int, tuple[socket.socket, int]] = {}  # Process to its channel, and what tells its end
+        self.fds: dict[int, int] = {}                            # Descriptors of these two, to the process
+        self.held: list[int] = []                                # Ends of channels whose owners have left
+        self.listener: socket.socket | None = None
+        self.path, self.until = "", math.inf
+
+    def hear(self, control: socket.socket) -> None:
+        self.controls[control.fileno()] = control
+        self.poller.register(control, select.POLLIN)
+
+    def ready(self) -> list[int]:
+        if time.time() >= self.until:
+            self.retire()
+        ending = self.idle is not None and not self.kernels
+        wait = self.idle if ending else min(self.until - time.time(), 3600.0) if self.listener else None
+        found = self.poller.poll(None if wait is None else max(0, math.ceil(wait * 1000)))
+        if ending and not found:
+            self.end()
+        return [fd for fd, _ in found]
+
+    def attend(self, fd: int) -> Birth | None:
+        if fd in self.controls:
+            return self.answer(self.controls[fd])
+        if fd in self.fds:
+            self.part(self.fds[fd], fd)
+        elif self.listener is not None and fd == self.listener.fileno():
+            self.admit()
+        return None
+
+    def answer(self, control: socket.socket) -> Birth | None:
+        try:
+            message, given = receive(control, 0)
+        except TimeoutError:  # its descriptor was another's when the poller spoke
+            return None
+        except Gone:
+            self.leave(control)
+            return None
+        match message:
+            case "fork":
                 pid = os.fork()
                 if pid == 0:
-                    return Birth(socket.socket(fileno=given[0]), tuple(given[1:]))
-                _adopt(pid, given, kernels, fds, poller)
-            elif fd in fds:
-                _part(fds[fd], fd, kernels, fds, poller)
+                    return self.born(given)
+                self.adopt(pid, given)
+            case {"listen": path, "until": until}:
+                self.listener, self.path, self.until = socket.socket(fileno=given[0]), path, until
+                self.poller.register(self.listener, select.POLLIN)
+            case "hold":
+                self.held += given
+            case "retire":
+                self.retire()
+            case "end":
+                self.end()
+        return None
 
+    def admit(self) -> None:
+        connection, _ = self.listener.accept()
+        _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+        if uid == os.getuid():
+            self.hear(connection)
+        else:
+            connection.close()
 
-def _end(at_end: Callable[[], None] | None) -> None:
-    try:
-        if at_end:
-            at_end()
-    finally:
-        os._exit(0)
+    def leave(self, control: socket.socket) -> None:
+        "Somebody who could ask is gone."
+        self.poller.unregister(control)
+        del self.controls[control.fileno()]
+        control.close()
+        if not self.controls and self.listener is None:
+            self.end()
 
+    def born(self, given: list[int]) -> Birth:
+        "In the fork: keep what it is given, and nothing that is another's."
+        for each in (*self.controls.values(), *(channel for channel, _ in self.kernels.values()), *filter(None, [self.listener])):
+            each.close()
+        for fd in (*self.held, *(life for _, life in self.kernels.values())):
+            os.close(fd)
+        return Birth(socket.socket(fileno=given[0]), tuple(given[1:]))
 
-def _adopt(pid: int, given: list[int], kernels: dict[int, tuple[socket.socket, int]], fds: dict[int, int], poller: select.poll) -> None:
-    for fd in given[1:]:
-        os.close(fd)
-    channel, life = socket.socket(fileno=given[0]), os.pidfd_open(pid)
-    kernels[pid] = (channel, life)
-    fds[channel.fileno()] = fds[life] = pid
-    poller.register(channel, select.POLLRDHUP)  # what is said on it is for the kernel
-    poller.register(life, select.POLLIN)
-    with contextlib.suppress(Gone):  # the poller says so too
-        send(channel, {"pid": pid}, (life,))
+    def adopt(self, pid: int, given: list[int]) -> None:
+        for fd in given[1:]:
+            os.close(fd)
+        channel, life = socket.socket(fileno=given[0]), os.pidfd_open(pid)
+        self.kernels[pid] = (channel, life)
+        self.fds[channel.fileno()] = self.fds[life] = pid
+        self.poller.register(channel, select.POLLRDHUP)  # what is said on it is for the kernel
+        self.poller.register(life, select.POLLIN)
+        with contextlib.suppress(Gone):  # the poller says so too
+            send(channel, {"pid": pid}, (life,))
 
+    def part(self, pid: int, fd: int) -> None:
+        "A kernel has ended, or the run that it belonged to."
+        channel, life = self.kernels.pop(pid)
+        if fd != life:
+            kill_group(pid)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if code < 0:
+            kill_group(pid)  # a killed run leaves no children behind
+        with contextlib.suppress(Gone):
+            send(channel, {"exit": code})
+        for each in (channel.fileno(), life):
+            self.poller.unregister(each)
+            del self.fds[each]
+        channel.close()
+        os.close(life)
 
-def _part(pid: int, fd: int, kernels: dict[int, tuple[socket.socket, int]], fds: dict[int, int], poller: select.poll) -> None:
-    "A kernel has ended, or the run that it belonged to."
-    channel, life = kernels[pid]
-    if fd != life:
-        kill_group(pid)
-    code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    if code < 0:
-        kill_group(pid)  # a killed run leaves no children behind
-    with contextlib.suppress(Gone):
-        send(channel, {"exit": code})
-    for each in (channel.fileno(), life):
-        poller.unregister(each)
-        del fds[each]
-    channel.close()
-    os.close(life)
-    del kernels[pid]
+    def retire(self) -> None:
+        "Take no more requests from new ones, and end with the last kernel."
+        self.idle, self.until = 0.0, math.inf
+        for fd in self.held:
+            os.close(fd)
+        self.held.clear()
+        if self.listener is not None:
+            self.poller.unregister(self.listener)
+            self.listener.close()
+            self.listener = None
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.path)
+
+    def end(self) -> Any:
+        try:
+            for pid in self.kernels:
+                kill_group(pid)
+            if self.at_end:
+                self.at_end()
+        finally:
+            if self.path:
+                shutil.rmtree(os.path.dirname(self.path), ignore_errors=True)
+            os._exit(0)
 
 
 def settle() -> None:

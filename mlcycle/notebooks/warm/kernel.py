@@ -100,7 +100,7 @@ def become(
 # %% ../../../nbs/notebooks/warm/07_kernel.ipynb #lease
 def hold(
     forked: Forked,  # A kernel
-    asked: Any,      # Called in the main thread with a descriptor, when the owner asks for a checkpoint
+    asked: Any,      # Called in the main thread with a descriptor and a purpose, when the owner asks for a checkpoint
 ) -> None:
     "Watch the channel from now on, and die with the run that the kernel belongs to."
     from tornado.ioloop import IOLoop
@@ -111,8 +111,8 @@ def hold(
         with contextlib.suppress(Gone):
             while True:
                 message, files = receive(forked.channel)
-                if message == "checkpoint":
-                    loop.add_callback(asked, forked, files[0])
+                if "checkpoint" in message:
+                    loop.add_callback(asked, forked, files[0], message["checkpoint"])
         try:
             os.killpg(os.getpgid(0), signal.SIGKILL)
         finally:

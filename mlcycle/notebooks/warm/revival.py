@@ -23,7 +23,7 @@ from .chance import restore, seeded, states
 from .forking import Birth, serve, settle
 from .identity import no_handlers, own_chance, own_limits
 from .kernel import Forked, live
-from .safety import gpu, open_connections, unknown_threads
+from .safety import drop_sockets, gpu, open_connections, unknown_threads
 from .wire import receive, send
 
 # %% auto #0
@@ -63,12 +63,13 @@ def _close_store() -> None:
 def take(
     forked: Forked,  # A kernel between two cells
     control: int,    # Descriptor on which forks of the checkpoint will be asked for
+    purpose: str,    # `share` or `resume`
     patience: int = 50,  # How often to wait a little for what is just ending
 ) -> None:
     "Make a checkpoint of the kernel, or say on `control` why not."
     loop = asyncio.get_running_loop()
     if patience and asyncio.all_tasks(loop) - {asyncio.current_task(loop)}:  # such as the one that has sent the last reply
-        loop.call_later(0.01, take, forked, control, patience - 1)
+        loop.call_later(0.01, take, forked, control, purpose, patience - 1)
         return
     channel = socket.socket(fileno=control)
     _close_store()
@@ -79,8 +80,9 @@ def take(
         return
     for stream in _streams():
         stream.flush()
-    now = states()
-    fixed = {name: now[name] for name in seeded(forked.chance)}
+    fixed = states()
+    if purpose == "share":
+        fixed = {name: fixed[name] for name in seeded(forked.chance)}
     child = os.fork()
     if child:
         channel.close()
@@ -93,9 +95,12 @@ def take(
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         forked.channel.close()
-        settle()
+        if forked.app.transport == "ipc":
+            drop_sockets(os.path.dirname(forked.app.ip))
         send(channel, {"kept": os.getpid()})
-        revive(serve(channel, at_end=weakref.finalize._exitfunc), forked, fixed)
+        if purpose == "share":  # a copy to resume is one of several, and rarely forked: what is left alone stays shared with the run
+            settle()
+        revive(serve(channel, at_end=weakref.finalize._exitfunc if purpose == "share" else None), forked, fixed)
     except BaseException:  # never back into the loop of the process that this one was forked from
         os.write(getattr(sys.stderr, "_original_stdstream_copy", 2), traceback.format_exc().encode())
     finally:
@@ -148,7 +153,7 @@ _kept_alive: list[Any] = []
 def revive(
     birth: Birth,    # What the fork was given
     forked: Forked,  # The kernel as it was
-    fixed: dict[str, Any],  # States of the random generators that the notebook has seeded
+    fixed: dict[str, Any],  # States of the random generators that are to be as they were
 ) -> None:
     "Go on as a kernel of one's own from a checkpoint. Does not return."
     request, _ = receive(birth.channel)

@@ -12,11 +12,12 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 # %% auto #0
-__all__ = ['unknown_threads', 'open_connections', 'gpu']
+__all__ = ['unknown_threads', 'open_connections', 'drop_sockets', 'gpu']
 
 # %% ../../../nbs/notebooks/warm/03_safety.ipynb #threads
 _TASKS = Path("/proc/self/task")
@@ -81,19 +82,45 @@ def open_connections(
 ) -> list[str]:  # Each in words
     "Sockets of this process that are connected to somewhere else."
     found = []
+    for _, here, there in _sockets():
+        if isinstance(there, tuple):
+            found.append(f"an open connection to {there[0]}:{there[1]}")
+        elif there and not (own and _within(own, here, there)):  # a pair has no name
+            found.append(f"an open connection to {os.fsdecode(there)}")
+    return found
+
+
+def _within(folder: str, *names: Any) -> bool:
+    return any(os.fsdecode(name).startswith(folder) for name in names if name and not isinstance(name, tuple))
+
+
+def _sockets() -> Iterator[tuple[int, Any, Any]]:
+    "Descriptor, own name and peer's name of each; None for the peer of one that is not connected."
     for name in os.listdir("/proc/self/fd"):
         try:
             if not stat.S_ISSOCK(os.stat(int(name)).st_mode):
                 continue
             with socket.socket(fileno=os.dup(int(name))) as each:
-                here, there = each.getsockname(), each.getpeername()
-        except OSError:  # closed meanwhile, or not connected
+                here = each.getsockname()
+                try:
+                    there = each.getpeername()
+                except OSError:
+                    there = None
+        except OSError:  # closed meanwhile
             continue
-        if isinstance(there, tuple):
-            found.append(f"an open connection to {there[0]}:{there[1]}")
-        elif there and not (own and any(os.fsdecode(at).startswith(own) for at in (here, there) if at)):  # a pair has no name
-            found.append(f"an open connection to {os.fsdecode(there)}")
-    return found
+        yield int(name), here, there
+
+
+def drop_sockets(
+    own: str,  # Folder of sockets
+) -> None:
+    "In a fork: let go of a kernel's sockets, which are the other process's. Their numbers stay taken, for the objects that hold them still exist."
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd, here, there in list(_sockets()):
+        if _within(own, here, there):
+            os.dup2(null, fd, inheritable=False)
+    os.close(null)
+
 
 
 def gpu() -> list[str]:  # In words; empty without one

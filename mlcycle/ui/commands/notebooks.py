@@ -51,6 +51,7 @@ class Pairs(Command):
 @click.option("-j", "--jobs", type=click.IntRange(1), metavar="N", help="With -P: runs at once; a run for each processor by default.")
 @click.option("--executor", metavar="WHERE", help="With -P: where they run: local, or dask://HOST:PORT.")
 @click.option("--fresh", is_flag=True, help="Start a process for it, in place of forking one with its imports done.")
+@click.option("--keep", metavar="TIME", help="Keep its state before a few cells for so long if it fails, such as 30m, for `debug` and `rerun`.")
 @click.option("--no-shared-prefix", "share", is_flag=True, flag_value=False, default=True,
               help="With -P: each run executes the cells above the parameters itself.")
 @click.option("--out", type=NOTEBOOK, help="Write the executed notebook here too; the run keeps it in any case.")
@@ -66,8 +67,11 @@ def run(face: Face, notebook: Path, pairs: tuple[tuple[str, str], ...], texts: t
     import warnings
 
     from mlcycle.notebooks.checks import gather
+    from mlcycle.notebooks.keeping import seconds_of
     from mlcycle.notebooks.runner import notebook_parameters, run_notebook
 
+    if options["keep"] is not None:
+        options["keep"] = seconds_of(options["keep"])
     if options["follow"] and face.json:  # standard output is for the one line of JSON
         import sys
 
@@ -83,6 +87,8 @@ def run(face: Face, notebook: Path, pairs: tuple[tuple[str, str], ...], texts: t
             return Result({"run": None}, [Text("This is the batch run of the notebook itself: nothing more is run.", "dim")])
         notebook = notebook_here()
     values = gather(notebook_parameters(notebook, options["kernel"]), pairs, texts, files)
+    if grids and options.pop("keep") is not None:
+        raise UsageError("--keep is for one run. Leave it out for many, then run again with it one that failed.")
     if grids:
         from mlcycle.ui.commands.sweeps import run_grids
 
