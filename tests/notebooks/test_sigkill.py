@@ -41,26 +41,26 @@ def test_random_kills(project, wait_for):
                   "for step in range(20):\n    mlc.log_metric('loss', random.random(), step)", "__import__('time').sleep(0.1); print('x' * 1000)")
     killed = {"manager": 0, "warm": 0, "kernel": 0}
     manager, seen = project.start(MANAGER), set()
-    end = time.monotonic() + 240
+    end = time.monotonic() + 480
     while len(project.runs()) < RUNS and time.monotonic() < end:
         time.sleep(chance.uniform(0.05, 0.6))
+        if manager.poll() is not None:
+            manager = project.start(MANAGER)
         try:
-            below = psutil.Process(manager.pid).children(recursive=True)
-        except psutil.Error:
-            below = []
-        warm = [p for p in below if p.ppid() == manager.pid]
-        kernels = [p for p in below if p.ppid() != manager.pid]
-        seen |= set(below)
+            own = psutil.Process(manager.pid)
+            parents = {process: process.ppid() for process in own.children(recursive=True)}
+        except psutil.Error:  # some have just ended
+            continue
+        seen |= set(parents)
         kind = chance.choices(("manager", "warm", "kernel"), (1, 2, 6))[0]
-        victims = {"manager": [psutil.Process(manager.pid)], "warm": warm, "kernel": kernels}[kind]
+        warm = [process for process, parent in parents.items() if parent == own.pid]
+        victims = {"manager": [own], "warm": warm, "kernel": [process for process in parents if process not in warm]}[kind]
         if victims and (kind != "manager" or len(project.runs()) > 5 * killed["manager"]):
             try:
                 chance.choice(victims).send_signal(signal.SIGKILL)
             except psutil.Error:
                 continue
             killed[kind] += 1
-        if manager.poll() is not None:
-            manager = project.start(MANAGER)
     manager.kill()
     manager.wait()
     assert min(killed.values()) > 2, killed
