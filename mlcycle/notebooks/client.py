@@ -21,18 +21,18 @@ from typing import Any
 import psutil
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbclient.util import ensure_async
-from papermill.clientwrap import PapermillNotebookClient
 
 from ..errors import NotebookRunError
 from . import endings
 from .endings import Ending
 from .kernels import spec_manager
+from .redacting import RedactingClient
 from .skipping import ConditionError, mark, reason_to_skip
 from .source import runnable
 from ..redact import Redactor
 
 # %% auto #0
-__all__ = ['Limits', 'TrackedClient', 'stream_output']
+__all__ = ['Limits', 'TrackedClient']
 
 # %% ../../nbs/notebooks/11_client.ipynb #limits
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ def _sweep() -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 # %% ../../nbs/notebooks/11_client.ipynb #client
-class TrackedClient(PapermillNotebookClient):
+class TrackedClient(RedactingClient):
     "nbclient's client with limits, a way to stop, redaction, and an account of the end."
 
     def __init__(
@@ -76,19 +76,17 @@ class TrackedClient(PapermillNotebookClient):
         shared: Any = None,                 # `SharedCells`, executed already, that the kernel goes on from
         **kwargs: Any,                      # nbclient's settings
     ):
-        super().__init__(nb_man, **kwargs)
-        self.limits, self.redactor, self.env, self.imports = limits, redactor or Redactor(), env, imports
+        super().__init__(nb_man, redactor, **kwargs)
+        self.limits, self.env, self.imports = limits, env, imports
         self.shared = shared
         self.keeper: Any = None  # A `Keeper` of checkpoints
         self.forked, self.not_forked = False, ""  # Whether the kernel is a fork; why it is not, where it could have been
         self.ending: Ending | None = None
-        self.feed: Any = None  # Where to pass on what is printed: a `Feed`
         self._index: int | None = None
         self._asked: list[int | None] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
         self._hurry: asyncio.Event | None = None
-        self._lines: dict[str, str] = {}
         self._leave = self._untidy = False
         self._over: str | None = None
         self._group: int | None = None
@@ -236,7 +234,7 @@ class TrackedClient(PapermillNotebookClient):
             ending = self._exited(index, "0")
         if ending is not None and ending.status != "finished":
             self.nb_man.cell_exception(cell, cell_index=index)
-        self._flush_lines()
+        self.flush_lines()
         self.nb_man.cell_complete(cell, cell_index=index)
         return ending
 
@@ -320,56 +318,8 @@ class TrackedClient(PapermillNotebookClient):
             with contextlib.suppress(OSError):
                 os.killpg(self._group, signal.SIGKILL)
 
-    def process_message(self, msg: dict[str, Any], cell: Any, cell_index: int) -> Any:
-        if self.redactor:
-            msg = {**msg, "content": self.redactor.json(msg["content"])}
-        if self.feed is not None:
-            self.feed.message(msg)
-        return super().process_message(msg, cell, cell_index)
-
-    def output(self, outs: list[Any], msg: dict[str, Any], display_id: str | None, cell_index: int) -> Any:
-        out = super().output(outs, msg, display_id, cell_index)
-        if out is not None and len(outs) > 1 and out.output_type == "stream" and outs[-2].get("name") == out.name:
-            before = outs[-2]
-            if self.redactor:  # a secret may have been printed in two pieces
-                tail = before.text[-self.redactor.longest:]
-                both = self.redactor.text(tail + out.text)
-                before.text = before.text[: len(before.text) - len(tail)] + both[: max(0, len(both) - len(out.text))]
-                out.text = both[max(0, len(both) - len(out.text)):]
-            if len(before.text) < 65536:  # one output for a stream, but no copying of a long one for every line
-                before.text += out.text
-                outs.pop()
-        return out
-
     async def _check_raise_for_error(self, cell: Any, cell_index: int, exec_reply: dict[str, Any] | None) -> None:
+        payload = exec_reply["content"].get("payload", []) if exec_reply is not None else []
         if exec_reply is not None:
-            content = self.redactor.json(exec_reply["content"])
-            exec_reply = {**exec_reply, "content": content}
-            self._leave = any(each.get("source") == "ask_exit" for each in content.get("payload", []))
+            self._leave = any(each.get("source") == "ask_exit" for each in payload)
         await super()._check_raise_for_error(cell, cell_index, exec_reply)
-
-    def log_output_message(self, output: Any) -> None:
-        if not self.redactor or output.output_type != "stream":
-            super().log_output_message(output)
-            return
-        # by whole lines: a secret that is printed in two pieces is not logged in two pieces
-        whole, newline, rest = (self._lines.pop(output.name, "") + output.text).rpartition("\n")
-        self._lines[output.name] = rest
-        if newline:
-            super().log_output_message(stream_output(output.name, self.redactor.text(whole + newline)))
-
-    def _flush_lines(self) -> None:
-        for name, text in self._lines.items():
-            if text:
-                super().log_output_message(stream_output(name, self.redactor.text(text)))
-        self._lines.clear()
-
-
-def stream_output(
-    name: str,  # `stdout` or `stderr`
-    text: str,  # What was written to it
-) -> Any:       # An output node
-    "A stream output."
-    from nbformat.v4 import new_output
-
-    return new_output("stream", name=name, text=text)
