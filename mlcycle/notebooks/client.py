@@ -13,7 +13,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,7 @@ class TrackedClient(RedactingClient):
         self._hurry: asyncio.Event | None = None
         self._leave = self._untidy = False
         self._over: str | None = None
+        self.over: Callable[[], None] | None = None  # Called when the last cell has ended
         self._group: int | None = None
 
     def stop(
@@ -150,6 +151,8 @@ class TrackedClient(RedactingClient):
                 self.ending = endings.too_large(self.nb, self._index, self._over)
         finally:
             saver.cancel()
+            if self.over is not None:
+                self.over()
             await self._end_kernel()
             shutil.rmtree(self._folder, ignore_errors=True)
         return self.ending

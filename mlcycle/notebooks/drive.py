@@ -36,8 +36,11 @@ def stop_on_signals(
 class Control:
     "Stops a run from another thread."
 
-    def __init__(self):
-        self._lock, self._client, self._asked = threading.Lock(), None, []
+    def __init__(
+        self,
+        over: Callable[[], None] | None = None,  # Called when the last cell has ended, before the kernel has
+    ):
+        self._lock, self._client, self._asked, self._over = threading.Lock(), None, [], over
 
     def bind(
         self,
@@ -45,7 +48,7 @@ class Control:
     ) -> None:
         "Pass on what is asked, and what was asked before there was a client."
         with self._lock:
-            self._client = client
+            self._client, client.over = client, self._over
             for signum in self._asked:
                 client.stop(signum)
 

@@ -30,6 +30,7 @@ from .memory import MemoryWatch
 from .progress import Quiet, bar_for, plan
 from .record import CELLS, EXECUTED, SOURCE, TAG, cell_times, keep, last_times, notebook_tag, parameters_in, tag_of
 from .result import NotebookInterrupted, NotebookTerminated
+from .threads import limit_threads
 from .skipping import check_conditions
 from .warm.imports import warmable
 from ..redact import Redactor
@@ -57,6 +58,7 @@ class Session:
     fresh: bool = False                # Whether the kernel is a process of its own, never a fork of a warm one
     shared: Any = None                 # `SharedCells`, executed already, that the run goes on from
     keeper: Keeper | None = None       # Keeps checkpoints as it goes; None for none
+    threads: int | None = None         # Native threads that it may use; None for as many as it likes
     memory: int | None = None          # Most bytes that the kernel and its processes may use
     control: Control | None = None     # Stops it from another thread
     ending: Ending | None = None       # How it ended, once it has
@@ -81,7 +83,7 @@ def client_for(
     "The client that will run a notebook's cells."
     if session.folder is not None:
         settings["resources"] = {"metadata": {"path": str(session.folder)}}
-    env = {**os.environ, **session.env, **session.active.environment}
+    env = {**os.environ, **limit_threads(session.threads, os.environ), **session.env, **session.active.environment}
     imports = None if session.fresh else warmable(manager.nb)
     return kind(manager, session.limits, session.redactor, env, imports, session.shared, kernel_name=kernel, log=log,
                 startup_timeout=session.limits.startup, iopub_timeout=60, raise_on_iopub_timeout=False, **settings)
@@ -131,7 +133,7 @@ def execute(
         raise
     finally:
         session.seconds, session.nb, session.asked_by = time.monotonic() - began, nb, attendant.asked_by
-        nb.metadata["mlcycle"] = client.told()
+        nb.metadata["mlcycle"] = client.told() | ({} if session.threads is None else {"threads": session.threads})
         _conclude(manager, session, attendant)
     return manager.nb
 

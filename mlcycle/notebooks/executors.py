@@ -5,6 +5,7 @@
 # %% ../../nbs/notebooks/44_executors.ipynb #imports
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import threading
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ConfigError, UsageError
 from .drive import Control
 from .tasks import Outcome, Task, execute_task
+from .threads import share_of_cores
 from ..track.capture.distributions import entry_points
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ class Executor:
     "Takes tasks and gives their outcomes, in any order. All of it is called from one thread."
     name = ""                 # As in `--executor`
     lost: str | None = None   # Set when it cannot go on: why
+    threads: int | None = None  # Native threads that each of its runs may use; None for as many as it likes
     shares = False            # Whether its runs can go on from cells that this process has executed
     shared: SharedCells | None = None  # Those cells
 
@@ -94,36 +97,42 @@ class LocalExecutor(Executor):
         if address:
             raise UsageError(f"The executor `local` has no address; write --executor local, not {address!r}.")
         self.jobs = jobs or cores()
+        self.threads = share_of_cores(cores(), self.jobs)
         self._store: Store | None = None
         self._controls: set[Control] = set()
-        self._outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+        self._leaving: set[Control] = set()  # Their cells are done; what is left is to put things away
+        self._outcomes: queue.SimpleQueue[Outcome | None] = queue.SimpleQueue()
 
     def prepare(self, source: Source, store: Store) -> dict[str, str]:
         self._store = store
         return {}
 
     def slots(self) -> int:
-        return self.jobs
+        return self.jobs + min(len(self._leaving), self.jobs)
 
     def submit(self, task: Task) -> None:
-        control = Control()
+        def leave() -> None:
+            self._leaving.add(control)
+            self._outcomes.put(None)  # wakes `wait`: the next may begin
+
+        control = Control(leave)
         self._controls.add(control)
 
         def work() -> None:
             outcome = execute_task(task, self._store, control, shared=self.shared)
             self._controls.discard(control)
+            self._leaving.discard(control)
             self._outcomes.put(outcome)
 
         threading.Thread(target=work, name=f"mlcycle-{task.name}", daemon=True).start()
 
     def wait(self, seconds: float) -> list[Outcome]:
-        found: list[Outcome] = []
-        try:
+        found: list[Outcome | None] = []
+        with contextlib.suppress(queue.Empty):
             found.append(self._outcomes.get(timeout=seconds))
             while True:
                 found.append(self._outcomes.get_nowait())
-        except queue.Empty:
-            return found
+        return [outcome for outcome in found if outcome is not None]
 
     def stop(self, signum: int | None = None) -> None:
         for control in list(self._controls):

@@ -43,6 +43,7 @@ class Recorded:
     environment: Mapping[str, Any] = field(default_factory=dict)  # What was installed; empty where that was not recorded
     inputs: Sequence[Dataset] = ()                                # The data that it read
     above: int = 0             # How many folders above the notebook its kernel worked
+    threads: int | None = None  # Native threads that it was limited to
 
     @property
     def name(self) -> str:
@@ -84,7 +85,8 @@ def recorded(
     given = executed.get("metadata", {}).get("papermill", {}).get("parameters", {})
     found = facts.captures(store, run)
     return Recorded(run, data, source.digest, assigned(nb, executed), path, params, _secrets(given, params), found.get("git", {}),
-                    _json(store, run, NAME), inputs.listing(store, run), _above(executed, path))
+                    _json(store, run, NAME), inputs.listing(store, run), _above(executed, path),
+                    executed.get("metadata", {}).get("mlcycle", {}).get("threads"))
 
 
 def _above(executed: Mapping[str, Any], path: PurePath) -> int:

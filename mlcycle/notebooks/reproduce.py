@@ -159,7 +159,8 @@ def _again(record: Recorded, place: Place, kernel: str | None, installed: dict[s
     active = begin(record.nb, place.path, record.data, params=dict(record.params), redactor=redactor, experiment=record.run.experiment, tags=tags,
                    store=store)
     env = {**environment(record.secrets), **place.env}
-    session = Session(active, record.name, redactor, env, limits, place.folder, progress, fresh=True)  # a cold start is the proof
+    session = Session(active, record.name, redactor, env, limits, place.folder, progress, fresh=True,  # a cold start is the proof
+                      threads=record.threads)
     try:
         if kernel is not None:
             _captured(session, installed)

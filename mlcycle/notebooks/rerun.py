@@ -138,7 +138,7 @@ def rerun(
         active = begin(nb, source.path, source.data, params={n: value for n, value in told.items() if n not in secret}, redactor=redactor,
                        name=_name(run), experiment=run.experiment, tags={TAG: record.path.as_posix(), RERUNS: run.id}, store=store)
         session = Session(active, source.path.name, redactor, environment(record.secrets), limits,
-                          _folder(record, source), progress, follow, shared=taken, keeper=Keeper(keep) if keep else None)
+                          _folder(record, source), progress, follow, shared=taken, keeper=Keeper(keep) if keep else None, threads=record.threads)
         if taken is not None:
             taken.active = active
         return _said(carry_out(nb, choice, session, source, None, register), taken, why, session)

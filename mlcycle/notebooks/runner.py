@@ -93,6 +93,7 @@ def run_notebook(
     shared: SharedCells | None = None,        # Its first cells, executed already by `share_cells`
     keep: float | None = None,                # Seconds for which its state just before a few of its cells is kept, should it fail
     parent: str | None = None,                # Id of the run that it is part of; the current one by default
+    threads: int | None = None,               # Native threads (BLAS, OpenMP) that it may use; None for as many as it likes
     control: Control | None = None,           # Stops the run from another thread
 ) -> NotebookRun:                             # What became of it
     "Execute a notebook as a run. Raises `UsageError` before anything ran, `NotebookRunError` (with `.result`) when it did not finish."
@@ -133,7 +134,7 @@ def run_notebook(
                    parent=parent)
     with scratch_folder(source.folder, scratch) as folder:
         session = Session(active, source.path.name, redactor, environment(declared), limits, folder, progress, _stream(follow), fresh=fresh,
-                          memory=most, control=control)
+                          threads=threads, memory=most, control=control)
         if shared is not None and not fresh and shared.fit(source.nb):
             shared.inherit(active)
             session.shared = shared

@@ -54,6 +54,7 @@ class SharedCells:
     seconds: float           # How long they took
     widgets: dict[str, Any] = field(default_factory=dict)  # States of their widgets
     digest: str = ""         # Of the cells as executed
+    _logged: bool | None = None
 
     def __post_init__(self) -> None:
         self.digest = hashlib.sha256(json.dumps(self.cells).encode()).hexdigest()
@@ -70,9 +71,12 @@ class SharedCells:
         active: ActiveRun,  # A run that goes on from here
     ) -> None:
         "Record what the cells have logged for the run too."
-        from mlcycle.store.inheriting import inherit
+        from mlcycle.store.inheriting import has_logged, inherit
 
-        inherit(active.store, self.run.run, active.run)
+        if self._logged is None:
+            self._logged = has_logged(active.store, self.run.run)
+        if self._logged:
+            inherit(active.store, self.run.run, active.run)
 
     def hand_over(
         self,
@@ -118,6 +122,7 @@ def share_cells(
     secrets: Mapping[str, str] | Iterable[str] | None = None,  # See `run_notebook`
     experiment: str | None = None,  # Experiment of the run that the cells are executed in
     timeout: float | None = None,   # Seconds that they may take
+    threads: int | None = None,     # Native threads that they, and the runs after them, may use
     parent: str | None = None,    # Id of the run that it is part of; the current one by default
     store: Store | None = None,   # Where to keep that run
     tick: Callable[[], None] | None = None,  # Called in this thread while it waits
@@ -144,7 +149,7 @@ def share_cells(
     name = f"{source.path.stem} (shared cells)"
     active = begin(nb, source.path, source.data, params={}, redactor=redactor, name=name, experiment=experiment, store=store,
                    parent=parent)
-    session = Session(active, source.path.name, redactor, environment(declared), Limits(run=timeout), source.folder)
+    session = Session(active, source.path.name, redactor, environment(declared), Limits(run=timeout), source.folder, threads=threads)
     client: Any = client_for(RunManager(nb, None, False, redactor), choice.name, session, _Keeping)
     try:
         client.nb_man.notebook_start()

@@ -175,6 +175,7 @@ def run_many(
     if out is not None:
         out_paths(out, [(f"run-{i}", i, row) for i, row in enumerate(rows, 1)], source.path)
     store, taker = store or current_store(), make_executor(executor, jobs)
+    options["threads"] = taker.threads
     try:
         versions = taker.prepare(source, store)
         active = _begin(store, source, rows, redactor, experiment, name, tags, taker)
@@ -256,7 +257,8 @@ def _shared_cells(course: _Course, source: Source, bar: Any) -> Iterator[None]:
     course.state.preparing = True
     try:
         course.executor.shared = share_cells(source, kernel=options["kernel"], secrets=options["secrets"], timeout=options["timeout"],
-                                             experiment=active.experiment, parent=active.id, store=active.store, tick=bar.tick)
+                                             threads=options["threads"], experiment=active.experiment, parent=active.id,
+                                             store=active.store, tick=bar.tick)
     except NotShared as e:
         course.problems.append(f"Each run executed the cells above the parameters itself: {e}.")
     except (NotebookInterrupted, NotebookTerminated) as e:

@@ -5,14 +5,17 @@
 # %% ../../nbs/store/09_artifacts.ipynb #imports
 from __future__ import annotations
 
+import functools
 import re
 import time
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import or_, select
+from sqlalchemy import String, bindparam, or_, select
+from sqlalchemy.dialects.postgresql import insert as postgresql_insert
+from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
 from ..entities import Artifact, Run
 from ..errors import ArtifactNameError, NotFoundError
@@ -70,21 +73,32 @@ def fold(
     return unicodedata.normalize("NFC", name.casefold())
 
 
+@functools.cache
+def _clash() -> Any:
+    t, folded = schema.artifacts.c, bindparam("folded", type_=String)
+    inside = (t.folded > folded + "/") & (t.folded < folded + "0")  # '0' follows '/'
+    same = (t.folded == folded) & (t.name != bindparam("name"))
+    return select(t.name).where(t.run == bindparam("run"), or_(same, t.folded.in_(bindparam("parents", expanding=True)), inside)).limit(1)
+
+
+@functools.cache
+def _insert(sqlite: bool) -> Any:
+    made = (sqlite_insert if sqlite else postgresql_insert)(schema.artifacts)
+    return made.on_conflict_do_update(index_elements=["run", "name"], set_={c: made.excluded[c] for c in ("digest", "size", "kind", "time")})
+
+
 def _link(con: Connection, store: Store, run: Run, artifact: Artifact) -> None:
-    t, folded = schema.artifacts.c, fold(artifact.name)
+    folded = fold(artifact.name)
     parents = ["/".join(folded.split("/")[:i]) for i in range(1, folded.count("/") + 1)]
     if not store.db.sqlite:  # one name at a time; SQLite has one writer anyway
         con.execute(select(schema.runs.c.pk).where(schema.runs.c.pk == run.pk).with_for_update(key_share=True))
-    below = (t.folded > folded + "/") & (t.folded < folded + "0")  # '0' follows '/'
-    clash = con.execute(select(t.name).where(t.run == run.pk, or_((t.folded == folded) & (t.name != artifact.name),
-                                                                 t.folded.in_(parents), below)).limit(1)).scalar()
+    clash = con.execute(_clash(), {"run": run.pk, "name": artifact.name, "folded": folded, "parents": parents}).scalar()
     if clash is not None:
         how = "differs from it only in case" if fold(clash) == folded else "would be a file and a folder at once"
         raise ArtifactNameError(f"{artifact.name!r} cannot be stored next to {clash!r} of the same run: it {how}. Choose another name.")
     row = {"run": run.pk, "name": artifact.name, "folded": folded, "digest": artifact.digest, "size": artifact.size,
            "kind": artifact.kind, "time": time.time()}
-    insert = store.db.insert(schema.artifacts).values(row)
-    con.execute(insert.on_conflict_do_update(index_elements=["run", "name"], set_={c: row[c] for c in ("digest", "size", "kind", "time")}))
+    con.execute(_insert(store.db.sqlite), row)
 
 
 def _put(store: Store, run: Run, source: Path | bytes, name: str, kind: str, watch: Callable[[bytes], None] | None) -> Artifact:

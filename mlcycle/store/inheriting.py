@@ -16,13 +16,27 @@ if TYPE_CHECKING:
     from mlcycle.store.connect import Store
 
 # %% auto #0
-__all__ = ['inherit']
+__all__ = ['has_logged', 'inherit']
 
-# %% ../../nbs/store/23_inheriting.ipynb #inherit
+# %% ../../nbs/store/23_inheriting.ipynb #logged
 _TABLES = ("points", "metrics", "params", "tags", "artifacts", "inputs")
 _OWN = ("notebook%", "reruns", "reproduc%")  # what belongs to the one run
 
 
+def has_logged(
+    store: Store,  # Where it is kept
+    source: Run,   # A run that has ended
+) -> bool:
+    "Whether there is anything to take over."
+    return any(store.db.all(_others(name, source, [literal(1)]).limit(1)) for name in _TABLES)
+
+
+def _others(name: str, source: Run, columns: list[Any]) -> Any:
+    table = schema.metadata.tables[name]
+    rows = select(*columns).where(table.c.run == source.pk)
+    return rows.where(*(table.c.name.not_like(pattern) for pattern in _OWN)) if name in ("tags", "artifacts") else rows
+
+# %% ../../nbs/store/23_inheriting.ipynb #inherit
 def inherit(
     store: Store,  # Where both are kept
     source: Run,   # The run that has logged
@@ -34,9 +48,7 @@ def inherit(
         for name in _TABLES:
             table = schema.metadata.tables[name]
             others = [each for each in table.c if each.name != "run"]
-            rows = select(literal(target.pk), *others).where(table.c.run == source.pk)
-            if name in ("tags", "artifacts"):
-                rows = rows.where(*(table.c.name.not_like(pattern) for pattern in _OWN))
+            rows = _others(name, source, [literal(target.pk), *others])
             if before is not None and "time" in table.c:
                 rows = rows.where(table.c.time < before)
             if before is not None and name == "metrics":

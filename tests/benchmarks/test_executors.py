@@ -40,12 +40,6 @@ def write(path: Path, *cells: str) -> Path:
     return path
 
 
-def worked() -> float:
-    "Seconds of processors that this process and all that came from it have used so far."
-    me = psutil.Process()
-    return sum(sum(process.cpu_times()[:4]) for process in (me, *me.children(recursive=True)))
-
-
 def idle() -> float:
     "Seconds that the machine's processors had nothing to do so far."
     times = psutil.cpu_times()
@@ -59,10 +53,9 @@ def test_local_keeps_the_cores_busy(benchmark: Any, race: Race, store: Store, tm
     count, shares = race.size(200, 2), []
 
     def round_() -> None:
-        before, unused = worked(), idle()
+        began, unused = time.perf_counter(), idle()
         assert run_many(path, {"seed": list(range(count))}, store=store, progress=False).status == "finished"
-        ours, unused = worked() - before, idle() - unused
-        shares.append(ours / (ours + unused))  # of what other programs left over
+        shares.append(1 - (idle() - unused) / ((time.perf_counter() - began) * cores()))  # on a quiet machine
 
     benchmark.pedantic(round_, rounds=1, iterations=1)
     if race.timed:

@@ -12,10 +12,9 @@ import sys
 import time
 import weakref
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 # %% auto #0
-__all__ = ['own_session', 'own_environment', 'own_chance', 'no_handlers', 'own_limits', 'own_plots']
+__all__ = ['own_session', 'own_environment', 'own_chance', 'no_handlers', 'own_plots']
 
 # %% ../../../nbs/notebooks/warm/04_identity.ipynb #process
 def own_session(
@@ -73,25 +72,6 @@ def no_handlers() -> None:
     atexit.unregister(weakref.finalize._exitfunc)
     weakref.finalize._registered_with_atexit = False  # the notebook's first finalize() registers it again, in its place
     weakref.finalize._registry.clear()
-
-# %% ../../../nbs/notebooks/warm/04_identity.ipynb #limits
-def _number(text: str | None) -> int | None:
-    head = (text or "").partition(",")[0].strip()
-    return int(head) if head.isdigit() and int(head) > 0 else None
-
-
-def own_limits(
-    env: Mapping[str, str],  # The environment of the run
-    pools: Any,              # A `threadpoolctl.ThreadpoolController` over the loaded libraries, None without one
-) -> None:
-    "Give native thread pools the limits that they would have read from the environment."
-    if pools is None:
-        return
-    openmp = _number(env.get("OMP_NUM_THREADS"))
-    blas = _number(env.get("OPENBLAS_NUM_THREADS")) or _number(env.get("MKL_NUM_THREADS")) or openmp
-    for limit, api in ((openmp, "openmp"), (blas, "blas")):
-        if limit:
-            pools.limit(limits=limit, user_api=api)
 
 # %% ../../../nbs/notebooks/warm/04_identity.ipynb #plots
 def own_plots(

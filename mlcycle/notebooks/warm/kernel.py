@@ -21,7 +21,7 @@ from ipykernel.kernelapp import IPKernelApp
 
 from .chance import states
 from .forking import Birth
-from .identity import no_handlers, own_chance, own_environment, own_limits, own_plots, own_session
+from .identity import no_handlers, own_chance, own_environment, own_plots, own_session
 from .wire import Gone, receive, send
 
 # %% auto #0
@@ -51,7 +51,6 @@ class Warmed:
     "What a warm process knows about itself, for its forks."
     made: dict[str, str] = field(default_factory=dict)  # Environment variables that its imports have set
     settings: str | None = None                         # The `matplotlibrc` that was read
-    pools: Any = None                                   # A `threadpoolctl.ThreadpoolController`, None without one
 
 # %% ../../../nbs/notebooks/warm/07_kernel.ipynb #kernel
 @dataclass
@@ -88,7 +87,6 @@ def become(
     own_environment(request["env"], request["cwd"], warmed.made)
     own_chance()
     no_handlers()
-    own_limits(request["env"], warmed.pools)
     own_plots(request["env"], warmed.settings)
     launcher = os.path.join(os.path.dirname(os.path.dirname(ipykernel.__file__)), "ipykernel_launcher.py")
     sys.argv = [launcher, "-f", request["file"], *request["arguments"]]

@@ -23,8 +23,7 @@ from .wire import Gone, pair, receive, send
 __all__ = ['IDLE', 'KEPT', 'read_early', 'installed_state', 'WarmProcess', 'warm_process', 'close_all']
 
 # %% ../../../nbs/notebooks/warm/11_pool.ipynb #environment
-_LATE = {"PWD", "OLDPWD", "SHLVL", "_", "TZ", "TMPDIR", "MPLBACKEND", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "COLUMNS",
-         "LINES", "TERM", "PYTEST_CURRENT_TEST"}
+_LATE = {"PWD", "OLDPWD", "SHLVL", "_", "TZ", "TMPDIR", "MPLBACKEND", "COLUMNS", "LINES", "TERM", "PYTEST_CURRENT_TEST"}
 _LATE_PREFIXES = ("MLCYCLE_", "JPY_", "DASK_", "OPTUNA_", "PAPERMILL_", "CLICOLOR", "FORCE_COLOR", "PAGER", "GIT_PAGER")
 
 
@@ -92,6 +91,8 @@ class WarmProcess:
         "Whether a process made now would be the same."
         if self.process.poll() is not None or installed_state() != self.installed:
             return False
+        if "_report" not in self.__dict__:  # it is just being made
+            return True
         try:
             return all([(info := os.stat(path)).st_mtime_ns, info.st_size] == known for path, known in self.report["files"].items())
         except (OSError, NotForked):

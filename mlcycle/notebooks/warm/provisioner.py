@@ -14,6 +14,7 @@ from typing import Any
 from jupyter_client.provisioning import KernelProvisionerBase
 from traitlets import List, Unicode
 
+from ..threads import LIMITS, limits_in
 from .pool import warm_process
 from .process import ForkedKernel, NotForked, fork_kernel
 
@@ -105,7 +106,8 @@ class ForkProvisioner(KernelProvisionerBase):
             streams = descriptors((kwargs.get("stdin"), kwargs.get("stdout"), kwargs.get("stderr")), null)
             if self.control is not None:
                 return fork_kernel(self.control, request, streams)
-            return warm_process(tuple(self.imports), request["cwd"]).fork(request, streams)
+            env = {name: value for name, value in os.environ.items() if name not in LIMITS} | limits_in(request["env"])
+            return warm_process(tuple(self.imports), request["cwd"], env).fork(request, streams)
         finally:
             os.close(null)
 

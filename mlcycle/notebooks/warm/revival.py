@@ -21,7 +21,7 @@ from ipykernel.iostream import OutStream
 
 from .chance import restore, seeded, states
 from .forking import Birth, serve, settle
-from .identity import no_handlers, own_chance, own_limits
+from .identity import no_handlers, own_chance
 from .kernel import Forked, live
 from .safety import drop_sockets, gpu, open_connections, unknown_threads
 from .wire import receive, send
@@ -143,7 +143,6 @@ def _own_place(forked: Forked, request: dict[str, Any]) -> None:
                 os.environ[name] = now[name]
     if request["cwd"] != forked.cwd:
         os.chdir(request["cwd"])
-    own_limits(request["env"], forked.warmed.pools)
     no_handlers()
 
 # %% ../../../nbs/notebooks/warm/08_revival.ipynb #revive

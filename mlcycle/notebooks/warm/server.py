@@ -19,7 +19,7 @@ from .safety import gpu, unknown_threads
 from .wire import receive, send
 
 # %% auto #0
-__all__ = ['KERNEL', 'TRACKING', 'load', 'warm', 'local_files', 'main']
+__all__ = ['KERNEL', 'TRACKING', 'load', 'warm', 'local_files', 'first_use', 'main']
 
 # %% ../../../nbs/notebooks/warm/09_server.ipynb #kernel
 KERNEL = ("ipykernel.kernelapp", "ipykernel.ipkernel", "ipykernel.zmqshell", "ipykernel.displayhook", "ipykernel.debugger",
@@ -87,6 +87,14 @@ def local_files() -> dict[str, list[int]]:  # Path to time of change (ns) and si
             found[real] = [info.st_mtime_ns, info.st_size]
     return found
 
+# %% ../../../nbs/notebooks/warm/09_server.ipynb #first-use
+def first_use() -> None:
+    "Let imported libraries look up what every use of them begins with."
+    narwhals = sys.modules.get("narwhals.dependencies")
+    if narwhals is not None:
+        narwhals.is_into_dataframe(None)
+
+
 # %% ../../../nbs/notebooks/warm/09_server.ipynb #main
 def main() -> None:
     "The program: the number of a control channel is its one argument."
@@ -96,10 +104,6 @@ def main() -> None:
         del sys.path[0]
     request, _ = receive(control)
     before = dict(os.environ)
-    from threadpoolctl import ThreadpoolController
-
-    os.environ.clear()
-    os.environ.update(before)  # what our own tool has set is not the notebook's
     tracking = TRACKING if any(name.partition(":")[0].partition(".")[0] == "mlcycle" for name in request["imports"]) else ()
     for name in (*KERNEL, *tracking):
         try:
@@ -108,6 +112,7 @@ def main() -> None:
             continue
     sys.path.insert(0, "")  # as in a kernel
     bad = warm(request["imports"])
+    first_use()
     sys.path.remove("")
     made = {name: value for name, value in os.environ.items() if before.get(name) != value}
     os.chdir("/")
@@ -115,7 +120,7 @@ def main() -> None:
     from mlcycle.notebooks.warm.revival import take
 
     matplotlib = sys.modules.get("matplotlib")
-    warmed = Warmed(made, matplotlib.matplotlib_fname() if matplotlib else None, ThreadpoolController())
+    warmed = Warmed(made, matplotlib.matplotlib_fname() if matplotlib else None)
     report: dict[str, Any] = {"bad": bad, "problems": unknown_threads() + gpu(), "files": local_files()}
     send(control, report)
     settle()
