@@ -15,7 +15,7 @@ __all__ = ['Status', 'Kind', 'Process', 'RunError', 'Run', 'MetricPoint', 'Artif
 
 # %% ../nbs/02_entities.ipynb #run
 Status = Literal["running", "finished", "failed", "cancelled", "pruned", "lost"]
-Kind = Literal["script", "cell", "notebook", "trial", "sweep"]
+Kind = Literal["script", "cell", "notebook", "trial", "sweep", "study"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -142,14 +142,16 @@ class run:
         capture: bool = True,                     # Capture git, environment, code and hardware
         source: str | None = None,                # Source of the cell, for a tracked cell
         redactor: Redactor | None = None,         # Knows the secrets; those of the environment by default
+        parent: str | None = None,                # Id of the run that it is part of; the current one by default, in the same store
     ):
+        self._parent = parent
         self._options = dict(name=name, experiment=experiment, params=params, tags=tags, kind=kind, store=store, capture=capture,
                              source=source, redactor=redactor)
         self._token: Token[ActiveRun | None] | None = None
 
     def __enter__(self) -> ActiveRun:
-        parent = self._options["store"] is None and _parent()
-        if parent and self._options["experiment"] is None:
+        parent = self._parent or (self._options["store"] is None and _parent())
+        if parent and not self._parent and self._options["experiment"] is None:
             self._options["experiment"] = current_run().experiment
         self._release = _catch_sigterm()
         try:

@@ -34,7 +34,7 @@ def test_eight_at_once_leave_nothing_behind(project, monkeypatch, tmp_path) -> N
                          "import time, mlcycle as mlc\ntime.sleep(0.2)\nmlc.log_metric('n', int(Path('state').read_text()))")
     before = {p.pid for p in psutil.Process().children(recursive=True)}
     sweep = run_many(path, {"n": list(range(16))}, jobs=8, scratch=True, out=tmp_path / "out", progress=False)
-    assert [row.metrics for row in sweep] == [{"n": float(n)} for n in range(16)] and sweep.status == "finished"
+    assert [(row.metrics, row.reason) for row in sweep] == [({"n": float(n)}, None) for n in range(16)] and sweep.status == "finished"
     assert left_over(before) == [] and not (project.folder / "state").exists()
     assert not [path.name for path in (tmp_path / "tmp").iterdir() if path.name.startswith("mlcycle-run-")]
     assert len(list((tmp_path / "out").iterdir())) == 16
