@@ -16,6 +16,7 @@ _HOME = {
     "connect": "store.connect",
     **dict.fromkeys(("current_run", "run", "log_metric", "log_metrics", "log_params", "set_tags", "log_artifact", "log_text", "log_figure",
                      "log_table", "log_input", "log_model"), "track.current"),
+    **dict.fromkeys(("report", "current_trial"), "track.trial"),
     **dict.fromkeys(("runs", "history"), "track.queries"),
     "autolog": "track.autolog.switch",
     "run_notebook": "notebooks.runner",
@@ -31,7 +32,7 @@ _HOME = {
     "RunsTable": "ui.widgets.runs_table",
     "Compare": "ui.widgets.compare",
     **dict.fromkeys(("RunView", "VersionView", "ModelView"), "ui.widgets.things"),
-    **dict.fromkeys(("MlcycleError", "NoActiveRunError", "NotebookRunError", "ReproductionError"), "errors"),
+    **dict.fromkeys(("MlcycleError", "NoActiveRunError", "NotebookRunError", "ReproductionError", "TrialPruned"), "errors"),
 }
 __all__ = ["__version__", "load_ipython_extension", *_HOME]
 

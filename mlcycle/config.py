@@ -13,8 +13,8 @@ from pathlib import Path
 from .errors import ConfigError
 
 # %% auto #0
-__all__ = ['ENV_STORE', 'ENV_ARTIFACTS', 'ENV_EXPERIMENT', 'ENV_ACTOR', 'ENV_RUN', 'FOLDER', 'project_root', 'Settings', 'table',
-           'store_url', 'default_artifacts', 'load_settings', 'actor']
+__all__ = ['ENV_STORE', 'ENV_ARTIFACTS', 'ENV_EXPERIMENT', 'ENV_ACTOR', 'ENV_RUN', 'ENV_TRIAL', 'FOLDER', 'project_root',
+           'Settings', 'table', 'store_url', 'default_artifacts', 'load_settings', 'actor']
 
 # %% ../nbs/03_config.ipynb #names
 ENV_STORE = "MLCYCLE_STORE"            # URL of the metadata store
@@ -22,6 +22,7 @@ ENV_ARTIFACTS = "MLCYCLE_ARTIFACTS"    # URL or folder of the artifacts
 ENV_EXPERIMENT = "MLCYCLE_EXPERIMENT"  # Experiment of runs that name none
 ENV_ACTOR = "MLCYCLE_ACTOR"            # Who acts, in place of user@host
 ENV_RUN = "MLCYCLE_RUN"                # Id of the run that a child process continues
+ENV_TRIAL = "MLCYCLE_TRIAL"            # Where a child process asks whether its trial goes on
 FOLDER = ".mlcycle"                    # The embedded store's folder in a project's root
 
 # %% ../nbs/03_config.ipynb #root

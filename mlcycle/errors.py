@@ -6,7 +6,8 @@
 __all__ = ['MlcycleError', 'UsageError', 'ConfigError', 'NotFoundError', 'AmbiguousError', 'NoActiveRunError', 'ParameterError',
            'QueryError', 'NotebookFormatError', 'StoreError', 'StoreFormatError', 'StoreVersionError', 'StoreFullError',
            'ArtifactError', 'ArtifactNameError', 'CorruptArtifactError', 'SecretError', 'NotebookRunError',
-           'ModelError', 'UnsafeModelError', 'DataError', 'SignatureError', 'GateError', 'ReproductionError']
+           'ModelError', 'UnsafeModelError', 'DataError', 'SignatureError', 'GateError', 'ReproductionError',
+           'TrialPruned']
 
 # %% ../nbs/01_errors.ipynb #base
 class MlcycleError(Exception):
@@ -121,3 +122,21 @@ class ReproductionError(MlcycleError):
     ):
         super().__init__(message)
         self.result = result
+
+# %% ../nbs/01_errors.ipynb #pruned
+class TrialPruned(BaseException):
+    "A trial that its study has ended early; raised by `mlc.report`."
+
+    def __init__(
+        self,
+        step: int,     # Where it was ended
+        value: float,  # What was reported there
+    ):
+        super().__init__(step, value)
+        self.step, self.value = step, value
+
+    def __str__(self) -> str:
+        return f"Pruned at step {self.step}: {self.value:g} is not good enough to go on."
+
+    def _render_traceback_(self) -> list[str]:
+        return [str(self)]

@@ -22,6 +22,7 @@ import psutil
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from nbclient.util import ensure_async
 
+from ..config import ENV_TRIAL
 from ..errors import NotebookRunError
 from . import endings
 from .endings import Ending
@@ -235,10 +236,11 @@ class TrackedClient(RedactingClient):
             ending = self._with_last_words(replace(endings.kernel_died(self.nb, index, await self._exit_code()), exception=e))
         if ending is None and self._leave:
             ending = self._exited(index, "0")
-        if ending is not None and ending.status != "finished":
+        pruned = ending is not None and ending.status == "pruned"
+        if ending is not None and ending.status != "finished" and not pruned:
             self.nb_man.cell_exception(cell, cell_index=index)
         self.flush_lines()
-        self.nb_man.cell_complete(cell, cell_index=index)
+        self.nb_man.cell_complete(cell, cell_index=index, status="pruned" if pruned else None)
         return ending
 
     async def async_execute_cell(self, cell: Any, cell_index: int, *args: Any, **kwargs: Any) -> Any:
@@ -250,6 +252,8 @@ class TrackedClient(RedactingClient):
         shown = next((out for out in reversed(cell.outputs) if out.output_type == "error"), None)
         if error.ename == "SystemExit":
             return self._exited(index, error.evalue)
+        if error.ename == "TrialPruned" and ENV_TRIAL in (self.env or {}) and (ending := endings.pruned(self.nb, index, error.evalue)):
+            return ending
         return endings.raised(self.nb, index, error.ename, error.evalue, list(shown.traceback) if shown else [])
 
     def _exited(self, index: int, code: str) -> Ending:

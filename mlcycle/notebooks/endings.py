@@ -14,14 +14,14 @@ from ..entities import RunError, Status
 from .source import numbers, runnable
 
 # %% auto #0
-__all__ = ['Ending', 'finished', 'clean', 'cell_number', 'is_last', 'raised', 'condition_raised', 'exited', 'kernel_died',
-           'not_started', 'too_long', 'too_large', 'interrupted']
+__all__ = ['Ending', 'finished', 'clean', 'cell_number', 'is_last', 'raised', 'condition_raised', 'exited', 'pruned',
+           'kernel_died', 'not_started', 'too_long', 'too_large', 'interrupted']
 
 # %% ../../nbs/notebooks/09_endings.ipynb #ending
 @dataclass(frozen=True, slots=True)
 class Ending:
     "How one execution of a notebook ended."
-    status: Status                  # `finished`, `failed` or `cancelled`
+    status: Status                  # `finished`, `failed`, `cancelled` or `pruned`
     reason: str | None = None       # One line on why it did not finish
     error: RunError | None = None   # What went wrong, and in which cell
     index: int | None = None        # Position in the notebook of the cell where it ended
@@ -106,6 +106,16 @@ def exited(
     left = sum(runnable(cell) for cell in nb.cells[index + 1:])
     message = f"Cell {number} called sys.exit({code}); {left} code cell{'s' * (left != 1)} below it did not run."
     return _failed(nb, index, "stopped before its last cell", "SystemExit", message)
+
+# %% ../../nbs/notebooks/09_endings.ipynb #pruned
+def pruned(
+    nb: Any,       # The notebook node
+    index: int,    # Position of the cell
+    message: str,  # Of the `TrialPruned` that it raised
+) -> Ending | None:  # None for another's exception of that name
+    "`mlc.report` ended the trial."
+    found = re.match(r"Pruned at step (-?\d+): ", clean(message))
+    return found and Ending("pruned", f"pruned at step {found[1]} (cell {cell_number(nb, index)})", None, index)
 
 # %% ../../nbs/notebooks/09_endings.ipynb #died
 def kernel_died(

@@ -17,6 +17,7 @@ import nbformat
 from papermill.engines import Engine
 from papermill.log import logger
 
+from ..config import ENV_TRIAL
 from ..errors import NoActiveRunError, NotebookRunError
 from .attending import Attendant
 from .client import Limits, TrackedClient
@@ -83,7 +84,8 @@ def client_for(
     "The client that will run a notebook's cells."
     if session.folder is not None:
         settings["resources"] = {"metadata": {"path": str(session.folder)}}
-    env = {**os.environ, **limit_threads(session.threads, os.environ), **session.env, **session.active.environment}
+    own = {name: value for name, value in os.environ.items() if name != ENV_TRIAL}  # a run inside a trial is not the trial
+    env = {**own, **limit_threads(session.threads, os.environ), **session.env, **session.active.environment}
     imports = None if session.fresh else warmable(manager.nb)
     return kind(manager, session.limits, session.redactor, env, imports, session.shared, kernel_name=kernel, log=log,
                 startup_timeout=session.limits.startup, iopub_timeout=60, raise_on_iopub_timeout=False, **settings)

@@ -100,10 +100,10 @@ class RunManager(NotebookExecutionManager):
         if self.listener:
             self.listener("start", cell_index or 0)
 
-    def cell_complete(self, cell: Any, cell_index: int | None = None, **kwargs: Any) -> None:
+    def cell_complete(self, cell: Any, cell_index: int | None = None, status: str | None = None, **kwargs: Any) -> None:
         super().cell_complete(cell, cell_index=cell_index, **kwargs)
-        if was_skipped(cell):
-            cell.metadata.papermill["status"] = SKIPPED
+        if status or was_skipped(cell):
+            cell.metadata.papermill["status"] = status or SKIPPED
         if self.listener:
             self.listener("end", cell_index or 0)
 

@@ -112,7 +112,7 @@ class Quiet:
         now = time.monotonic()
         if event == "start":
             self.state.current, self.state.since = cell["id"], now
-        elif cell.metadata.get("papermill", {}).get("status") != "failed":
+        elif cell.metadata.get("papermill", {}).get("status") not in ("failed", "pruned"):
             self.state.took[cell["id"]] = now - self.state.since
 
     def open(self) -> None:

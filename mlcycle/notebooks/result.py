@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..display import Facts, Result, Text, show_seconds
+from ..display import STATES, Facts, Result, Text, show_seconds
 from ..entities import RunError, Status
 from ..track.current import Terminated
 
@@ -25,7 +25,7 @@ class NotebookRun:
     name: str                        # Its name
     experiment: str                  # Its experiment
     notebook: str                    # File name of the notebook
-    status: Status                   # `finished`, `failed` or `cancelled`
+    status: Status                   # `finished`, `failed`, `cancelled` or `pruned`
     seconds: float                   # How long it took
     reason: str | None = None        # One line on why it did not finish
     cell: int | None = None          # Number of the code cell where it ended, None for one that finished
@@ -48,7 +48,7 @@ class NotebookRun:
 
     def result(self) -> Result:
         "As every command gives it: for machines, for a terminal and for a notebook."
-        look = {"finished": "good", "failed": "bad"}.get(self.status, "warn")
+        look = STATES.get(self.status, "warn")
         why = f": {self.reason}" if self.reason else ""
         cell = f"{self.cell} (id {self.cell_id})" if self.cell else None
         facts = {"run": f"{self.run[:8]} ({self.name})", "experiment": self.experiment, "cell": cell,
@@ -62,7 +62,8 @@ class NotebookRun:
         parts += [Text(text, "warn") for text in self.warnings]
         if self.error:
             parts.append(Text(self.error.traceback or f"{self.error.type}: {self.error.message}", block=True))
-        return Result(self.json(), parts, 0 if self.status == "finished" and self.reason is None else 1)
+        good = self.status == "pruned" or (self.status == "finished" and self.reason is None)
+        return Result(self.json(), parts, 0 if good else 1)
 
     def __repr__(self) -> str:
         return repr(self.result())

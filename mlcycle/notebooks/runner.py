@@ -68,6 +68,12 @@ def _output(out: str | Path | None, source: Path) -> str | None:
         raise UsageError(f"Nothing can be written to {path.parent}. Choose another place for the executed notebook.")
     return str(path)
 
+# %% ../../nbs/notebooks/17_runner.ipynb #variables
+def _variables(env: Mapping[str, str] | None) -> dict[str, str]:
+    if wrong := [f"{name!r}: {value!r:.40}" for name, value in (env or {}).items() if not (isinstance(name, str) and isinstance(value, str))]:
+        raise UsageError(f"Variables of the environment are text, names and values; these are not: {', '.join(wrong)}.")
+    return dict(env or {})
+
 # %% ../../nbs/notebooks/17_runner.ipynb #run
 def run_notebook(
     path: str | Path | Source,                # A notebook file, or one that was read before
@@ -95,6 +101,7 @@ def run_notebook(
     parent: str | None = None,                # Id of the run that it is part of; the current one by default
     threads: int | None = None,               # Native threads (BLAS, OpenMP) that it may use; None for as many as it likes
     control: Control | None = None,           # Stops the run from another thread
+    env: Mapping[str, str] | None = None,     # More for the kernel's environment; nothing of it is kept
 ) -> NotebookRun:                             # What became of it
     "Execute a notebook as a run. Raises `UsageError` before anything ran, `NotebookRunError` (with `.result`) when it did not finish."
     from mlcycle.notebooks.checks import check_values
@@ -120,7 +127,7 @@ def run_notebook(
     values = check_values(infer(source.nb, choice.language, choice.name), params or {}, [s.name for s in declared])
     nb = inject(source.nb, values, declared, choice.language, choice.name)
     limits = Limits(run=check_limit("timeout", timeout), cell=check_limit("cell_timeout", cell_timeout))
-    most, output = to_bytes(memory), _output(out, source.path)
+    most, output, more = to_bytes(memory), _output(out, source.path), _variables(env)
     if register is not None:
         check_model_name(register)
     told = {**parameters_in(source.nb, choice.language), **{n: jsonable(value) for n, value in values.items()}}
@@ -133,8 +140,8 @@ def run_notebook(
     active = begin(nb, source.path, source.data, params=told, redactor=redactor, name=name, experiment=experiment, tags=dict(tags or {}), store=store,
                    parent=parent)
     with scratch_folder(source.folder, scratch) as folder:
-        session = Session(active, source.path.name, redactor, environment(declared), limits, folder, progress, _stream(follow), fresh=fresh,
-                          threads=threads, memory=most, control=control)
+        session = Session(active, source.path.name, redactor, {**more, **environment(declared)}, limits, folder, progress, _stream(follow),
+                          fresh=fresh, threads=threads, memory=most, control=control)
         if shared is not None and not fresh and shared.fit(source.nb):
             shared.inherit(active)
             session.shared = shared
@@ -235,6 +242,8 @@ def _finish(session: Session, source: Source, output: str | None, register: str 
         raise NotebookRunError(f"{source.path.name} was {run.reason}. {kept}", result)
     if run.status == "cancelled":
         raise (NotebookTerminated if "SIGTERM" in (run.reason or "") else NotebookInterrupted)(f"{source.path.name} was {run.reason}. {kept}", result)
+    if run.status == "pruned":  # its study asked for that: nothing went wrong
+        return result
     if run.status != "finished":
         error = NotebookRunError(f"{source.path.name} failed: {(run.reason or '').rstrip('.')}. {kept}", result)
         if run.error and run.error.traceback:

@@ -111,7 +111,8 @@ class _Course:
         "Note one outcome."
         self.outcomes[outcome.row] = outcome
         self.state.took.append(outcome.result.seconds if outcome.result else 0.0)
-        self.state.failed += outcome.status not in ("finished", "cancelled")
+        self.state.pruned += outcome.status == "pruned"
+        self.state.failed += outcome.status not in ("finished", "pruned", "cancelled")
         for text in outcome.result.warnings if outcome.result else ():
             if text not in self.problems:
                 self.problems.append(text)
@@ -129,7 +130,7 @@ class _Course:
             return "cancelled", f"{how} with {done} of {total} finished"
         if self.executor.lost:
             return "failed", f"{self.executor.lost} with {done} of {total} finished"
-        failed = total - done
+        failed = total - done - self.state.pruned
         return ("failed", f"{failed} of {total} failed") if failed else ("finished", None)
 
 # %% ../../nbs/notebooks/46_sweep.ipynb #many

@@ -28,7 +28,7 @@ class SweepRow:
     "One run of a sweep."
     row: int                       # Its number, from 1
     params: dict[str, Any]         # What it was given that not all runs were
-    status: str                    # `finished`, `failed`, `cancelled`, `lost`, or `not started`
+    status: str                    # `finished`, `pruned`, `failed`, `cancelled`, `lost`, or `not started`
     run: str | None = None         # Id of the run; None when there was none
     name: str = ""                 # Its name
     seconds: float | None = None   # How long it took
@@ -68,8 +68,8 @@ class Sweep:
 
     @property
     def failed(self) -> tuple[SweepRow, ...]:
-        "The runs that did not finish, whatever the reason."
-        return tuple(row for row in self.rows if row.status != "finished")
+        "The runs that did not finish, whatever the reason; one that was pruned is none of them."
+        return tuple(row for row in self.rows if row.status not in ("finished", "pruned"))
 
     def frame(self) -> pd.DataFrame:
         "A row a run: what varies, the metrics, status, seconds and the run's id."
@@ -121,6 +121,7 @@ class SweepState:
     running: int = 0             # How many go on now
     took: list[float] = field(default_factory=list)  # Seconds of each that is done
     failed: int = 0              # How many of those did not finish
+    pruned: int = 0              # How many of those were ended early by their study
     began: float = field(default_factory=time.monotonic)  # When it began
     ended: float | None = None   # When it ended
     status: str = "running"      # What became of it
@@ -143,7 +144,7 @@ class SweepState:
 
     def line(self) -> str:
         "One line for a person."
-        failed = f", {self.failed} failed" if self.failed else ""
+        failed = "".join(f", {count} {what}" for count, what in ((self.pruned, "pruned"), (self.failed, "failed")) if count)
         if self.status != "running":
             return f"{self.title}: {self.status}, {len(self.took)} of {self.total} done{failed}, {clock(self.elapsed())}"
         left = self.remaining()

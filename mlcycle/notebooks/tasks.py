@@ -46,7 +46,7 @@ class Task:
     data: bytes                     # The notebook's bytes
     tag: str                        # Which notebook it is, for the run's tag
     params: dict[str, Any] = field(default_factory=dict)    # Values of its parameters, checked
-    options: dict[str, Any] = field(default_factory=dict)   # More for `run_notebook`: limits, kernel, secrets, tags
+    options: dict[str, Any] = field(default_factory=dict)   # More for `run_notebook`: limits, kernel, secrets, tags, env
     scratch: bool = False           # Work in an empty folder
     store: tuple[str, str] = ("", "")                       # Addresses of metadata and artifacts, for another process
     versions: dict[str, str] = field(default_factory=dict)  # What its worker must have installed
@@ -62,7 +62,7 @@ class Outcome:
 
     @property
     def status(self) -> str:
-        "`finished`, `failed` or `cancelled`."
+        "`finished`, `failed`, `cancelled` or `pruned`."
         return self.result.status if self.result else "failed"
 
 # %% ../../nbs/notebooks/43_tasks.ipynb #attempts

@@ -18,7 +18,7 @@ from typing import Any
 
 from ..config import ENV_RUN
 from ..entities import Artifact, Dataset, Kind, RunError, Status
-from ..errors import MlcycleError, NoActiveRunError, UsageError
+from ..errors import MlcycleError, NoActiveRunError, TrialPruned, UsageError
 from ..redact import Redactor
 from ..store.connect import Store
 from .active import ActiveRun
@@ -112,6 +112,10 @@ def outcome(
             return "cancelled", None, f"cancelled ({type(error).__name__})"
         case SystemExit() if error.code in (None, 0):
             return "finished", None, None
+        case TrialPruned():
+            return "pruned", None, f"pruned at step {error.step}"
+        case _ if type(error).__name__ == "TrialPruned" and type(error).__module__.startswith("optuna."):  # who knows Optuna raises its own
+            return "pruned", None, str(error) or "pruned"
     return "failed", RunError(type(error).__name__, str(error), "".join(traceback.format_exception(error))), f"{type(error).__name__}: {error}"
 
 # %% ../../nbs/track/05_current.ipynb #blocks

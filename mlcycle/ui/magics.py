@@ -15,7 +15,7 @@ from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class
 from IPython.display import display
 
 from ..display import Result, Table, Text
-from ..errors import MlcycleError
+from ..errors import MlcycleError, TrialPruned
 from .journal import journal_of
 from .options import MagicError, Tracked, params_line, read_options, split_words, take_params, track_cell, track_line
 from .showing import Shown, note
@@ -77,6 +77,8 @@ def _run_cell(shell: Any, cell: str, asked: Tracked) -> None:
     if asked.out:
         shell.user_ns[asked.out] = active
     shown.settle()
+    if isinstance(error, TrialPruned):
+        raise error
     if error is not None:
         raise MagicError(f"the run {active.name} ({active.id[:8]}) {active.run.status}: {active.run.reason}") from None
 
