@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
 from difflib import get_close_matches
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 # %% auto #0
-__all__ = ['Kind', 'MOST', 'EXACT', 'typed', 'written', 'Domain', 'range_of', 'choice_of', 'read_domain', 'refusal', 'domain_of']
+__all__ = ['Kind', 'MOST', 'EXACT', 'typed', 'written', 'Domain', 'range_of', 'choice_of', 'read_domain', 'reading', 'domain_of']
 
 # %% ../../nbs/tune/02_domains.ipynb #words
 _NAMED = {"true": True, "True": True, "false": False, "False": False, "none": None, "None": None, "null": None}
@@ -165,7 +166,7 @@ def range_of(
     step: Any = None,       # Distance of its values
     log: Any = False,       # Whether small values are as likely as large ones
 ) -> Domain:
-    "A checked range. Raises an error that `read_domain` turns into a `UsageError`."
+    "A checked range. Wrong ones raise inside `reading`, which says where."
     name = "int" if kind == "int" else "uniform"
     example = "int(2, 12)" if kind == "int" else "uniform(0, 1)"
     low, high = _number("low", low, kind, example), _number("high", high, kind, example)
@@ -201,7 +202,7 @@ def range_of(
 def choice_of(
     choices: Sequence[Any],  # The values
 ) -> Domain:
-    "A checked choice. Raises an error that `read_domain` turns into a `UsageError`."
+    "A checked choice. Wrong ones raise inside `reading`, which says where."
     if not choices:
         _wrong("there is nothing to choose from", "Write the values: {rf, hgb}.")
     for i, value in enumerate(choices):
@@ -309,7 +310,7 @@ def read_domain(
     where: str = "",  # Where it stands, for messages
 ) -> tuple[Domain, str | None]:  # The domain, and the condition behind `when`
     "Read what a parameter may be. Raises `UsageError` that says where, what is wrong and what to write."
-    try:
+    with reading(where, text):
         domain, rest = _domain(text)
         if not rest:
             return domain, None
@@ -318,19 +319,20 @@ def read_domain(
         if not found[1]:
             _wrong("there is nothing behind when", 'Write a condition: … when model == "rf".')
         return domain, found[1].strip()
+
+
+@contextmanager
+def reading(
+    where: str,  # Where it stands
+    text: str,   # What was written
+) -> Iterator[None]:
+    "Say where, for what `range_of` and `choice_of` find wrong in the block. Raises `UsageError`."
+    try:
+        yield
     except _Wrong as e:
-        raise refusal(where, text, e) from None
-
-
-def refusal(
-    where: str,      # Where it stands
-    text: str,       # What was written
-    problem: Exception,  # What is wrong with it
-) -> UsageError:
-    "The error that says so."
-    shown = " ".join(text.split())
-    shown = shown if len(shown) <= 100 else shown[:99] + "…"
-    return UsageError(f"{where}{': ' if where else ''}{shown}{': ' if shown else ''}{problem}. {getattr(problem, 'fix', '')}".strip())
+        shown = " ".join(text.split())
+        shown = shown if len(shown) <= 100 else shown[:99] + "…"
+        raise UsageError(f"{where}{': ' if where else ''}{shown}{': ' if shown else ''}{e}. {e.fix}") from None
 
 # %% ../../nbs/tune/02_domains.ipynb #json
 def domain_of(
