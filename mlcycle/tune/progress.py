@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 from html import escape
-from typing import Any
 
 from ..display import show_value
 from ..notebooks.progress import clock
