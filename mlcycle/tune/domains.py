@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
-from difflib import get_close_matches
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
@@ -22,12 +21,12 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 # %% auto #0
-__all__ = ['Kind', 'MOST', 'EXACT', 'typed', 'written', 'Domain', 'range_of', 'choice_of', 'read_domain', 'reading', 'domain_of']
+__all__ = ['QUOTED', 'WORD', 'Kind', 'MOST', 'EXACT', 'typed', 'written', 'shown', 'Domain', 'WrongDomain', 'refuse', 'reading',
+           'range_of', 'choice_of', 'domain_of']
 
 # %% ../../nbs/tune/02_domains.ipynb #words
 _NAMED = {"true": True, "True": True, "false": False, "False": False, "none": None, "None": None, "null": None}
-_QUOTED, _WORD = r'"(?:[^"\\]|\\.)*"|\'(?:[^\'\\]|\\.)*\'', r"[^\s,(){}\[\]=\"']+"
-_ESCAPED = {"n": "\n", "t": "\t", "r": "\r"}
+QUOTED, WORD = r'"(?:[^"\\]|\\.)*"|\'(?:[^\'\\]|\\.)*\'', r"[^\s,(){}\[\]=\"']+"  # Patterns of a text in quotes, and of a word without
 
 
 def typed(
@@ -52,14 +51,17 @@ def written(
         return str(value).lower()
     if not isinstance(value, str):
         return repr(value)
-    if re.fullmatch(_WORD, value) and isinstance(typed(value), str):
+    if re.fullmatch(WORD, value) and isinstance(typed(value), str):
         return value
     quoted = value.replace("\\", "\\\\").replace('"', '\\"')
     return '"' + quoted.replace("\n", "\\n").replace("\t", "\\t").replace("\r", "\\r") + '"'
 
 
-def _unquoted(text: str) -> str:
-    return re.sub(r"\\(.)", lambda found: _ESCAPED.get(found[1], found[1]), text[1:-1], flags=re.DOTALL)
+def shown(
+    number: float,  # An int or a float
+) -> str:
+    "How a number is written in a range, whose kind says what it is: 1 for 1.0."
+    return str(int(number)) if abs(number) < 1e15 and number == int(number) else repr(number)
 
 # %% ../../nbs/tune/02_domains.ipynb #domain
 Kind = Literal["float", "int", "choice"]
@@ -125,7 +127,7 @@ class Domain:
         if self.kind == "choice":
             return "{" + ", ".join(map(written, self.choices)) + "}"
         name = {("float", False): "uniform", ("float", True): "loguniform", ("int", False): "int", ("int", True): "logint"}[self.kind, self.log]
-        return f"{name}({self.low!r}, {self.high!r}" + (f", step={self.step!r})" if self.step is not None else ")")
+        return f"{name}({shown(self.low)}, {shown(self.high)}" + (f", step={shown(self.step)})" if self.step is not None else ")")
 
     def json(self) -> dict[str, Any]:
         "As plain data."
@@ -133,29 +135,51 @@ class Domain:
         return {name: value for name, value in found.items() if value is not None and value is not False and value != []}
 
 # %% ../../nbs/tune/02_domains.ipynb #make
-class _Wrong(Exception):
-    "What is wrong, and what to write."
+class WrongDomain(Exception):
+    "What is wrong with a domain, and what to write."
 
-    def __init__(self, what: str, fix: str):
+    def __init__(
+        self,
+        what: str,  # What is wrong
+        fix: str,   # What to write
+    ):
         super().__init__(what)
-        self.what, self.fix = what, fix
+        self.fix = fix
 
 
-def _wrong(what: str, fix: str) -> NoReturn:
-    raise _Wrong(what, fix)
+def refuse(
+    what: str,  # What is wrong
+    fix: str,   # What to write
+) -> NoReturn:
+    "Raise `WrongDomain`, which `reading` turns into a `UsageError`."
+    raise WrongDomain(what, fix)
+
+
+@contextmanager
+def reading(
+    where: str,  # Where it stands
+    text: str,   # What was written
+) -> Iterator[None]:
+    "Say where, for what `range_of` and `choice_of` find wrong in the block. Raises `UsageError`."
+    try:
+        yield
+    except WrongDomain as e:
+        shown = " ".join(text.split())
+        shown = shown if len(shown) <= 100 else shown[:99] + "…"
+        raise UsageError(f"{where}{': ' if where else ''}{shown}{': ' if shown else ''}{e}. {e.fix}") from None
 
 
 def _number(name: str, value: Any, kind: Kind, example: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        _wrong(f"{name} is {value!r}, which is no number", f"Write {example}.")
+        refuse(f"{name} is {value!r}, which is no number", f"Write {example}.")
     if (isinstance(value, int) and abs(value) > EXACT) or not math.isfinite(value):
-        _wrong(f"{name} is {value}, which is too large" if value == value else f"{name} is no number", f"Write {example}.")
+        refuse(f"{name} is {value}, which is too large" if value == value else f"{name} is no number", f"Write {example}.")
     if kind == "float":
         return float(value)
     if value != int(value):
-        _wrong(f"{name} is {value}, which is no whole number", f"Write {example}, or uniform(…) for floats.")
+        refuse(f"{name} is {value}, which is no whole number", f"Write {example}, or uniform(…) for floats.")
     if abs(value) > EXACT:
-        _wrong(f"{name} is {value}, which is too large", f"Write {example}.")
+        refuse(f"{name} is {value}, which is too large", f"Write {example}.")
     return int(value)
 
 
@@ -170,32 +194,33 @@ def range_of(
     name = "int" if kind == "int" else "uniform"
     example = "int(2, 12)" if kind == "int" else "uniform(0, 1)"
     low, high = _number("low", low, kind, example), _number("high", high, kind, example)
-    if log not in (True, False) or not isinstance(log, bool):
-        _wrong(f"log is {log!r}", "Write log=true or log=false.")
+    least, most, plain = shown(low), shown(high), f"{name}({shown(low)}, {shown(high)})"
+    if not isinstance(log, bool):
+        refuse(f"log is {log!r}", "Write log=true or log=false.")
     if low == high:
-        _wrong(f"low and high are both {low}", f"Write {{{low}}} for one value, or give it to the run as a parameter.")
+        refuse(f"low and high are both {least}", f"Write {{{least}}} for one value, or give it to the run as a parameter.")
     if low > high:
-        _wrong(f"low is {low}, above high, which is {high}", f"Write {name}({high}, {low}).")
+        refuse(f"low is {least}, above high, which is {most}", f"Write {name}({most}, {least}).")
     if log and low <= 0:
         start = 0.0001 if kind == "float" else 1
-        above = f"log{name}({start}, {high}), or " if high > start else ""
-        _wrong(f"low is {low}, and on a log scale it must be above 0", f"Write {above}{name}({low}, {high}) without log.")
+        above = f"log{name}({start}, {most}), or " if high > start else ""
+        refuse(f"low is {least}, and on a log scale it must be above 0", f"Write {above}{plain} without log.")
     if math.isinf(high - low):
-        _wrong(f"the range from {low} to {high} is too long", "Write a shorter one.")
+        refuse(f"the range from {least} to {most} is too long", "Write a shorter one.")
     if step is None:
         return Domain(kind, low, high, None, log)
     step = _number("step", step, kind, f"{example[:-1]}, step={'2' if kind == 'int' else '0.1'})")
     if kind == "int" and step == 1:
         return Domain(kind, low, high, None, log)
     if log:
-        _wrong("a log scale has no step", f"Write log{name}({low}, {high}), or {name}({low}, {high}, step={step}).")
+        refuse("a log scale has no step", f"Write log{plain}, or {plain[:-1]}, step={shown(step)}).")
     if step <= 0:
-        _wrong(f"step is {step}", "Write a step above 0.")
+        refuse(f"step is {shown(step)}", "Write a step above 0.")
     steps = (Decimal(str(high)) - Decimal(str(low))) / Decimal(str(step))
     if steps < 1:
-        _wrong(f"step is {step}, longer than the range from {low} to {high}", "Write a smaller one.")
+        refuse(f"step is {shown(step)}, longer than the range from {least} to {most}", "Write a smaller one.")
     if steps > EXACT:
-        _wrong(f"step is {step}, too small for the range from {low} to {high}", f"Write a larger one, or {name}({low}, {high}).")
+        refuse(f"step is {shown(step)}, too small for the range from {least} to {most}", f"Write a larger one, or {plain}.")
     return Domain(kind, low, high, step, log)
 
 
@@ -204,135 +229,18 @@ def choice_of(
 ) -> Domain:
     "A checked choice. Wrong ones raise inside `reading`, which says where."
     if not choices:
-        _wrong("there is nothing to choose from", "Write the values: {rf, hgb}.")
+        refuse("there is nothing to choose from", "Write the values: {rf, hgb}.")
     for i, value in enumerate(choices):
         if not isinstance(value, bool | int | float | str | None):
-            _wrong(f"{value!r} cannot be chosen",
+            refuse(f"{value!r} cannot be chosen",
                    "A choice is a number, a text, true, false or none: give it a name, and look that up in the notebook.")
         if isinstance(value, float) and not math.isfinite(value):
-            _wrong(f"{value} cannot be chosen", f'Write a finite number, or "{value}" in quotes for the text.')
+            refuse(f"{value} cannot be chosen", f'Write a finite number, or "{value}" in quotes for the text.')
         if value in choices[:i]:
             twin = choices[choices.index(value)]
             same = type(twin) is type(value)
-            _wrong(f"{written(value)} stands twice" if same else f"{written(twin)} and {written(value)} are equal", "Leave one of them out.")
+            refuse(f"{written(value)} stands twice" if same else f"{written(twin)} and {written(value)} are equal", "Leave one of them out.")
     return Domain("choice", choices=tuple(choices))
-
-# %% ../../nbs/tune/02_domains.ipynb #read
-_TOKEN = re.compile(rf"\s*(?:(?P<quoted>{_QUOTED})|(?P<word>{_WORD})|(?P<mark>.))", re.DOTALL)
-_SIGNATURES = {"uniform": "uniform(0, 1)", "loguniform": "loguniform(1e-4, 1)", "float": "float(0, 1, step=0.1)", "int": "int(2, 12)",
-               "logint": "logint(1, 1000)", "choice": "choice(rf, hgb)"}
-_FORMS = "uniform(0, 1), loguniform(1e-4, 1), int(2, 12), logint(1, 1000) or {rf, hgb}"
-_CLOSING = {"(": ")", "{": "}", "[": "]"}
-
-
-def _items(text: str, at: int, opening: str) -> tuple[list[tuple[str | None, Any]], int]:
-    "Names and values between brackets, and where they end."
-    found: list[tuple[str | None, Any]] = []
-    item: list[Any] = []
-    name: str | None = None
-
-    def close(last: bool) -> None:
-        nonlocal item, name
-        if len(item) > 1:
-            _wrong(f"{' '.join(map(str, item))!r} is no value", "Put a comma between two values, and a text with spaces in quotes.")
-        if item:
-            found.append((name, item[0]))
-        elif name is not None or not last:
-            _wrong("a value is missing", "Write one before each comma and after each =.")
-        item, name = [], None
-
-    while match := _TOKEN.match(text, at):
-        at = match.end()
-        if match["quoted"]:
-            item.append(_unquoted(match["quoted"]))
-        elif match["word"]:
-            item.append(typed(match["word"]))
-        elif match["mark"] == _CLOSING[opening]:
-            close(True)
-            return found, at
-        elif match["mark"] == ",":
-            close(False)
-        elif match["mark"] == "=" and opening == "(" and name is None and len(item) == 1 and isinstance(item[0], str):
-            name, item = item[0], []
-        else:
-            _wrong(f"{match['mark']!r} is out of place", f"Write {_FORMS}; texts with such signs in quotes.")
-    _wrong(f"{opening!r} is not closed", f"Write {_CLOSING[opening]!r} at its end.")
-
-
-def _called(function: str, items: Sequence[tuple[str | None, Any]]) -> Domain:
-    example = _SIGNATURES[function]
-    if function == "choice":
-        if named := [name for name, _ in items if name is not None]:
-            _wrong(f"choice has no {named[0]}=", f"Write {example}.")
-        return choice_of([value for _, value in items])
-    allowed = ["low", "high", *([] if "log" in function else ["step"]), *(["log"] if function in ("float", "int") else [])]
-    given = [value for name, value in items if name is None]
-    if len(given) > 2:
-        _wrong(f"{function} takes low and high, and got {len(given)} values", f"Write {example}; a step as step=….")
-    options = dict(zip(("low", "high"), given, strict=False))
-    for name, value in items:
-        if name is None:
-            continue
-        if name not in allowed:
-            _wrong(f"{function} has no {name}=", f"It has {', '.join(allowed)}. Write {example}.")
-        if name in options:
-            _wrong(f"{name} is given twice", f"Write {example}.")
-        options[name] = value
-    if missing := [name for name in ("low", "high") if name not in options]:
-        _wrong(f"{' and '.join(missing)} missing", f"Write {example}.")
-    kind = "int" if function in ("int", "logint") else "float"
-    return range_of(kind, **{"log": function.startswith("log")} | options)
-
-
-def _domain(text: str) -> tuple[Domain, str]:
-    "A domain, and what stands behind it."
-    head = re.match(r"\s*([A-Za-z_]\w*)?\s*([({\[])?", text)
-    function, opening = head[1], head[2]
-    if opening is None or (function and opening != "("):
-        if not text.strip():
-            _wrong("nothing is written", f"Write {_FORMS}.")
-        if isinstance(value := typed(text.strip()), int | float) or value is None:
-            _wrong("this is one value, and nothing to vary", f"Write {{{text.strip()}}}, or give it to the run as a parameter.")
-        _wrong("this says no values", f"Write {_FORMS}.")
-    if opening == "(":
-        if function not in _SIGNATURES:
-            near = get_close_matches(function or "", _SIGNATURES, 1, 0.6)
-            what = f"there is no {function}(…)" if function else "this says no values"
-            _wrong(what, f"Did you mean {_SIGNATURES[near[0]]}?" if near else f"Write {_FORMS}.")
-        items, end = _items(text, head.end(), opening)
-        return _called(function, items), text[end:].strip()
-    items, end = _items(text, head.end(), opening)
-    return choice_of([value for _, value in items]), text[end:].strip()
-
-
-def read_domain(
-    text: str,       # As written: `int(2, 12)` or `int(2, 12) when model == "rf"`
-    where: str = "",  # Where it stands, for messages
-) -> tuple[Domain, str | None]:  # The domain, and the condition behind `when`
-    "Read what a parameter may be. Raises `UsageError` that says where, what is wrong and what to write."
-    with reading(where, text):
-        domain, rest = _domain(text)
-        if not rest:
-            return domain, None
-        if not (found := re.fullmatch(r"when\b\s*(.*)", rest, re.DOTALL)):
-            _wrong(f"{rest!r} stands behind it", 'Only a condition can: … when model == "rf".')
-        if not found[1]:
-            _wrong("there is nothing behind when", 'Write a condition: … when model == "rf".')
-        return domain, found[1].strip()
-
-
-@contextmanager
-def reading(
-    where: str,  # Where it stands
-    text: str,   # What was written
-) -> Iterator[None]:
-    "Say where, for what `range_of` and `choice_of` find wrong in the block. Raises `UsageError`."
-    try:
-        yield
-    except _Wrong as e:
-        shown = " ".join(text.split())
-        shown = shown if len(shown) <= 100 else shown[:99] + "…"
-        raise UsageError(f"{where}{': ' if where else ''}{shown}{': ' if shown else ''}{e}. {e.fix}") from None
 
 # %% ../../nbs/tune/02_domains.ipynb #json
 def domain_of(

@@ -180,5 +180,6 @@ class Expression:
             return what(self.tree.body, values)
         except (TypeError, ArithmeticError, ValueError) as e:
             at = ", ".join(f"{name} = {values[name]!r}" for name in self.names)
-            raise self.error(f"it cannot be told for {at or 'any values'} ({e})",
-                             "Say first when it applies, such as: depth is None or depth > 2.") from e
+            when = "Say first when it applies, such as: depth is None or depth > 2."
+            fix = when if isinstance(e, TypeError) else "Write it so that no value breaks it."
+            raise self.error(f"it cannot be told for {at or 'any values'} ({e})", fix) from e

@@ -36,7 +36,7 @@ def quietly() -> Iterator[None]:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            warnings.filterwarnings("ignore", module=r"optuna\.")
             yield
     finally:
         optuna.logging.set_verbosity(before)
