@@ -28,7 +28,8 @@ from mlcycle.tune.listener import Listener
 
 forking = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="kernels are forked on Linux only")
 CELLS = ["import time\nimport mlcycle as mlc", {"source": "start = 0.0", "tags": ["parameters"]},
-         "print('before')\nfor step in range(10):\n    try:\n        mlc.report(start + step / 10)\n    except Exception:\n        print('swallowed')",
+         "print('before')\nfor step in range(10):\n    try:\n        mlc.report(start + step / 10)\n"
+         "    except Exception:\n        print('swallowed')",
          "print('below')"]
 
 
@@ -165,8 +166,9 @@ def test_a_kernel_that_is_killed_disturbs_nobody(project):
 
 def test_a_study_that_is_killed_is_an_error_in_its_kernels(project, wait_for):
     "No kernel waits for an answer that never comes."
-    code = ("import time\nfrom mlcycle.tune.listener import Listener\nclass Slow:\n    metric = 'auc'\n    def report(self, value, step):\n"
-            "        print('asked', flush=True)\n        time.sleep(60)\nwith Listener() as l:\n    print(l.register('1', Slow()), flush=True)\n    time.sleep(60)")
+    code = ("import time\nfrom mlcycle.tune.listener import Listener\n"
+            "class Slow:\n    metric = 'auc'\n    def report(self, value, step):\n        print('asked', flush=True)\n        time.sleep(60)\n"
+            "with Listener() as listener:\n    print(listener.register('1', Slow()), flush=True)\n    time.sleep(60)")
     parent = project.start(code)
     told = parent.stdout.readline().strip()
 
