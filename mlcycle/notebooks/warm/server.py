@@ -29,7 +29,8 @@ KERNEL = ("ipykernel.kernelapp", "ipykernel.ipkernel", "ipykernel.zmqshell", "ip
           "tornado.platform.asyncio", "concurrent.futures.thread", "multiprocessing.queues", "zmq.eventloop.zmqstream", "asyncio", "encodings.idna",
           "mlcycle.notebooks.warm.revival")
 
-TRACKING = ("mlcycle.track.current", "mlcycle.track.active", "mlcycle.store.metrics")  # what `import mlcycle` puts off until it is used
+# what `import mlcycle` puts off until it is used
+TRACKING = ("mlcycle.track.current", "mlcycle.track.trial", "mlcycle.track.active", "mlcycle.store.metrics", "psutil")
 
 
 def load(
