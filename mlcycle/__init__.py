@@ -22,6 +22,7 @@ _HOME = {
     "run_notebook": "notebooks.runner",
     "run_many": "notebooks.sweep",
     "reproduce": "notebooks.reproduce",
+    "tune": "tune",
     "rerun": "notebooks.rerun",
     **dict.fromkeys(("register", "resolve_version"), "registry.versions"),
     **dict.fromkeys(("promote", "rollback"), "registry.aliases"),
@@ -43,7 +44,8 @@ def __getattr__(name: str) -> Any:
 
         return version("mlcycle")
     if name in _HOME:
-        value = getattr(import_module(f"mlcycle.{_HOME[name]}"), name)
+        home = import_module(f"mlcycle.{_HOME[name]}")
+        value = home if _HOME[name] == name else getattr(home, name)  # `tune` is a package that can be called
         globals()[name] = value
         return value
     raise AttributeError(f"module 'mlcycle' has no attribute {name!r}")

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 from ..errors import StoreError, UsageError
 from ..track.active import ActiveRun
 from .progress import StudyState
-from .storage import FACTS, HEARTBEAT, bury, quietly, this_worker
+from .storage import FACTS, HEARTBEAT, bury, quietly
 from .targets import Ended
 from .trials import to_row, trial_rows
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
+    from optuna.trial import FrozenTrial
 
     from mlcycle.tune.space import Space
 
@@ -66,19 +67,19 @@ class Session:
         "Run trials until it is enough, or until somebody asks to stop."
         from optuna.trial import TrialState
 
-        bury(self.study)
+        bury(self.study, self.active.store, self.active.id)
         self.crowd = bool(self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
-        worker, over = this_worker(), threading.Event()
+        over = threading.Event()
         threading.Thread(target=self._beat, args=(over,), name="mlcycle-heartbeat", daemon=True).start()
         try:
-            self._loop(bar, worker)
+            self._loop(bar)
         finally:
             over.set()
 
-    def _loop(self, bar: Any, worker: dict[str, Any]) -> None:
+    def _loop(self, bar: Any) -> None:
         look, told = time.monotonic() + 1.0, 0
         while True:
-            while self._room() and self._next(worker):
+            while self._room() and self._next():
                 bar.tick()
             if not self.running:
                 return
@@ -107,7 +108,7 @@ class Session:
             self.why = f"no better value for {counts.since} trials"
         return not self.why
 
-    def _next(self, worker: dict[str, Any]) -> bool:
+    def _next(self) -> bool:
         "Begin one more trial. False where there is none."
         from optuna.trial import TrialState
 
@@ -116,11 +117,8 @@ class Session:
                 return False
             with quietly():
                 trial = self.study.ask()
-                waited = bool(trial.params) or "fixed_params" in self.study._storage.get_trial_system_attrs(trial._trial_id)
-                if self._surplus(trial, waited):
+                if self._surplus(trial):
                     return False
-                trial.set_user_attr(FACTS, {"worker": worker})
-                self.study._storage.record_heartbeat(trial._trial_id)
                 params = self.space.suggest(trial) if self.space is not None else {}
             broken = self.space.feasible(params) if self.space is not None else None
             if broken is None:
@@ -131,11 +129,11 @@ class Session:
             self._tell(trial, TrialState.PRUNED, None, {"outcome": "infeasible", "reason": f"breaks {broken}"})
         raise UsageError(f"{_HOPELESS} combinations in a row break a constraint, the last one: {broken}. Loosen it, or narrow the space.")
 
-    def _surplus(self, trial: Trial, waited: bool) -> bool:
+    def _surplus(self, trial: Trial) -> bool:
         "Whether another process has taken what was left, in the moment between the look and the grasp."
         from optuna.trial import TrialState
 
-        if not waited and self.queued:
+        if self.queued and not trial.params and "fixed_params" not in self.study._storage.get_trial_system_attrs(trial._trial_id):
             self._tell(trial, TrialState.FAIL, None, {"outcome": "surplus", "reason": "the grid was done"})
             return True
         if trial.number > self.last + 1 and self.last >= 0:
@@ -154,10 +152,13 @@ class Session:
 
         self.state.counts = count(self.study)
 
-    def _tell(self, trial: Trial, state: Any, values: Any, known: dict[str, Any]) -> None:
-        trial.set_user_attr(FACTS, known)
+    def _tell(self, trial: Trial, state: Any, values: Any, known: dict[str, Any]) -> FrozenTrial:
+        from optuna.exceptions import UpdateFinishedTrialError
+
+        with contextlib.suppress(UpdateFinishedTrialError):  # given up for dead meanwhile: that stands
+            trial.set_user_attr(FACTS, known)
         with quietly():
-            self.study.tell(trial, values, state, skip_if_finished=True)
+            return self.study.tell(trial, values, state, skip_if_finished=True)
 
     def _take(self, ended: Ended) -> None:
         "Tell what became of a trial."
@@ -169,8 +170,7 @@ class Session:
             self.asked.append(signal.SIGTERM if "SIGTERM" in (ended.reason or "") else signal.SIGINT)
         state = {"finished": TrialState.COMPLETE, "pruned": TrialState.PRUNED}.get(ended.status, TrialState.FAIL)
         reason = self.active.redactor.text(ended.reason) if ended.reason else None
-        self._tell(trial, state, ended.values or None, {"run": ended.run, "reason": reason})
-        frozen = self.study._storage.get_trial(trial._trial_id)
+        frozen = self._tell(trial, state, ended.values or None, {"run": ended.run, "reason": reason})
         if ended.status == "cancelled" and frozen.state == TrialState.FAIL:  # nobody has tried these params: they wait for the next session
             with quietly():
                 RetryHeartbeatStaleTrialCallback()(self.study, frozen)

@@ -7,24 +7,25 @@ from __future__ import annotations
 
 import functools
 import os
-import socket
 import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from ..errors import NotFoundError, StoreError, UsageError
+from ..errors import NotFoundError, QueryError, StoreError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from optuna import Study
     from optuna.storages import RDBStorage
+    from optuna.trial import FrozenTrial
 
+    from mlcycle.entities import Run
     from mlcycle.store.connect import Store
 
 # %% auto #0
 __all__ = ['HEARTBEAT', 'GRACE', 'RETRIES', 'FACTS', 'quietly', 'study_storage', 'study_names', 'open_study', 'make_study',
-           'this_worker', 'bury']
+           'bury']
 
 # %% ../../nbs/tune/20_storage.ipynb #quiet
 @contextmanager
@@ -37,6 +38,7 @@ def quietly() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"optuna\.")
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             yield
     finally:
         optuna.logging.set_verbosity(before)
@@ -130,26 +132,10 @@ def make_study(
     return study
 
 # %% ../../nbs/tune/20_storage.ipynb #dead
-def this_worker() -> dict[str, Any]:
-    "What tells the process at hand from any other."
-    import psutil
-
-    return {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time()}
-
-
-def _gone(worker: dict[str, Any]) -> bool:
-    import psutil
-
-    if worker.get("host") != socket.gethostname():
-        return False
-    try:
-        return abs(psutil.Process(worker["pid"]).create_time() - worker["started"]) > 1
-    except psutil.Error:
-        return True
-
-
 def bury(
     study: Study,  # The study
+    store: Store,  # Where its runs are
+    own: str = "",  # Id of the session's run at hand
 ) -> None:
     "Fail the trials whose workers have died, and queue them once more."
     from optuna.storages import RetryHeartbeatStaleTrialCallback, fail_stale_trials
@@ -158,17 +144,31 @@ def bury(
     with quietly():
         fail_stale_trials(study)
         again = RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)
-        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            worker = trial.user_attrs.get(FACTS, {}).get("worker")
-            if worker and _gone(worker) and _fail(study, trial.number):
-                again(study, next(t for t in study.get_trials() if t.number == trial.number))
+        running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        if not running:
+            return
+        sessions = [run for run in _runs(store, f"tags.study == {study.study_name!r} and kind == 'study'") if run.id != own]
+        alone = not any(run.status == "running" for run in sessions)
+        for trial in running:
+            found = [] if alone else _runs(store, f"tags.study == {study.study_name!r} and name == '{study.study_name}-{trial.number}'")
+            if (alone or any(run.status == "lost" for run in found)) and (failed := _fail(study, trial.number)) is not None:
+                again(study, failed)
 
 
-def _fail(study: Study, number: int) -> bool:
+def _runs(store: Store, query: str) -> list[Run]:
+    from mlcycle.store.query import page
+    from mlcycle.store.runs import to_run
+
+    try:
+        return [to_run(row) for row in page(store, query, None, "-started", None)]
+    except QueryError:  # no run has such a tag
+        return []
+
+
+def _fail(study: Study, number: int) -> FrozenTrial | None:  # None where somebody else was quicker
     from optuna.trial import TrialState
 
     try:
-        study.tell(number, state=TrialState.FAIL)
-        return True
-    except ValueError:  # somebody else was quicker
-        return False
+        return study.tell(number, state=TrialState.FAIL)
+    except ValueError:
+        return None
