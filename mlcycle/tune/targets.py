@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
@@ -106,10 +107,18 @@ class FunctionTarget:
         except (TypeError, ValueError):  # a builtin
             self.wants_trial = False
         self.notes: list[str] = []
+        self._limits: Any = None
         self._ended: queue.SimpleQueue[Ended] = queue.SimpleQueue()
 
     def open(self, tick: Callable[[], None]) -> None:
-        "Nothing has to be got ready."
+        "Share the cores among the native threads of trials that go on at once, as runs of notebooks do."
+        from mlcycle.notebooks.executors import cores
+        from mlcycle.notebooks.threads import share_of_cores
+
+        if (threads := share_of_cores(cores(), self.jobs)) is not None and find_spec("threadpoolctl"):
+            from threadpoolctl import threadpool_limits
+
+            self._limits = threadpool_limits(limits=threads)
 
     def slots(self) -> int:
         "How many trials it takes at once."
@@ -144,7 +153,9 @@ class FunctionTarget:
         "A function cannot be stopped from outside: the trials that go on are waited for."
 
     def close(self) -> None:
-        "Nothing was opened."
+        "Take the limits off again."
+        if self._limits is not None:
+            self._limits.restore_original_limits()
 
     def _carry_out(self, trial: Trial, params: dict[str, Any], name: str, tags: dict[str, Any]) -> Ended:
         from mlcycle.track.current import Terminated, run

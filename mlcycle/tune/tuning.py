@@ -208,8 +208,9 @@ def tune(
     queued = sampler == "grid"
     if queued:
         given.grid_size()
-    make_sampler(sampler, seed, len(metrics)), make_pruner(pruner, len(metrics))
     with ExitStack() as stack:
+        stack.enter_context(quietly())
+        make_sampler(sampler, seed, len(metrics)), make_pruner(pruner, len(metrics))
         made, before, new = _study(store, name, resume, known, directions)
         varied = Space.from_json(before["space"]) if before["space"]["dimensions"] else None
         counts = count(made)
