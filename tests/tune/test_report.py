@@ -117,6 +117,18 @@ def test_the_same_notebook_by_itself_logs(project):
     assert handler.got == []
 
 
+def test_a_tracked_cell_inside_a_trial(project):
+    "The run of the cell and the run of the notebook are both pruned; what was reported is with the inner one, as all that it logs."
+    path = project.write("import mlcycle as mlc\n%load_ext mlcycle",
+                         "%%track inner\nfor step in range(5):\n    mlc.report(step / 10)", "print('below')")
+    with Listener() as listener:
+        done = run_notebook(path, progress=False, env={ENV_TRIAL: listener.register("1", At(2))})
+    assert (done.status, done.reason) == ("pruned", "pruned at step 2 (cell 2)")
+    inner = next(run for run in project.runs() if run.name == "inner")
+    assert (inner.status, inner.reason, inner.error) == ("pruned", "pruned at step 2", None)
+    assert logged(project, inner.id) == [(0, 0.0), (1, 0.1), (2, 0.2)]
+
+
 def test_only_the_study_prunes(project):
     "Another's exception of that name is a failure, in a trial too; so is ours where there is no trial."
     own = project.write("class TrialPruned(Exception): pass", "raise TrialPruned('Pruned by me')", name="own.ipynb")
