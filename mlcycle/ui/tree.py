@@ -24,6 +24,7 @@ COMMANDS = {  # In the order in which the cycle meets them
     "demo": "demo:demo",
     "run": "notebooks:run",
     "map": "sweeps:map_",
+    "tune": "tune:tune",
     "params": "notebooks:params",
     "runs": "runs:runs",
     "show": "show:show",
