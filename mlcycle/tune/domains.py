@@ -175,7 +175,7 @@ def _number(name: str, value: Any, kind: Kind, example: str) -> float:
     if (isinstance(value, int) and abs(value) > EXACT) or not math.isfinite(value):
         refuse(f"{name} is {value}, which is too large" if value == value else f"{name} is no number", f"Write {example}.")
     if kind == "float":
-        return float(value)
+        return float(value) + 0.0  # minus zero is zero
     if value != int(value):
         refuse(f"{name} is {value}, which is no whole number", f"Write {example}, or uniform(…) for floats.")
     if abs(value) > EXACT:
