@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from optuna.trial import BaseTrial
 
 # %% auto #0
-__all__ = ['PROBES', 'Dimension', 'dimension', 'check_name', 'Constraint', 'Space']
+__all__ = ['PROBES', 'EMPTY', 'Dimension', 'dimension', 'check_name', 'Constraint', 'Space']
 
 # %% ../../nbs/tune/04_space.ipynb #dimension
 @dataclass(frozen=True)
@@ -250,7 +250,8 @@ class Space:
         merged = {each.name: each for each in self.dimensions} | {each.name: each for each in dimensions}
         placed: dict[str, Dimension] = {}
         while merged:  # an overriding condition may be about what stands behind: that moves before it
-            free = (each for each in merged.values() if not each.condition or not merged.keys() & set(each.condition.names))
+            free = (each for each in merged.values()
+                    if each.name not in self.names or not each.condition or not merged.keys() & set(each.condition.names))
             ready = next(free, next(iter(merged.values())))  # a circle is refused when the space is made
             placed[ready.name] = merged.pop(ready.name)
         texts = {each.text: each for each in [*self.constraints, *constraints]}
@@ -289,3 +290,5 @@ class Space:
 
     def _repr_html_(self) -> str:
         return self.result()._repr_html_()
+
+EMPTY = Space()  # Nothing is varied

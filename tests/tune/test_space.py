@@ -160,9 +160,9 @@ def test_every_domain_can_be_sampled(domain: Domain, seed: int) -> None:
         assert type(value) is {"int": int, "float": float}[domain.kind] and domain.low <= value <= domain.high
 
 
-WORDS = ["uniform", "loguniform", "int", "logint", "choice", "float", "(", ")", "{", "}", "[", "]", ",", "=", "1", "0", "-2", "1e-4", "1e999", "nan", "step",
-         "log", "low", "true", "none", "when", "x", "==", '"', "'", "\\", "#", ":", "&", "*", "params", "constraints", "type", "**", "lambda", "def",
-         "tune:", "%params", "!!python/object"]
+WORDS = ["uniform", "loguniform", "int", "logint", "choice", "float", "(", ")", "{", "}", "[", "]", ",", "=", "1", "0", "-2", "1e-4", "1e999", "nan",
+         "step", "log", "low", "true", "none", "when", "x", "==", '"', "'", "\\", "#", ":", "&", "*", "params", "constraints", "type", "**", "lambda",
+         "def", "tune:", "%params", "!!python/object"]
 PIECES = st.lists(st.sampled_from([*WORDS, " ", "\n", "- ", "9" * 400, "(" * 300, "-" * 900]) | st.characters(), max_size=14).map("".join)
 
 
