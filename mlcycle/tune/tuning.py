@@ -142,7 +142,7 @@ def tune(
     from mlcycle.tune.session import Budget, Session
     from mlcycle.tune.space import Space
 
-    store, given, estimator = store or current_store(), to_space(space), None
+    store, given, estimator = store or current_store(), None, None
     if is_estimator(target):
         score = scoring if isinstance(scoring, str) else "score"
         metrics, directions = goals(metric, direction, score, "maximize")
@@ -152,10 +152,11 @@ def tune(
         metrics, directions = goals(metric, direction)
         title = getattr(target, "__name__", type(target).__name__)
     else:
-        title, given = Path(target).name, _space_in(target, given, kernel)
+        title, given = Path(target).name, _space_in(target, space, kernel)
         if metric is None:
             raise UsageError(f"Which metric of {title} is the objective? --metric NAME, with --direction maximize where more is better.")
         metrics, directions = goals(metric, direction)
+    given = to_space(space) if given is None else given
     _check(trials, timeout, jobs, max_failures, sampler, resume, study)
     known = {"target": title, "metrics": list(metrics), "directions": directions, "space": given.json(), "sampler": _called(sampler),
              "pruner": _called(pruner), "seed": seed}
@@ -226,7 +227,7 @@ def _free_name(store: Store, stem: str) -> str:
     return next(name for i in range(1, len(taken) + 2) if (name := f"{stem}-{i}") not in taken)
 
 
-def _space_in(path: str | Path, given: Space, kernel: str | None) -> Space:
+def _space_in(path: str | Path, given: Any, kernel: str | None) -> Space:
     "What a notebook says that is to be varied, with what is given on top."
     from mlcycle.notebooks.kernels import pick_kernel
     from mlcycle.notebooks.parameters import infer
@@ -235,7 +236,7 @@ def _space_in(path: str | Path, given: Space, kernel: str | None) -> Space:
 
     source = read_notebook(path)
     choice = pick_kernel(source.nb, kernel)
-    found = space_of(source.nb, source.path.name) | given
+    found = to_space(given, space_of(source.nb, source.path.name))
     check_against(found, infer(source.nb, choice.language, choice.name))
     return found
 

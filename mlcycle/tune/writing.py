@@ -19,27 +19,32 @@ __all__ = ['to_space', 'to_dimension']
 
 # %% ../../nbs/tune/07_writing.ipynb #space
 def to_space(
-    given: Any,  # A file, a mapping, a list of `name=…`, or a `Space`; None for none
+    given: Any,            # A file, a mapping, a list of `name=…` (and files, as paths), or a `Space`; None for none
+    within: Space | None = None,  # What it adds to and overrides, such as what the notebook says
 ) -> Space:
     "A space, whatever way it is written. Raises `UsageError`, `NotFoundError`."
-    from mlcycle.tune.space import Space
+    from mlcycle.tune.space import EMPTY, Space
     from mlcycle.tune.space_files import parse_options, read_space
 
+    within = EMPTY if within is None else within
     match given:
         case None:
-            return Space()
+            return within
         case Space():
-            return given
+            return within | given
         case str() | Path():
-            return read_space(Path(given))
+            return read_space(Path(given), within)
         case Mapping():
             from mlcycle.tune.space import Constraint
 
             rules = given.get("constraints", ())
             rules = [rules] if isinstance(rules, str) else rules
             named = {name: value for name, value in given.items() if name != "constraints"}
-            return Space(tuple(to_dimension(name, value) for name, value in named.items()), tuple(Constraint(rule, "") for rule in rules))
-    return parse_options(list(given))
+            return within.extended([to_dimension(name, value) for name, value in named.items()], [Constraint(rule, "") for rule in rules])
+    files = [each for each in given if isinstance(each, Path)]
+    for file in files:
+        within = read_space(file, within)
+    return parse_options([each for each in given if each not in files], within)
 
 
 def to_dimension(

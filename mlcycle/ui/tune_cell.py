@@ -51,7 +51,8 @@ def cell_objective(
 @click.command("%%tune", context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.argument("study", required=False)
 @click.option("-m", "--metric", multiple=True, metavar="NAME", help="What to call the objective; `objective` by default.")
-@click.option("-d", "--direction", multiple=True, type=click.Choice(["minimize", "maximize"]), help="Whether less or more is better; less by default.")
+@click.option("-d", "--direction", multiple=True, type=click.Choice(["minimize", "maximize"]),
+              help="Whether less or more is better; less by default.")
 @click.option("-n", "--trials", type=click.IntRange(1), metavar="N", help="Trials of the whole study.")
 @click.option("--timeout", metavar="TIME", help="Begin no trial after so long: 30m, 2h.")
 @click.option("--sampler", type=click.Choice([each for each in SAMPLERS if each != "grid"]), default="tpe", show_default=True,

@@ -38,10 +38,12 @@ PRUNERS = ("median", "hyperband", "percentile", "patient", "wilcoxon", "none")
 
 @click.command("tune", cls=Pairs)
 @click.argument("notebook", type=NOTEBOOK)
-@click.option("--space", "file", type=click.Path(path_type=Path), metavar="FILE", help="What varies: a YAML file with lines such as lr: loguniform(1e-4, 1).")
+@click.option("--space", "file", type=click.Path(path_type=Path), metavar="FILE",
+              help="What varies: a YAML file with lines such as lr: loguniform(1e-4, 1).")
 @click.option("-s", "varied", multiple=True, metavar="NAME=…", help="What varies: 'lr=loguniform(1e-4, 1)', 'depth=int(2, 12)', 'model={rf, hgb}'.")
 @click.option("-m", "--metric", multiple=True, metavar="NAME", help="Metric to optimize, as the notebook logs it; several for a Pareto front.")
-@click.option("-d", "--direction", multiple=True, type=click.Choice(["minimize", "maximize"]), help="Whether less or more is better; one for each metric.")
+@click.option("-d", "--direction", multiple=True, type=click.Choice(["minimize", "maximize"]),
+              help="Whether less or more is better; one for each metric.")
 @click.option("-n", "--trials", type=click.IntRange(1), metavar="N", help="Trials of the whole study; a grid ends by itself.")
 @click.option("--timeout", metavar="TIME", help="Begin no trial after so long: 30m, 2h.")
 @click.option("-j", "--jobs", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Trials at once.")
@@ -78,7 +80,6 @@ def tune(face: Face, notebook: Path, file: Path | None, varied: tuple[str, ...],
     from mlcycle.notebooks.checks import parse_values
     from mlcycle.notebooks.keeping import seconds_of
     from mlcycle.notebooks.runner import notebook_parameters
-    from mlcycle.tune.space_files import parse_options, read_space
     from mlcycle.tune.tuning import tune as search
 
     if str(notebook) == "this" and not notebook.exists():
@@ -93,9 +94,7 @@ def tune(face: Face, notebook: Path, file: Path | None, varied: tuple[str, ...],
             return Result({"study": None}, [Text("This is a batch run of the notebook itself: nothing is tuned in it.", "dim")])
         notebook = notebook_here()
     parameters = notebook_parameters(notebook, options["kernel"])
-    space = read_space(file) if file is not None else None
-    if varied:
-        space = parse_options(varied, space) if space is not None else parse_options(varied)
+    space = [*([file] if file is not None else []), *varied]
     return search(notebook, space, metric=_several(metric), direction=_several(direction), fixed=parse_values(parameters, pairs),
                   timeout=seconds_of(timeout) if timeout else None, trial_timeout=seconds_of(trial_timeout) if trial_timeout else None,
                   enqueue=[read_enqueued(text) for text in enqueue], **options).result()
