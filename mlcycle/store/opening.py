@@ -20,7 +20,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 
 from ..errors import StoreError, StoreFormatError, StoreFullError, StoreVersionError
-from .database import FULL, Database, explain, make_engine
+from .database import BUSY_SECONDS, FULL, Database, explain, make_engine
 from .schema import HEAD, VERSION_TABLE, metadata
 
 # %% auto #0
@@ -34,6 +34,10 @@ def check_file(
     path: Path,  # An existing, non-empty file
 ) -> None:
     "Refuse a file that is no mlcycle store, by reading its header only. Raises `StoreFormatError`."
+    # a process that opens and closes the file by itself drops the locks of every connection that it has, and a store without locks is soon damaged
+    if path.with_name(path.name + "-shm").exists():
+        _check_open(path)
+        return
     with path.open("rb") as f:
         head = f.read(100)
     if not head.startswith(b"SQLite format 3\0"):
@@ -51,6 +55,18 @@ def check_file(
                                    "point MLCYCLE_STORE elsewhere.")
     raise StoreFormatError(f"{path} is truncated: {path.stat().st_size} bytes are left of it. It was left untouched; "
                            "restore it from a backup.")
+
+# %% ../../nbs/store/03_opening.ipynb #check-open
+def _check_open(path: Path) -> None:
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=BUSY_SECONDS)) as con:
+            application = con.execute("PRAGMA application_id").fetchone()[0]
+    except sqlite3.DatabaseError as e:
+        if "not a database" in str(e):
+            raise StoreFormatError(f"{path} is not an mlcycle store (no SQLite file). It was left untouched; point MLCYCLE_STORE elsewhere.") from e
+        raise explain(e, str(path)) from e
+    if application != APPLICATION_ID:
+        raise StoreFormatError(f"{path} is an SQLite database of another program. It was left untouched; point MLCYCLE_STORE elsewhere.")
 
 # %% ../../nbs/store/03_opening.ipynb #create
 def create_sqlite(

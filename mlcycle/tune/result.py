@@ -112,7 +112,8 @@ class Tuned:
         lines: list[Any] = [Text(f"study {self.study} {self.status}{took}: {counts}".replace(" :", ":") + why, look)]
         if self.best is not None and len(self.metrics) == 1:
             run = f" · run {self.best.run[:8]}" if self.best.run else ""
-            lines.append(Text(f"best {self.metrics[0]} {show_value(self.best_value)} with {show_value(self.best_params)}{run}", "good"))
+            most = {"minimize": "least", "maximize": "greatest"}[self.directions[0]]
+            lines.append(Text(f"best (the {most}) {self.metrics[0]} {show_value(self.best_value)} with {show_value(self.best_params)}{run}", "good"))
         if self.version:
             lines.append(Text(f"registered as {self.version}", "good"))
         lines += [self._table(), *(Text(text, "dim") for text in self.notes), *(Text(text, "warn") for text in self.warnings)]

@@ -52,7 +52,7 @@ def goals(
     return tuple(metrics), directions
 
 # %% ../../nbs/tune/29_tuning.ipynb #open
-def _study(store: Store, name: str, resume: bool, known: dict[str, Any], directions: list[str]) -> tuple[Study, dict[str, Any], bool]:
+def _study(store: Store, name: str, resume: bool, known: dict[str, Any], directions: list[str], given: bool) -> tuple[Study, dict[str, Any], bool]:
     from mlcycle.tune.storage import study_names
 
     if not resume or name not in study_names(store):
@@ -67,7 +67,7 @@ def _study(store: Store, name: str, resume: bool, known: dict[str, Any], directi
         if asked[what] != before.get(what):
             was, now = (", ".join(each) if isinstance(each, list) else each for each in (before.get(what), asked[what]))
             raise UsageError(f"The {what} of the study {name!r}: {was}, not {now}. Choose another name for another study.")
-    if known["space"]["dimensions"] and known["space"] != before["space"]:
+    if given and known["space"] != before["space"]:
         raise UsageError(f"The study {name!r} has another space. Leave the space out to go on with it, or choose another name "
                          f"(--from-study {name} takes its trials over).")
     return study, before, False
@@ -158,8 +158,8 @@ def tune(
         metrics, directions = goals(metric, direction)
     given = to_space(space) if given is None else given
     _check(trials, timeout, jobs, max_failures, sampler, resume, study)
-    known = {"target": title, "metrics": list(metrics), "directions": directions, "space": given.json(), "sampler": _called(sampler),
-             "pruner": _called(pruner), "seed": seed}
+    known = {"target": title, "metrics": list(metrics), "directions": directions, "space": json.loads(json.dumps(given.json())),
+             "sampler": _called(sampler), "pruner": _called(pruner), "seed": seed}
     name = study or _free_name(store, Path(title).stem)
     if not given.dimensions and sampler == "grid" and not resume:
         raise UsageError("A grid is made of a space: give the values of each param, -s 'depth={2, 4, 8}'. Without one, take --sampler random.")
@@ -171,7 +171,7 @@ def tune(
     with ExitStack() as stack:
         stack.enter_context(quietly())
         make_sampler(sampler, seed, len(metrics)), make_pruner(pruner, len(metrics))
-        made, before, new = _study(store, name, resume, known, directions)
+        made, before, new = _study(store, name, resume, known, directions, bool(space))
         varied = Space.from_json(before["space"]) if before["space"]["dimensions"] else None
         counts = count(made)
         offset = sum(counts.by.values())

@@ -442,3 +442,20 @@ artifacts.put_bytes(store, run, b"small", "small.bin")
     out, err = child(code, store.settings.store.removeprefix("sqlite:///")).communicate()
     assert not err and b"could not be stored" in out, (out, err)
     assert gc(store, age=0).temporary == ()
+
+
+@pytest.mark.skipif(not Path("/proc/locks").exists(), reason="needs /proc/locks")
+def test_opening_once_more_drops_no_lock(tmp_path: Path) -> None:
+    "Who opens and closes the file of a store by himself loses the locks of his connections, and the next process to close the store damages it."
+    path = tmp_path / "mlcycle.db"
+
+    def locks() -> int:
+        here = f":{path.stat().st_ino} "
+        return sum(f" {os.getpid()} " in line and here in line for line in Path("/proc/locks").read_text().splitlines())
+
+    with open_store(path) as store, store.db.read() as con:
+        con.exec_driver_sql("SELECT count(*) FROM runs").scalar()
+        before = locks()
+        with open_store(path):
+            pass
+        assert locks() == before > 0
