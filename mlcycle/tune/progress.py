@@ -87,9 +87,11 @@ class StudyState:
         return self.line()
 
     def _repr_html_(self) -> str:
-        best = f"<div>{escape(self.best())}</div>" if self.counts.best else ""
+        going = self.status == "running"  # at the end, the result below shows the same
+        best = f"<div>{escape(self.best())}</div>" if going and self.counts.best else ""
+        picture = sparkline(self.points) if going else ""
         return (f"<div><progress value='{self.share():.3f}' max='1' style='width:16em;vertical-align:middle'></progress> "
-                f"<span>{escape(self.line())}</span>{best}{sparkline(self.points)}</div>")
+                f"<span>{escape(self.line())}</span>{best}{picture}</div>")
 
 # %% ../../nbs/tune/25_progress.ipynb #spark
 def sparkline(
