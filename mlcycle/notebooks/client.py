@@ -91,6 +91,9 @@ class TrackedClient(RedactingClient):
         self._leave = self._untidy = False
         self._over: str | None = None
         self.over: Callable[[], None] | None = None  # Called when the last cell has ended
+        self.gate: Any = None     # A `Gate` to pass before the first cell
+        self.waited = 0.0         # Seconds that it stood there
+        self._inside = False
         self._group: int | None = None
 
     def stop(
@@ -152,6 +155,8 @@ class TrackedClient(RedactingClient):
                 self.ending = endings.too_large(self.nb, self._index, self._over)
         finally:
             saver.cancel()
+            if self._inside:
+                self.gate.leave()
             if self.over is not None:
                 self.over()
             await self._end_kernel()
@@ -161,6 +166,8 @@ class TrackedClient(RedactingClient):
     async def _run(self) -> Ending:
         try:
             await self._race(self._start(), None)
+            if self.gate is not None:
+                await self._race(self._enter(), None)
         except _Passed as e:
             return self._passed(e)
         except Exception as e:  # whatever a kernel's launcher raises: no such command, no answer, a crash
@@ -176,6 +183,13 @@ class TrackedClient(RedactingClient):
                 return ending
         self.set_widgets_metadata()
         return endings.finished()
+
+    async def _enter(self) -> None:
+        began = self._loop.time()
+        await self.gate.enter()
+        self._inside, self.waited = True, self._loop.time() - began
+        if self._deadline is not None:
+            self._deadline += self.waited
 
     async def _start(self) -> None:
         self.create_kernel_manager()

@@ -39,8 +39,9 @@ class Control:
     def __init__(
         self,
         over: Callable[[], None] | None = None,  # Called when the last cell has ended, before the kernel has
+        gate: Any = None,                        # A `Gate` to pass before the first cell
     ):
-        self._lock, self._client, self._asked, self._over = threading.Lock(), None, [], over
+        self._lock, self._client, self._asked, self._over, self._gate = threading.Lock(), None, [], over, gate
 
     def bind(
         self,
@@ -48,7 +49,7 @@ class Control:
     ) -> None:
         "Pass on what is asked, and what was asked before there was a client."
         with self._lock:
-            self._client, client.over = client, self._over
+            self._client, client.over, client.gate = client, self._over, self._gate
             for signum in self._asked:
                 client.stop(signum)
 

@@ -134,7 +134,7 @@ def execute(
         session.ending = client.ending or Ending("failed", f"{type(e).__name__}: {e}", exception=e)
         raise
     finally:
-        session.seconds, session.nb, session.asked_by = time.monotonic() - began, nb, attendant.asked_by
+        session.seconds, session.nb, session.asked_by = time.monotonic() - began - client.waited, nb, attendant.asked_by
         nb.metadata["mlcycle"] = client.told() | ({} if session.threads is None else {"threads": session.threads})
         _conclude(manager, session, attendant)
     return manager.nb

@@ -9,11 +9,13 @@ import contextlib
 import os
 import queue
 import threading
+from collections import deque
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, UsageError
 from .drive import Control
+from .gate import Gate
 from .tasks import Outcome, Task, execute_task
 from .threads import share_of_cores
 from ..track.capture.distributions import entry_points
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from mlcycle.store.connect import Store
 
 # %% auto #0
-__all__ = ['GROUP', 'BUILT_IN', 'Executor', 'cores', 'LocalExecutor', 'executors', 'make_executor']
+__all__ = ['SHORT', 'GROUP', 'BUILT_IN', 'Executor', 'cores', 'LocalExecutor', 'executors', 'make_executor']
 
 # %% ../../nbs/notebooks/44_executors.ipynb #base
 class Executor:
@@ -32,6 +34,7 @@ class Executor:
     name = ""                 # As in `--executor`
     lost: str | None = None   # Set when it cannot go on: why
     threads: int | None = None  # Native threads that each of its runs may use; None for as many as it likes
+    ahead = False             # Whether it may begin the next runs while others execute cells: where all of them are known beforehand
     shares = False            # Whether its runs can go on from cells that this process has executed
     shared: SharedCells | None = None  # Those cells
 
@@ -84,6 +87,9 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+SHORT = 2.0  # Seconds; a run that takes longer is not begun ahead of its turn
+
+
 class LocalExecutor(Executor):
     "Threads of this process, each with a kernel."
     name = "local"
@@ -98,6 +104,7 @@ class LocalExecutor(Executor):
             raise UsageError(f"The executor `local` has no address; write --executor local, not {address!r}.")
         self.jobs = jobs or cores()
         self.threads = share_of_cores(cores(), self.jobs)
+        self._gate, self._took = Gate(self.jobs), deque([SHORT], 4)  # Seconds of the last runs
         self._store: Store | None = None
         self._controls: set[Control] = set()
         self._leaving: set[Control] = set()  # Their cells are done; what is left is to put things away
@@ -108,20 +115,22 @@ class LocalExecutor(Executor):
         return {}
 
     def slots(self) -> int:
-        return self.jobs + min(len(self._leaving), self.jobs)
+        short = len(self._took) == self._took.maxlen and max(self._took) < SHORT
+        return self.jobs + min(len(self._leaving), self.jobs) + (min(2, self.jobs) if self.ahead and short else 0)
 
     def submit(self, task: Task) -> None:
         def leave() -> None:
             self._leaving.add(control)
             self._outcomes.put(None)  # wakes `wait`: the next may begin
 
-        control = Control(leave)
+        control = Control(leave, self._gate)
         self._controls.add(control)
 
         def work() -> None:
             outcome = execute_task(task, self._store, control, shared=self.shared)
             self._controls.discard(control)
             self._leaving.discard(control)
+            self._took.append(outcome.result.seconds if outcome.result else SHORT)
             self._outcomes.put(outcome)
 
         threading.Thread(target=work, name=f"mlcycle-{task.name}", daemon=True).start()

@@ -88,6 +88,7 @@ class _Course:
         "Run them all, or until somebody asks to stop."
         from mlcycle.store import requests
 
+        self.executor.ahead = True
         waiting, running, told, look = deque(self.tasks), 0, 0, time.monotonic() + 1.0
         while running or (waiting and not self.asked and not self.executor.lost):
             self.state.slots = self.executor.slots()
