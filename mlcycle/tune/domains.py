@@ -118,8 +118,17 @@ class Domain:
             raise ValueError(f"it has {'endlessly many' if self.size == math.inf else f'{self.size:,}'} values")
         if self.kind == "int":
             return list(range(self.low, self.last + 1, self.step or 1))
-        low, step = Decimal(str(self.low)), Decimal(str(self.step))
-        return [float(low + i * step) for i in range(int(self.size))]
+        return [self._at(i) for i in range(int(self.size))]
+
+    def exact(
+        self,
+        value: Any,  # One of its values, as a sampler gives it
+    ) -> Any:        # 0.3 for 0.30000000000000004
+        "The value that a person would write."
+        return value if self.kind != "float" or self.step is None else self._at(round((value - self.low) / self.step))
+
+    def _at(self, i: int) -> float:
+        return float(Decimal(str(self.low)) + i * Decimal(str(self.step)))
 
     @property
     def text(self) -> str:
@@ -175,7 +184,7 @@ def _number(name: str, value: Any, kind: Kind, example: str) -> float:
     if (isinstance(value, int) and abs(value) > EXACT) or not math.isfinite(value):
         refuse(f"{name} is {value}, which is too large" if value == value else f"{name} is no number", f"Write {example}.")
     if kind == "float":
-        return float(value)
+        return float(value) + 0.0  # minus zero is zero
     if value != int(value):
         refuse(f"{name} is {value}, which is no whole number", f"Write {example}, or uniform(…) for floats.")
     if abs(value) > EXACT:

@@ -175,7 +175,7 @@ class Session:
             with quietly():
                 RetryHeartbeatStaleTrialCallback()(self.study, frozen)
         again = [ended.number] if ended.status == "cancelled" else []
-        row = to_row(frozen, again)
+        row = to_row(frozen, again, self.space.exact if self.space is not None else dict)
         self.state.add(row)
         self.failed += row.status == "failed"
         self.notes += [text for text in ended.warnings if text not in self.notes]

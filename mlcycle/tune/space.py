@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from optuna.trial import BaseTrial
 
 # %% auto #0
-__all__ = ['PROBES', 'Dimension', 'dimension', 'check_name', 'Constraint', 'Space']
+__all__ = ['PROBES', 'EMPTY', 'Dimension', 'dimension', 'check_name', 'Constraint', 'Space']
 
 # %% ../../nbs/tune/04_space.ipynb #dimension
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Dimension:
             return trial.suggest_categorical(self.name, found.choices)
         if of.kind == "int":
             return trial.suggest_int(self.name, found.low, found.high, step=found.step, log=found.log)
-        return trial.suggest_float(self.name, found.low, found.high, step=found.step, log=found.log)
+        return of.exact(trial.suggest_float(self.name, found.low, found.high, step=found.step, log=found.log))
 
     def values(self) -> list[Any]:
         "Its values, for a grid. Raises `UsageError` when it has none that can be counted."
@@ -133,7 +133,9 @@ def _ends(domain: Domain) -> list[Any]:
 
 
 def _check(expression: Expression, domains: Mapping[str, Domain], later: Iterable[str] = ()) -> None:
-    "Refuse names that are not known, what cannot be told, and what never or always holds."
+    "Refuse names that are not known, what cannot be told, and what never holds."
+    if not expression.names:
+        raise expression.error("it is about no dimension", "Name one, as in depth * 2 <= leaves.")
     for name in expression.names:
         if name not in domains:
             raise _unknown(expression, name, list(domains), later)
@@ -143,7 +145,7 @@ def _check(expression: Expression, domains: Mapping[str, Domain], later: Iterabl
     probes = product(*(domain.values() if exact else _ends(domain) for domain in used.values()))
     found = {expression.holds(dict(zip(used, values, strict=True))) for values in islice(probes, PROBES)}
     if exact and found == {False}:
-        raise expression.error("it is never true" + (f" for the values of {' and '.join(used)}" if used else ""), "Look at its names and numbers.")
+        raise expression.error("it is never true for the values of " + " and ".join(used), "Look at its names and values.")
 
 # %% ../../nbs/tune/04_space.ipynb #space
 @dataclass(frozen=True, repr=False)
@@ -195,11 +197,20 @@ class Space:
                 params[each.name] = each.suggest(trial)
         return params
 
+    def exact(
+        self,
+        params: Mapping[str, Any],  # Name to value, as Optuna keeps them in `trial.params`
+    ) -> dict[str, Any]:
+        "What `suggest` gave for them: 0.3 where Optuna has 0.30000000000000004."
+        found = {each.name: each.domain for each in self.dimensions}
+        return {name: found[name].exact(value) if name in found else value for name, value in params.items()}
+
     def feasible(
         self,
         params: Mapping[str, Any],  # Name to value, of those that count
     ) -> str | None:                # The text of the first constraint that does not hold
         "What forbids a combination; None when nothing does."
+        params = self.exact(params) if self.constraints else params
         return next((each.text for each in self.constraints if not each.holds(params)), None)
 
     def violations(
@@ -207,6 +218,7 @@ class Space:
         params: Mapping[str, Any],  # Name to value, of those that count
     ) -> list[float]:               # One a constraint, up to 0 where it holds
         "By how much a combination is forbidden, for Optuna's `constraints_func`."
+        params = self.exact(params) if self.constraints else params
         return [each.violation(params) for each in self.constraints]
 
     def grid(self) -> Iterator[dict[str, Any]]:
@@ -250,7 +262,8 @@ class Space:
         merged = {each.name: each for each in self.dimensions} | {each.name: each for each in dimensions}
         placed: dict[str, Dimension] = {}
         while merged:  # an overriding condition may be about what stands behind: that moves before it
-            free = (each for each in merged.values() if not each.condition or not merged.keys() & set(each.condition.names))
+            free = (each for each in merged.values()
+                    if each.name not in self.names or not each.condition or not merged.keys() & set(each.condition.names))
             ready = next(free, next(iter(merged.values())))  # a circle is refused when the space is made
             placed[ready.name] = merged.pop(ready.name)
         texts = {each.text: each for each in [*self.constraints, *constraints]}
@@ -289,3 +302,5 @@ class Space:
 
     def _repr_html_(self) -> str:
         return self.result()._repr_html_()
+
+EMPTY = Space()  # Nothing is varied

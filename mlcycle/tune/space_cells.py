@@ -19,7 +19,7 @@ from ..notebooks.endings import cell_number
 from ..notebooks.parameters import Parameter, Parameters, declaring
 from ..notebooks.params_line import as_code, is_declaration
 from .domains import Domain
-from .space import Constraint, Dimension, Space, dimension
+from .space import EMPTY, Constraint, Dimension, Space, dimension
 from .space_files import Problems
 
 # %% auto #0
@@ -91,17 +91,17 @@ def space_of(
     "The space that a notebook's parameters cell describes. Raises one `UsageError` with every line that is wrong, `NotebookFormatError`."
     index = declaring(nb)
     if index is None:
-        return Space()
+        return EMPTY
     cell = f"{where} cell {cell_number(nb, index)}"
     language = nb.metadata.get("kernelspec", {}).get("language", "python").lower()
     if language != "python":
         if _NOTE.search(nb.cells[index].source):
             raise UsageError(f"{cell}: # tune: is read in Python, and the notebook is in {language}. Write the space in a file, --space space.yaml.")
-        return Space()
+        return EMPTY
     source = _python(nb.cells[index].source)
     try:
         notes = list(_notes(source))
-    except (SyntaxError, ValueError, tokenize.TokenError, RecursionError) as e:
+    except (SyntaxError, ValueError, tokenize.TokenError, RecursionError, MemoryError) as e:
         raise UsageError(f"{cell}{f', line {e.lineno}' if isinstance(e, SyntaxError) else ''}: the parameters cell is not valid Python.") from e
     problems, dimensions, constraints = Problems(), {}, []
     for line, text, names in notes:

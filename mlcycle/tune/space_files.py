@@ -15,7 +15,7 @@ from ..errors import NotFoundError, UsageError
 from .domain_text import read_domain
 from .domains import Domain, choice_of, range_of, reading, typed
 from .expressions import Expression
-from .space import Constraint, Dimension, Space, check_name
+from .space import EMPTY, Constraint, Dimension, Space, check_name
 
 # %% auto #0
 __all__ = ['Problems', 'read_space', 'parse_options']
@@ -119,8 +119,8 @@ def _mapped(found: Mapping[str, tuple[Any, str]], where: str, text: str) -> Doma
 
 # %% ../../nbs/tune/05_space_files.ipynb #file
 def read_space(
-    path: str | Path,         # A YAML or JSON file
-    within: Space = Space(),  # noqa: B008 - What the file adds to and overrides, such as the notebook's own space; it is frozen
+    path: str | Path,       # A YAML or JSON file
+    within: Space = EMPTY,  # What the file adds to and overrides, such as the notebook's own space
 ) -> Space:
     "Read a search space. Raises one `UsageError` with every line that is wrong, `NotFoundError`."
     import yaml
@@ -136,8 +136,9 @@ def read_space(
     except (yaml.YAMLError, RecursionError) as e:
         mark = getattr(e, "problem_mark", None)
         problem = getattr(e, "problem", None) or getattr(e, "reason", None) or "it is nested too deeply"
-        raise UsageError(f"{path}{f':{mark.line + 1}' if mark else ''}: this is no YAML: {problem}. "
-                         "Put what holds brackets, quotes or a colon in quotes as a whole.") from e
+        written = f"{' '.join(text.splitlines()[mark.line].split())}: " if mark and mark.line < len(text.splitlines()) else ""
+        raise UsageError(f"{path}{f':{mark.line + 1}' if mark else ''}: {written}this is no YAML: {problem}. "
+                         "A value with brackets, quotes or a colon in its middle stands in quotes as a whole.") from e
     if root is None or root.id != "mapping" or not root.value:
         raise UsageError(f"{path}: it names no parameters. Write lines such as {_FORMS}.")
     problems = Problems()
@@ -173,7 +174,7 @@ def _parts(root: Any, path: str, problems: Problems) -> tuple[list[Dimension], l
 # %% ../../nbs/tune/05_space_files.ipynb #options
 def parse_options(
     options: Iterable[str],   # As typed behind -s: `lr=loguniform(1e-4, 1)`, or `constraint depth * 2 <= leaves`
-    within: Space = Space(),  # noqa: B008 - What they add to and override, such as what a file says; it is frozen
+    within: Space = EMPTY,    # What they add to and override, such as what a file says
 ) -> Space:
     "Read what was given to -s. Raises one `UsageError` with everything that is wrong."
     problems, dimensions, constraints = Problems(), {}, []
@@ -198,5 +199,9 @@ def _option(name: str, text: str) -> Dimension:
     check_name(name, "-s")
     where = f"-s {name}=…"
     bare = not any(bracket in text for bracket in "({[")
-    domain, when = read_domain(f"{{{text}}}" if bare and "," in text else text, where)
+    try:
+        domain, when = read_domain(f"{{{text}}}" if bare and "," in text else text, where)
+    except UsageError as e:
+        hint = f" Put it in quotes, since shells take brackets apart: -s '{name}={{{text.strip()}, …}}'." if bare and text.strip() else ""
+        raise UsageError(f"{e}{hint}") from None
     return Dimension(name, domain, when, where, text.strip())

@@ -166,10 +166,11 @@ class FunctionTarget:
                     redactor=self.active.redactor, parent=self.active.id)
         try:
             with block as active, trialing(handler):
-                found = self.function(trial) if self.wants_trial else self.function(**self.fixed, **params)
+                try:
+                    found = self.function(trial) if self.wants_trial else self.function(**self.fixed, **params)
+                finally:
+                    active.log_params({name: value for name, value in trial.params.items() if name not in params})  # what it suggested by itself
                 values = objective_values(found, self.metrics)
-                if self.wants_trial and trial.params:
-                    active.log_params(trial.params)
                 active.log_metrics(dict(zip(self.metrics, values, strict=True)))
             return Ended(trial.number, "finished", values, active.id, None, time.monotonic() - began)
         except TrialPruned as e:

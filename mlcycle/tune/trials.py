@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .storage import FACTS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from optuna import Study
     from optuna.trial import FrozenTrial
@@ -50,6 +50,7 @@ _STATES = {"COMPLETE": "finished", "PRUNED": "pruned", "FAIL": "failed", "RUNNIN
 def to_row(
     trial: FrozenTrial,          # As Optuna gives it
     again: Iterable[int] = (),   # Numbers of the trials that were tried again
+    exact: Callable[[Mapping[str, Any]], dict[str, Any]] = dict,  # Gives params as they were tried, 0.3 for Optuna's 0.30…04
 ) -> TrialRow:
     "A trial as people see it."
     known, status = trial.user_attrs.get(FACTS, {}), _STATES[trial.state.name]
@@ -62,16 +63,20 @@ def to_row(
     reason = known.get("reason") or ("its worker ended" if trial.state.name == "FAIL" else None)
     took = trial.duration.total_seconds() if trial.duration and status in COUNTED else None
     values = tuple(trial.values or ()) if trial.state.name == "COMPLETE" else ()
-    return TrialRow(trial.number, status, trial.params, values, known.get("run"), took, reason, len(trial.system_attrs.get("retry_history", ())) + 1)
+    attempt = len(trial.system_attrs.get("retry_history", ())) + 1
+    return TrialRow(trial.number, status, exact(trial.params), values, known.get("run"), took, reason, attempt)
 
 
 def trial_rows(
     study: Study,  # A study
 ) -> list[TrialRow]:  # By number
     "All trials of a study."
-    trials = study.get_trials(deepcopy=False)
+    from mlcycle.tune.space import Space
+
+    trials, known = study.get_trials(deepcopy=False), study.user_attrs.get(FACTS, {}).get("space")
     again = {number for trial in trials for number in trial.system_attrs.get("retry_history", ())}
-    return [to_row(trial, again) for trial in trials]
+    exact = Space.from_json(known).exact if known else dict
+    return [to_row(trial, again, exact) for trial in trials]
 
 # %% ../../nbs/tune/22_trials.ipynb #counts
 @dataclass

@@ -16,6 +16,7 @@ from ..errors import MlcycleError, UsageError
 from .result import Tuned, read_study
 from .storage import FACTS, make_study, open_study, quietly
 from .trials import count
+from .writing import to_space
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -26,51 +27,7 @@ if TYPE_CHECKING:
     from mlcycle.tune.space import Space
 
 # %% auto #0
-__all__ = ['FLAT', 'to_space', 'goals', 'tune', 'flatness']
-
-# %% ../../nbs/tune/29_tuning.ipynb #space
-def to_space(
-    given: Any,  # A file, a mapping, a list of `name=…`, or a `Space`; None for none
-) -> Space:
-    "A space, whatever way it is written. Raises `UsageError`, `NotFoundError`."
-    from mlcycle.tune.space import Space
-    from mlcycle.tune.space_files import parse_options, read_space
-
-    match given:
-        case None:
-            return Space()
-        case Space():
-            return given
-        case str() | Path():
-            return read_space(Path(given))
-        case Mapping():
-            from mlcycle.tune.space import Constraint
-
-            rules = given.get("constraints", ())
-            rules = [rules] if isinstance(rules, str) else rules
-            named = {name: value for name, value in given.items() if name != "constraints"}
-            return Space(tuple(_dimension(name, value) for name, value in named.items()), tuple(Constraint(rule, "") for rule in rules))
-    return parse_options(list(given))
-
-
-def _dimension(name: str, value: Any) -> Any:
-    from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
-
-    from mlcycle.tune.domains import choice_of, range_of, reading
-    from mlcycle.tune.space import Dimension, dimension
-
-    if isinstance(value, str):
-        return dimension(name, value)
-    with reading(name, repr(value)):
-        if isinstance(value, (list, tuple, set, frozenset)):
-            return Dimension(name, choice_of(list(value)), None, "", repr(value))
-        if isinstance(value, CategoricalDistribution):
-            return Dimension(name, choice_of(list(value.choices)), None, "", repr(value))
-        if isinstance(value, BaseDistribution):
-            step = None if value.log or (value.step == 1 and isinstance(value, IntDistribution)) else value.step
-            kind = "int" if isinstance(value, IntDistribution) else "float"
-            return Dimension(name, range_of(kind, value.low, value.high, step, value.log), None, "", repr(value))
-    raise UsageError(f"{name}: {value!r} says nothing of what it may be. Write 'loguniform(1e-4, 1)', 'int(2, 12)', or the values: ['rf', 'hgb'].")
+__all__ = ['FLAT', 'goals', 'tune', 'flatness']
 
 # %% ../../nbs/tune/29_tuning.ipynb #goals
 def goals(
@@ -185,7 +142,7 @@ def tune(
     from mlcycle.tune.session import Budget, Session
     from mlcycle.tune.space import Space
 
-    store, given, estimator = store or current_store(), to_space(space), None
+    store, given, estimator = store or current_store(), None, None
     if is_estimator(target):
         score = scoring if isinstance(scoring, str) else "score"
         metrics, directions = goals(metric, direction, score, "maximize")
@@ -195,14 +152,17 @@ def tune(
         metrics, directions = goals(metric, direction)
         title = getattr(target, "__name__", type(target).__name__)
     else:
-        title, given = Path(target).name, _space_in(target, given, kernel)
+        title, given = Path(target).name, _space_in(target, space, kernel)
         if metric is None:
             raise UsageError(f"Which metric of {title} is the objective? --metric NAME, with --direction maximize where more is better.")
         metrics, directions = goals(metric, direction)
+    given = to_space(space) if given is None else given
     _check(trials, timeout, jobs, max_failures, sampler, resume, study)
     known = {"target": title, "metrics": list(metrics), "directions": directions, "space": given.json(), "sampler": _called(sampler),
              "pruner": _called(pruner), "seed": seed}
     name = study or _free_name(store, Path(title).stem)
+    if not given.dimensions and sampler == "grid" and not resume:
+        raise UsageError("A grid is made of a space: give the values of each param, -s 'depth={2, 4, 8}'. Without one, take --sampler random.")
     if not resume and not given.dimensions and not (callable(target) and _suggests(target)):
         raise UsageError(f"What is to be varied? Give a space: -s lr=loguniform(1e-4,1), --space FILE, or `# tune: …` beside a parameter of {title}.")
     queued = sampler == "grid"
@@ -255,7 +215,7 @@ def _suggests(function: Callable[..., Any]) -> bool:
     from inspect import signature
 
     try:
-        return list(signature(function).parameters) == ["trial"]
+        return list(signature(function).parameters) in (["trial"], [])
     except (TypeError, ValueError):
         return False
 
@@ -267,7 +227,7 @@ def _free_name(store: Store, stem: str) -> str:
     return next(name for i in range(1, len(taken) + 2) if (name := f"{stem}-{i}") not in taken)
 
 
-def _space_in(path: str | Path, given: Space, kernel: str | None) -> Space:
+def _space_in(path: str | Path, given: Any, kernel: str | None) -> Space:
     "What a notebook says that is to be varied, with what is given on top."
     from mlcycle.notebooks.kernels import pick_kernel
     from mlcycle.notebooks.parameters import infer
@@ -276,7 +236,7 @@ def _space_in(path: str | Path, given: Space, kernel: str | None) -> Space:
 
     source = read_notebook(path)
     choice = pick_kernel(source.nb, kernel)
-    found = space_of(source.nb, source.path.name) | given
+    found = to_space(given, space_of(source.nb, source.path.name))
     check_against(found, infer(source.nb, choice.language, choice.name))
     return found
 

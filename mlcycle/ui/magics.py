@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 from IPython.core.completer import SimpleCompletion, context_matcher
-from IPython.core.magic import Magics, line_cell_magic, line_magic, magics_class, no_var_expand
+from IPython.core.magic import Magics, cell_magic, line_cell_magic, line_magic, magics_class, no_var_expand
 from IPython.display import display
 
 from ..display import Result, Table, Text
@@ -201,6 +201,25 @@ class MlcycleMagics(Magics):
         except MagicError:
             raise
         except MlcycleError as e:
+            raise MagicError(str(e)) from None
+
+    @cell_magic
+    def tune(self, line: str, cell: str) -> Any:
+        "Search for the best params of a cell: `%%tune -n 50 --metric auc -d maximize`, with `suggest(\"lr\", \"loguniform(1e-4, 1)\")` in it."
+        from mlcycle.ui.tune_cell import run_tune_cell, tune_cell
+
+        asked = read_options(tune_cell, split_words(line))
+        if asked is None:
+            return None
+        if not cell.strip():
+            raise MagicError("There is nothing below %%tune to run. Write the code in the same cell.")
+        try:
+            return run_tune_cell(self.shell, cell, asked)
+        except (MlcycleError, KeyboardInterrupt, SystemExit) as e:
+            if (outcome := getattr(e, "result", None)) is not None:
+                display(outcome)
+            if not isinstance(e, MlcycleError):
+                raise
             raise MagicError(str(e)) from None
 
     @no_var_expand

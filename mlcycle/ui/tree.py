@@ -24,6 +24,7 @@ COMMANDS = {  # In the order in which the cycle meets them
     "demo": "demo:demo",
     "run": "notebooks:run",
     "map": "sweeps:map_",
+    "tune": "tune:tune",
     "params": "notebooks:params",
     "runs": "runs:runs",
     "show": "show:show",
@@ -48,7 +49,7 @@ COMMANDS = {  # In the order in which the cycle meets them
     "gc": "store:gc",
     "completion": "completion:completion",
 }
-BEGIN = ("demo", "run", "params", "autolog", "completion")  # Work where there is no store yet
+BEGIN = ("demo", "run", "map", "tune", "params", "autolog", "completion")  # Work where there is no store yet
 
 # %% ../../nbs/ui/01_tree.ipynb #face
 @dataclass
