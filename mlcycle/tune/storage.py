@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+import time
 import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -59,19 +60,20 @@ def study_storage(
 def _storage(url: str, where: str, pid: int) -> RDBStorage:
     from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
     from sqlalchemy import event
-    from sqlalchemy.exc import SQLAlchemyError
+    from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
 
     lite = url.startswith("sqlite")
     with quietly():
-        for last in (False, True):
+        for last in (*[False] * 20, True):
             try:
                 storage = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}} if lite else {"pool_pre_ping": True},
                                      heartbeat_interval=HEARTBEAT, grace_period=GRACE,
                                      heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=RETRIES))
                 break
             except SQLAlchemyError as e:  # two that make the tables at once: the second finds them made
-                if last:
+                if last or not isinstance(e, (IntegrityError, ProgrammingError, OperationalError)):
                     raise StoreError(f"The studies in {where} cannot be read: {e}") from e
+                time.sleep(0.1)
     if lite:
         storage.engine.dispose()
 

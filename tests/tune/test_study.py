@@ -5,16 +5,13 @@ import json
 import os
 import signal
 import sys
-import threading
 import time
 from typing import Any
 
-import psutil
 import pytest
 
 import mlcycle as mlc
 from mlcycle.errors import MlcycleError, UsageError
-from mlcycle.notebooks.result import NotebookInterrupted
 from mlcycle.store import runs
 from mlcycle.store.connect import Store
 from mlcycle.tune.result import Tuned, read_study
@@ -57,9 +54,12 @@ def test_a_grid_is_gone_through_exactly(local: Store) -> None:
     assert len(tune(objective, sampler="grid", study="whole", resume=True, store=local).rows) == len(tried) == len(ALL)  # nothing is left
     tried.clear()
     part = tune(objective, CONDITIONAL, sampler="grid", trials=5, jobs=2, study="parts", store=local)
-    assert (part.number("finished"), part.number("waiting"), len(tried)) == (5, len(ALL) - 5, 5)
-    rest = tune(objective, sampler="grid", study="parts", resume=True, store=local)
-    assert in_order(tried) == in_order(ALL) and (rest.number("finished"), rest.number("waiting")) == (len(ALL), 0)
+    assert (part.number("finished"), len(part.rows), len(tried)) == (5, 5, 5)
+    rest = tune(objective, study="parts", resume=True, store=local)  # it knows that it is a grid
+    assert in_order(tried) == in_order(ALL) and rest.number("finished") == len(rest.rows) == len(ALL)
+    tried.clear()
+    warm = tune(objective, CONDITIONAL, sampler="grid", enqueue=[ALL[7], {**ALL[0], "C": 1.0}], store=local)  # known to be good: tried first, and once
+    assert in_order(tried) == in_order(ALL) and tried[0] == ALL[7] and warm.number("finished") == len(ALL)
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "nsga2", "qmc"])
@@ -71,7 +71,8 @@ def test_no_sampler_runs_what_a_constraint_forbids(local: Store, sampler: str) -
         tried.append({"a": a, "b": b, "kind": kind, "c": c})
         return float(a * b + c)
 
-    space = {"a": "int(1, 20)", "b": "int(1, 20)", "kind": "{plain, more}", "c": "int(1, 20) when kind == 'more'", "constraints": ["a + 3 < b", "c < a"]}
+    space = {"a": "int(1, 20)", "b": "int(1, 20)", "kind": "{plain, more}",
+             "c": "int(1, 20) when kind == 'more'", "constraints": ["a + 3 < b", "c < a"]}
     done = tune(objective, space, sampler=sampler, trials=25, seed=5, store=local)
     assert len(tried) == done.number("finished") == 25 == len(runs.children(local, runs.get(local, done.run)))
     assert all(p["a"] + 3 < p["b"] and (p["kind"] == "plain" or p["c"] < p["a"]) for p in tried)
@@ -83,7 +84,7 @@ def test_no_sampler_runs_what_a_constraint_forbids(local: Store, sampler: str) -
 def test_hopeless_constraints_are_given_up(local: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     "A constraint that next to nothing meets ends the study with its text, not in a loop for ever."
     monkeypatch.setattr("mlcycle.tune.session._HOPELESS", 40)
-    with pytest.raises(UsageError, match="x \\* x < 0.0000001"):
+    with pytest.raises(UsageError, match=r"x \* x < 0.0000001"):
         tune(parabola, {"x": "uniform(1, 2)", "y": "uniform(0, 1)", "constraints": ["x * x < 0.0000001 + y * 0"]}, sampler="random", trials=3,
              store=local)
 
@@ -235,7 +236,7 @@ def test_an_estimator_is_tuned_and_registered(local: Store) -> None:
     model, cv = make_pipeline(StandardScaler(), SVC()), StratifiedKFold(3, shuffle=True, random_state=0)
     done = tune(model, {"svc__C": "loguniform(1e-2, 1e2)"}, X=X, y=y, cv=cv, scoring="roc_auc", trials=8, seed=0, store=local, register="tumour",
                 study="svm")
-    best = make_pipeline(StandardScaler(), SVC(**{"C": done.best_params["svc__C"]}))
+    best = make_pipeline(StandardScaler(), SVC(C=done.best_params["svc__C"]))
     assert done.best_value == pytest.approx(cross_val_score(best, X, y, cv=cv, scoring="roc_auc").mean(), abs=1e-12)
     assert done.version and done.metrics == ("roc_auc",) and done.directions == ("maximize",)
     with pytest.raises(Exception, match="not fitted"):
@@ -304,7 +305,8 @@ def objective(x):
     return x
 target = objective if os.environ['TARGET'] == 'function' else 'train.ipynb'
 try:
-    done = mlc.tune(target, {'x': 'uniform(0, 1)'}, metric='loss', trials=8, jobs=int(os.environ['JOBS']), seed=1, study='s', resume=True, progress=False)
+    done = mlc.tune(target, {'x': 'uniform(0, 1)'}, metric='loss', trials=8, jobs=int(os.environ['JOBS']), seed=1, study='s', resume=True,
+                    progress=False)
 except NotebookInterrupted as e:
     print(json.dumps({**e.result.json(), 'status': e.result.status, 'reason': e.result.reason, 'message': str(e)}))
     sys.exit(9)
