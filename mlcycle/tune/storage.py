@@ -60,18 +60,19 @@ def study_storage(
 def _storage(url: str, where: str, pid: int) -> RDBStorage:
     from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
     from sqlalchemy import event
-    from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
+    from sqlalchemy.exc import SQLAlchemyError
 
     lite = url.startswith("sqlite")
     with quietly():
-        for last in (*[False] * 20, True):
+        end = time.monotonic() + 5.0
+        while True:
             try:
                 storage = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}} if lite else {"pool_pre_ping": True},
                                      heartbeat_interval=HEARTBEAT, grace_period=GRACE,
                                      heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=RETRIES))
                 break
-            except SQLAlchemyError as e:  # two that make the tables at once: the second finds them made
-                if last or not isinstance(e, (IntegrityError, ProgrammingError, OperationalError)):
+            except SQLAlchemyError as e:  # of several that make the tables at once, one does; the others find them made a little later
+                if time.monotonic() > end:
                     raise StoreError(f"The studies in {where} cannot be read: {e}") from e
                 time.sleep(0.1)
     if lite:

@@ -96,7 +96,8 @@ def test_random_kills(project: Any, wait_for: Any, target: str, sampler: str, jo
             worker = project.start(WORKER, **settings(target, sampler, jobs))
             begun = len(project.runs())
             pause = chance.uniform(0.0, 0.6)
-            while worker.poll() is None and len(project.runs()) == begun:
+            early = time.monotonic() + (chance.uniform(0.5, 2.5) if chance.random() < 0.25 else 60.0)  # while it opens the study
+            while worker.poll() is None and len(project.runs()) == begun and time.monotonic() < early:
                 time.sleep(0.05)
             time.sleep(pause)
         if worker.poll() is not None:
