@@ -85,42 +85,36 @@ def check(store: Store, trials: int = TRIALS) -> Tuned:
 
 @pytest.mark.parametrize(("target", "sampler", "jobs"), [("function", "tpe", 1), ("function", "grid", 2), ("notebook", "tpe", 2),
                                                          ("notebook", "grid", 1)])
-def test_random_kills(project: Any, wait_for: Any, target: str, sampler: str, jobs: int) -> None:
+def test_random_kills(project: Any, wait_for: Any, kernels: Any, target: str, sampler: str, jobs: int) -> None:
     "The process of the study, and kernels, are killed more than ten times; what goes on with it ends with the right count and the right best."
-    chance, seen, killed = random.Random(f"{target}{sampler}"), set(), Counter()
+    chance, seen, killed, worker = random.Random(f"{target}{sampler}"), set(), Counter(), None
     project.write(*NOTEBOOK)
-    worker = None
-    end = time.monotonic() + 240
+    begun, end = project.folder / "begun", time.monotonic() + 240
+    begun.touch()
     while time.monotonic() < end:
         if worker is None:
-            worker = project.start(WORKER, **settings(target, sampler, jobs))
-            begun = len(project.runs())
-            pause = chance.uniform(0.0, 0.6)
-            early = time.monotonic() + (chance.uniform(0.5, 2.5) if chance.random() < 0.25 else 60.0)  # while it opens the study
-            while worker.poll() is None and len(project.runs()) == begun and time.monotonic() < early:
-                time.sleep(0.05)
-            time.sleep(pause)
+            worker, size = project.start(WORKER, **settings(target, sampler, jobs)), begun.stat().st_size
+            early = time.monotonic() + (chance.uniform(0.5, 3.0) if chance.random() < 0.2 else 60.0)  # while it opens the study
+            while worker.poll() is None and begun.stat().st_size == size and time.monotonic() < early:
+                time.sleep(0.02)
+        if killed.total() < 12:
+            time.sleep(chance.uniform(0.0, 0.25))
+        else:
+            worker.wait(100)
         if worker.poll() is not None:
             out, err = worker.communicate()
             assert worker.returncode == 0, err
             break
-        family = below(worker.pid)
-        seen |= family
-        kernels = [p for p in family if p.pid != worker.pid and "warm.server" not in " ".join(p.cmdline() if p.is_running() else [])]
-        kind = "kernel" if target == "notebook" and chance.random() < 0.6 and kernels else "parent"
-        if killed.total() >= 12:
-            worker.wait(100)
-            continue
+        seen |= below(worker.pid)
+        found = kernels(worker.pid) if target == "notebook" and chance.random() < 0.6 else []
         try:
-            chance.choice(kernels if kind == "kernel" else [psutil.Process(worker.pid)]).send_signal(signal.SIGKILL)
-            killed[kind] += 1
+            chance.choice(found or [psutil.Process(worker.pid)]).send_signal(signal.SIGKILL)
         except psutil.Error:
             continue
-        if kind == "parent":
+        killed["kernel" if found else "parent"] += 1
+        if not found:
             worker.communicate()
             worker = None
-        else:
-            time.sleep(chance.uniform(0.1, 0.5))
     assert killed.total() >= 10, killed
     wait_for(lambda: not alive(seen), 10)
     done = check(project.store)
