@@ -45,6 +45,7 @@ class NotebookTarget:
         self.fixed, self.options, self.versions = dict(fixed), dict(options), dict(versions)
         self.tag = notebook_tag(source.path, active.store)
         self.share = share and executor.shares and not options.get("fresh")
+        self.alone = getattr(executor, "jobs", None) == 1
         self.notes: list[str] = []
         self._listener = Listener().__enter__() if executor.shares else None
         self._began: dict[int, float] = {}
@@ -66,8 +67,8 @@ class NotebookTarget:
             self.notes.append(f"Each trial executed the cells above the parameters itself: {e}.")
 
     def slots(self) -> int:
-        "How many trials it takes at once."
-        return self.executor.slots()
+        "How many trials it takes at once: with one job, the next is asked for only when the last one has told its value."
+        return 1 if self.alone else self.executor.slots()
 
     def submit(
         self,

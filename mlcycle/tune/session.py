@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from ..errors import StoreError, UsageError
@@ -41,6 +42,11 @@ class Budget:
 _HOPELESS = 1000  # Params in a row that break a constraint
 
 
+def _own(trial: FrozenTrial) -> bool:
+    "Whether a trial was not given its params: neither enqueued nor tried again."
+    return "fixed_params" not in trial.system_attrs and "retry_history" not in trial.system_attrs
+
+
 @dataclass
 class Session:
     "One process at work on a study."
@@ -50,7 +56,7 @@ class Session:
     active: ActiveRun            # The run of this session
     budget: Budget               # When to stop
     state: StudyState            # What is shown
-    queued: bool = False         # Only what waits is run: a grid
+    queued: bool = False         # It is a grid, which is gone through
     running: dict[int, Trial] = field(default_factory=dict)  # By number
     asked: list[int | None] = field(default_factory=list)    # Signals that came
     notes: list[str] = field(default_factory=list)           # What was not as asked for
@@ -77,17 +83,22 @@ class Session:
             over.set()
 
     def _loop(self, bar: Any) -> None:
-        look, told = time.monotonic() + 1.0, 0
+        look, told, graves = time.monotonic() + 1.0, 0, time.monotonic() + HEARTBEAT
         while True:
             while self._room() and self._next():
                 bar.tick()
             if not self.running:
+                if self._inherit():
+                    continue
                 return
             for ended in self.target.wait(0.2):
                 self._take(ended)
             if time.monotonic() >= look:
                 look = time.monotonic() + 1.0
                 self._look()
+            if self.crowd and time.monotonic() >= graves:
+                graves = time.monotonic() + HEARTBEAT
+                bury(self.study, self.active.store, self.active.id)
             for signum in self.asked[told:]:
                 self.target.stop(signum)
                 told += 1
@@ -112,13 +123,16 @@ class Session:
         "Begin one more trial. False where there is none."
         from optuna.trial import TrialState
 
+        broken: str | None = ""
         for _ in range(_HOPELESS):
-            if self.queued and not self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            if self.queued and self._gone_through():
                 return False
             with quietly():
                 trial = self.study.ask()
                 if self._surplus(trial):
                     return False
+                if self.queued and not self._place(trial):
+                    continue
                 params = self.space.suggest(trial) if self.space is not None else {}
             broken = self.space.feasible(params) if self.space is not None else None
             if broken is None:
@@ -133,9 +147,6 @@ class Session:
         "Whether another process has taken what was left, in the moment between the look and the grasp."
         from optuna.trial import TrialState
 
-        if self.queued and not trial.params and "fixed_params" not in self.study._storage.get_trial_system_attrs(trial._trial_id):
-            self._tell(trial, TrialState.FAIL, None, {"outcome": "surplus", "reason": "the grid was done"})
-            return True
         if trial.number > self.last + 1 and self.last >= 0:
             self.crowd = True
         self.last = max(self.last, trial.number)
@@ -143,9 +154,51 @@ class Session:
             rows = [row for row in trial_rows(self.study) if row.status not in ("infeasible", "surplus", "retried")]
             self._recount()
             if self.budget.trials is not None and sum(row.number < trial.number and row.status != "waiting" for row in rows) >= self.budget.trials:
-                self._tell(trial, TrialState.FAIL, None, {"outcome": "surplus", "reason": "another process has run the last one"})
+                if self.queued:  # its combination is for whoever asks for more
+                    self.study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+                else:
+                    self._tell(trial, TrialState.FAIL, None, {"outcome": "surplus", "reason": "another process has run the last one"})
                 return True
         return False
+
+    @cached_property
+    def grid(self) -> list[dict[str, Any]]:
+        "Every combination, in order."
+        return list(self.space.grid()) if self.space is not None else []
+
+    def _gone_through(self) -> bool:
+        "Whether every combination of the grid has its trial, and none waits."
+        trials = self.study.get_trials(deepcopy=False)
+        return sum(map(_own, trials)) >= len(self.grid) and not any(trial.state.name == "WAITING" for trial in trials)
+
+    def _place(self, trial: Trial) -> bool:
+        "Give a trial the combination of its place among the trials of the grid. False where that has been tried, or there is none."
+        from optuna.samplers import PartialFixedSampler, RandomSampler
+        from optuna.trial import TrialState
+
+        trials = self.study.get_trials(deepcopy=False)
+        known = trials[trial.number].system_attrs
+        if "fixed_params" in known:
+            return True
+        first = next(iter(known.get("retry_history", ())), trial.number)
+        place = sum(map(_own, trials[:first]))  # trials are numbered by the database: no two processes have the same place
+        params = self.grid[place] if place < len(self.grid) else None
+        if params is None or any(other.system_attrs.get("fixed_params") == params for other in trials):
+            self._tell(trial, TrialState.FAIL, None, {"outcome": "surplus", "reason": "the grid was done" if params is None else "it was enqueued"})
+            return False
+        self.study.sampler = PartialFixedSampler(params, RandomSampler())
+        return True
+
+    def _inherit(self) -> bool:
+        "Take over what other processes left when they died. False where there is nothing."
+        from optuna.trial import TrialState
+
+        if self.asked or self.why or not self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            return False
+        before = len(self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
+        bury(self.study, self.active.store, self.active.id)
+        self._recount()
+        return self._room() and len(self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))) > before
 
     def _recount(self) -> None:
         from mlcycle.tune.trials import count

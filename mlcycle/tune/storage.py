@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import os
+import time
 import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -63,15 +64,17 @@ def _storage(url: str, where: str, pid: int) -> RDBStorage:
 
     lite = url.startswith("sqlite")
     with quietly():
-        for last in (False, True):
+        end = time.monotonic() + 5.0
+        while True:
             try:
                 storage = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}} if lite else {"pool_pre_ping": True},
                                      heartbeat_interval=HEARTBEAT, grace_period=GRACE,
                                      heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=RETRIES))
                 break
-            except SQLAlchemyError as e:  # two that make the tables at once: the second finds them made
-                if last:
+            except SQLAlchemyError as e:  # of several that make the tables at once, one does; the others find them made a little later
+                if time.monotonic() > end:
                     raise StoreError(f"The studies in {where} cannot be read: {e}") from e
+                time.sleep(0.1)
     if lite:
         storage.engine.dispose()
 

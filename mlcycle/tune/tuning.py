@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import signal
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -52,13 +53,24 @@ def goals(
     return tuple(metrics), directions
 
 # %% ../../nbs/tune/29_tuning.ipynb #open
-def _study(store: Store, name: str, resume: bool, known: dict[str, Any], directions: list[str], given: bool) -> tuple[Study, dict[str, Any], bool]:
+_MOMENT = 5.0  # Seconds in which a process that makes a study has told what it is, unless it died
+
+
+def _study(store: Store, name: str, resume: bool, known: dict[str, Any], directions: list[str], given: bool) -> tuple[Study, dict[str, Any]]:
     from mlcycle.tune.storage import study_names
 
     if not resume or name not in study_names(store):
-        return make_study(store, name, directions, known), known, True
-    study = open_study(store, name)
-    before = study.user_attrs.get(FACTS, {})
+        try:
+            return make_study(store, name, directions, known), known
+        except UsageError:
+            if not resume:
+                raise
+    study = open_study(store, name)  # perhaps made by another process a moment ago, which has not written yet what it is
+    end = time.monotonic() + _MOMENT
+    while not (before := study.user_attrs.get(FACTS, {})) and not study.get_trials(deepcopy=False) and known["space"]["dimensions"]:
+        if time.monotonic() > end:
+            study.set_user_attr(FACTS, known)
+        time.sleep(0.05)
     if not before:
         raise UsageError(f"The study {name!r} was not made by mlcycle, so that what it varies is not known. "
                          f"Choose another name, and --from-study {name}.")
@@ -70,29 +82,34 @@ def _study(store: Store, name: str, resume: bool, known: dict[str, Any], directi
     if given and known["space"] != before["space"]:
         raise UsageError(f"The study {name!r} has another space. Leave the space out to go on with it, or choose another name "
                          f"(--from-study {name} takes its trials over).")
-    return study, before, False
+    if known["sampler"] == "grid" != before["sampler"]:
+        raise UsageError(f"The study {name!r} is no grid, its sampler is {before['sampler']}. Choose another name for a grid.")
+    return study, before
 
 # %% ../../nbs/tune/29_tuning.ipynb #begin
-def _prepare(study: Study, space: Space | None, queued: bool, enqueue: Iterable[Mapping[str, Any]], from_study: str | None,
+def _check_first(space: Space | None, enqueue: Iterable[Mapping[str, Any]], from_study: str | None, store: Store) -> None:
+    unknown = sorted({name for params in enqueue for name in params} - set(space.names)) if space is not None else []
+    if unknown:
+        raise UsageError(f"{unknown[0]!r} is not varied, so that it cannot be enqueued. The space has {', '.join(space.names)}.")
+    if from_study:
+        open_study(store, from_study)
+
+
+def _prepare(study: Study, space: Space | None, enqueue: Iterable[Mapping[str, Any]], from_study: str | None,
              store: Store) -> list[str]:  # What there is to know
-    from optuna.trial import TrialState
+    from optuna.trial import TrialState, create_trial
 
     notes = []
     with quietly():
         for params in enqueue:
-            unknown = sorted(set(params) - set(space.names)) if space is not None else []
-            if unknown:
-                raise UsageError(f"{unknown[0]!r} is not varied, so that it cannot be enqueued. The space has {', '.join(space.names)}.")
             study.enqueue_trial(dict(params), skip_if_exists=True)
         if from_study:
             done = open_study(store, from_study).get_trials(states=(TrialState.COMPLETE,))
             kinds = {each.name: each.distribution for each in space.dimensions} if space is not None else {}
             fitting = [t for t in done if space is None or all(kinds.get(name) == kind for name, kind in t.distributions.items())]
-            study.add_trials(fitting)
+            study.add_trials(create_trial(values=t.values, params=t.params, distributions=t.distributions, user_attrs=t.user_attrs,
+                                          system_attrs={"fixed_params": t.params}, intermediate_values=t.intermediate_values) for t in fitting)
             notes.append(f"{len(fitting)} of the {len(done)} finished trials of {from_study} were taken over.")
-        if queued:
-            for params in space.grid():
-                study.enqueue_trial(params)
     return notes
 
 # %% ../../nbs/tune/29_tuning.ipynb #tune
@@ -165,27 +182,32 @@ def tune(
         raise UsageError("A grid is made of a space: give the values of each param, -s 'depth={2, 4, 8}'. Without one, take --sampler random.")
     if not resume and not given.dimensions and not (callable(target) and _suggests(target)):
         raise UsageError(f"What is to be varied? Give a space: -s lr=loguniform(1e-4,1), --space FILE, or `# tune: …` beside a parameter of {title}.")
-    queued = sampler == "grid"
-    if queued:
+    enqueue = list(enqueue)
+    if sampler == "grid":
         given.grid_size()
     with ExitStack() as stack:
         stack.enter_context(quietly())
         make_sampler(sampler, seed, len(metrics)), make_pruner(pruner, len(metrics))
-        made, before, new = _study(store, name, resume, known, directions, bool(space))
-        varied = Space.from_json(before["space"]) if before["space"]["dimensions"] else None
+        _check_first(given if given.dimensions else None, enqueue, from_study, store)
+        carry = _target(target, metrics, jobs, fixed, executor, store, kernel=kernel, timeout=trial_timeout, cell_timeout=cell_timeout,
+                        memory=memory, secrets=secrets, tags=dict(tags or {}), fresh=fresh, share=share)
+        made, before = _study(store, name, resume, known, directions, bool(space))
+        varied, queued = Space.from_json(before["space"]) if before["space"]["dimensions"] else None, before["sampler"] == "grid"
+        if trials is None and timeout is None and not queued:
+            raise _endless()
+        _check_first(varied, enqueue, None, store)
         counts = count(made)
         offset = sum(counts.by.values())
         violations = (lambda trial: varied.violations(trial.params)) if varied is not None and varied.constraints else None
         made.sampler = make_sampler(sampler, None if seed is None else seed + offset, len(metrics), jobs > 1, violations)
         made.pruner = make_pruner(pruner, len(metrics))
-        notes = _prepare(made, varied, queued and new, enqueue, from_study, store)
+        notes = _prepare(made, varied, enqueue, from_study, store)
         active = _begin(store, made, target, title, before, experiment, tags)
         state = StudyState(title, metrics, count(made), trials, timeout)
         if queued and trials is None:
-            state.total = state.counts.counted + state.counts.by["waiting"]
+            state.total = varied.grid_size()
         try:
-            carrier = _target(target, title, active, metrics, jobs, fixed, executor, kernel=kernel, timeout=trial_timeout, cell_timeout=cell_timeout,
-                              memory=memory, secrets=secrets, tags=dict(tags or {}), fresh=fresh, share=share)
+            carrier = carry(active)
             stack.callback(carrier.close)
             budget = Budget(trials, timeout, max_failures, 30 if stop_when_flat is True else stop_when_flat or None)
             session = Session(made, varied, carrier, active, budget, state, queued, notes=notes)
@@ -201,10 +223,14 @@ def _check(trials: int | None, timeout: float | None, jobs: int, failures: int |
             raise UsageError(f"{name} must be a whole number above zero, not {value!r}.")
     if timeout is not None and not timeout > 0:
         raise UsageError(f"timeout must be a number of seconds above zero, not {timeout!r}.")
-    if trials is None and timeout is None and sampler != "grid":
-        raise UsageError("When is it enough? --trials 100, --timeout 30m, or --sampler grid, which ends by itself.")
+    if trials is None and timeout is None and sampler != "grid" and not resume:
+        raise _endless()
     if resume and study is None:
         raise UsageError("Which study is to go on? --resume goes with --study NAME; `mlcycle studies` lists them.")
+
+
+def _endless() -> UsageError:
+    return UsageError("When is it enough? --trials 100, --timeout 30m, or --sampler grid, which ends by itself.")
 
 
 def _called(engine: Any) -> str:
@@ -255,12 +281,13 @@ def _begin(store: Store, study: Study, target: Any, title: str, known: dict[str,
     return active
 
 
-def _target(target: Any, title: str, active: ActiveRun, metrics: tuple[str, ...], jobs: int, fixed: Mapping[str, Any] | None, executor: Any, *,
-            share: bool, **options: Any) -> Any:
+def _target(target: Any, metrics: tuple[str, ...], jobs: int, fixed: Mapping[str, Any] | None, executor: Any, store: Store, *,
+            share: bool, **options: Any) -> Callable[[ActiveRun], Any]:  # Makes it, once there is a run
+    "Refuse what cannot be carried out."
     from mlcycle.tune.targets import FunctionTarget
 
     if callable(target):
-        return FunctionTarget(target, active, metrics, jobs, fixed)
+        return lambda active: FunctionTarget(target, active, metrics, jobs, fixed)
     from mlcycle.notebooks.checks import check_values
     from mlcycle.notebooks.executors import make_executor
     from mlcycle.notebooks.kernels import pick_kernel
@@ -276,7 +303,8 @@ def _target(target: Any, title: str, active: ActiveRun, metrics: tuple[str, ...]
     fixed = check_values(infer(source.nb, choice.language, choice.name), fixed or {}, [s.name for s in declared])
     options |= {"timeout": check_limit("trial_timeout", options["timeout"]), "cell_timeout": check_limit("cell_timeout", options["cell_timeout"]),
                 "memory": to_bytes(options["memory"]), "secrets": {s.name: f"env:{s.variable}" for s in declared} or None, "threads": taker.threads}
-    return NotebookTarget(source, active, metrics, taker, fixed, options, taker.prepare(source, active.store), share)
+    versions = taker.prepare(source, store)
+    return lambda active: NotebookTarget(source, active, metrics, taker, fixed, options, versions, share)
 
 # %% ../../nbs/tune/29_tuning.ipynb #run
 def _run(session: Session, progress: bool | None, register: Callable[[], str | None]) -> Tuned:
