@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 # %% auto #0
-__all__ = ['KINDS', 'CHOOSE', 'ROOM', 'RECENT', 'kinds', 'metric_names', 'chosen', 'picture', 'has_plotly', 'live_picture']
+__all__ = ['KINDS', 'CHOOSE', 'ROOM', 'RECENT', 'MOST', 'kinds', 'metric_names', 'chosen', 'picture', 'has_plotly',
+           'live_picture']
 
 # %% ../../nbs/tune/32_pictures.ipynb #kinds
 KINDS = {"history": "History", "front": "Pareto front", "importances": "Importances", "slice": "Slices", "contour": "Contour",
@@ -52,7 +53,7 @@ def kinds(
     return {kind: why[kind] for kind in KINDS if kind not in never}
 
 # %% ../../nbs/tune/32_pictures.ipynb #asked
-RECENT = 200  # Trials of a timeline
+RECENT, MOST = 200, 12  # Trials of a timeline; lines that a legend names
 _CALLED = {"history": "plot_optimization_history", "front": "plot_pareto_front", "importances": "plot_param_importances", "slice": "plot_slice",
            "contour": "plot_contour", "parallel": "plot_parallel_coordinate", "steps": "plot_intermediate_values", "timeline": "plot_timeline"}
 
@@ -97,6 +98,7 @@ def _options(study: Study, kind: str, params: Sequence[str] | None, objective: i
     return found if kind == "history" else found | {"params": chosen(study, kind, params, objective)}
 
 # %% ../../nbs/tune/32_pictures.ipynb #static
+_INK = "#1f2328"
 _DRAWING = threading.Lock()  # pyplot is one for the whole process
 
 
@@ -126,26 +128,38 @@ def picture(
 
 def _settle(figure: Figure, axes: list[Any], kind: str) -> None:
     "On white, with the room that the labels need."
-    wide = {"slice": 2.6 * len(axes) + 1.4, "contour": 6.4, "importances": 6.4}.get(kind, 7.2)
+    from matplotlib.patheffects import withStroke
+
     rows = len(axes[0].get_yticks()) if kind == "importances" else 0
-    figure.set_size_inches(max(4.2, wide), 0.9 + 0.34 * rows if rows else 3.6)
+    figure.set_size_inches({"slice": max(4.2, 2.6 * len(axes) + 1.4), "contour": 6.4}.get(kind, 7.2), 0.9 + 0.34 * rows if rows else 3.6)
     figure.set_facecolor("white")
     figure.suptitle("")
+    for line in axes[0].lines if kind == "history" else ():
+        line.set(color="#cf222e", linewidth=1.6)  # the best so far
     for ax in figure.axes:
-        ax.set_title("")
-        ax.tick_params(labelsize=9, colors="#1f2328")
+        for place in ("left", "center", "right"):
+            ax.set_title("", loc=place)
+        ax.tick_params(labelsize=9, colors=_INK)
         for label in (ax.xaxis.label, ax.yaxis.label):
-            label.set(fontsize=9.5, color="#1f2328")
-        if (legend := ax.get_legend()) is not None:
+            label.set(fontsize=9.5, color=_INK)
+        legend = ax.get_legend()
+        if legend is not None and (kind == "importances" or len(legend.get_texts()) > MOST):
+            legend.remove()
+        elif legend is not None:
             legend.get_frame().set(facecolor="white", edgecolor="#d0d7de")
-        if kind != "parallel":
-            ax.set_facecolor("white")
         for spine in ax.spines.values():
             spine.set_edgecolor("#8c959f")
+        if kind == "parallel":  # its numbers stand among the lines
+            for label in ax.get_yticklabels():
+                label.set_path_effects([withStroke(linewidth=3, foreground="white")])
+        else:
+            ax.set_facecolor("white")
     for ax in axes if kind not in ("contour", "parallel") else ():
         ax.grid(True, color="#e7eaee")
         ax.set_axisbelow(True)
-    figure.set_layout_engine("tight")
+    if kind != "parallel":
+        figure.tight_layout()
+    figure.set_layout_engine("none")
 
 # %% ../../nbs/tune/32_pictures.ipynb #live
 def has_plotly() -> bool:
