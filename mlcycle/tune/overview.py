@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mlcycle.store.connect import Store
 
 # %% auto #0
-__all__ = ['sessions', 'at_work', 'Summary', 'summary', 'summaries']
+__all__ = ['sessions', 'trial_run', 'at_work', 'Summary', 'summary', 'summaries']
 
 # %% ../../nbs/tune/33_overview.ipynb #sessions
 def sessions(
@@ -40,6 +40,15 @@ def _runs(store: Store, query: str) -> list[Run]:
         return [to_run(row) for row in page(store, query, None, "-started", None)]
     except QueryError:  # no run has such a tag
         return []
+
+
+def trial_run(
+    store: Store,  # The store
+    name: str,     # Name of a study
+    number: int,   # Of a trial
+) -> Run | None:   # None where there is none; the latest attempt where there are several
+    "The run of a trial, also while it goes on."
+    return next(iter(_runs(store, f"tags.study == {name!r} and tags.trial == '{number}' and kind != 'study'")), None)
 
 
 def at_work(

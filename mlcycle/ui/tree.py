@@ -35,6 +35,7 @@ COMMANDS = {  # In the order in which the cycle meets them
     "debug": "debug:debug",
     "rerun": "rerun:rerun",
     "reproduce": "reproduce:reproduce",
+    "studies": "studies:studies",
     "artifacts": "runs:artifacts",
     "delete": "compare:delete",
     "register": "models:register",
