@@ -3186,6 +3186,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'mlcycle/ui/widgets/study.py'),
                                           'mlcycle.ui.widgets.study.StudyView._follow': ( 'ui/widgets/study.html#studyview._follow',
                                                                                           'mlcycle/ui/widgets/study.py'),
+                                          'mlcycle.ui.widgets.study.StudyView._keep': ( 'ui/widgets/study.html#studyview._keep',
+                                                                                        'mlcycle/ui/widgets/study.py'),
                                           'mlcycle.ui.widgets.study.StudyView._model': ( 'ui/widgets/study.html#studyview._model',
                                                                                          'mlcycle/ui/widgets/study.py'),
                                           'mlcycle.ui.widgets.study.StudyView._notebook': ( 'ui/widgets/study.html#studyview._notebook',

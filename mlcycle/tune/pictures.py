@@ -78,8 +78,8 @@ def chosen(
     if wrong:
         raise UsageError(f"{wrong[0]!r} is no parameter that varies in the study {study.study_name}. There are: {', '.join(there)}.")
     picked = list(dict.fromkeys(params or ()))
-    if kind == "contour" and len(picked) < 2:  # the most important ones go with what was picked
-        picked += [name for name in there if name not in picked]
+    if kind == "contour":  # the most important ones go with what was picked; Optuna draws the two in this order
+        return sorted([*picked, *(name for name in there if name not in picked)][:2])
     return (picked or there)[: ROOM.get(kind)]
 
 

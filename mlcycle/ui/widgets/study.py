@@ -39,7 +39,7 @@ def _widget_class() -> Any:
 
     class StudyWidget(anywidget.AnyWidget):
         "A study in the browser."
-        _esm = asset("common.js", "links.js", "study.js")
+        _esm = asset("common.js", "links.js", "keep.js", "study.js")
         _css = asset("mlcycle.css", "tables.css", "study.css")
         head = traitlets.Dict().tag(sync=True)      # What `head_of` gives
         page = traitlets.Dict().tag(sync=True)      # What `trials_page` gives
@@ -48,6 +48,7 @@ def _widget_class() -> Any:
         notice = traitlets.Dict().tag(sync=True)    # What the last action said or asks
         models = traitlets.List().tag(sync=True)    # Names to register under
         opened = traitlets.Unicode("").tag(sync=True)  # Id of the run that is shown below
+        picture = traitlets.Dict().tag(sync=True)   # The static form for the notebook's file, and the id of what it belongs to
 
     return StudyWidget
 
@@ -128,6 +129,8 @@ class StudyView(View):
         self._thread.start()
 
     def _follow(self) -> None:
+        from IPython import get_ipython
+
         failures, live = 0, True
         while live and failures < 60:
             began = time.monotonic()
@@ -142,6 +145,15 @@ class StudyView(View):
             spent = time.monotonic() - began
             time.sleep(max(PERIOD, spent * (1 / SHARE - 1)) if not failures else 1.0)
         self._thread = None
+        kernel = getattr(get_ipython(), "kernel", None)
+        loop = getattr(kernel, "io_loop", None)
+        if loop is not None:  # once no cell is running
+            loop.add_callback(self._keep)
+
+    def _keep(self) -> None:
+        "Hand the static form to the page, which puts it into the notebook's file."
+        shown = self.static()
+        self._page.picture = {"id": self.widget().model_id, "text/html": shown._repr_html_(), "text/plain": repr(shown)}
 
     def _draw(self, kind: str | None, pushed: bool = False) -> None:
         if not kind:

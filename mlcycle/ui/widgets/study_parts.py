@@ -103,7 +103,8 @@ def trials_page(
     offset = min(turn.offset, max(0, (len(rows) - 1) // PAGE * PAGE))
     told, front = any(row.reason for row in rows), {row.number for row in tuned.front}
     columns = [("trial", "trial", True), *((metric, metric, True) for metric in tuned.metrics),
-               *((f"params.{name}", name, _number(tuned, name)) for name in names), ("status", "status", False), ("took", "took", True), *([("why", "why", False)] if told else [])]
+               *((f"params.{name}", name, _number(tuned, name)) for name in names), ("status", "status", False),
+               ("took", "took", True), *([("why", "why", False)] if told else [])]
     cells = [{"trial": row.number, "run": row.run, "status": row.status, "best": row.number in front,
               "cells": [*([show_value(v) for v in row.values] or [""] * len(tuned.metrics)), *(show_value(row.params.get(n)) for n in names),
                         row.status, show_seconds(row.seconds), *([row.reason or ""] if told else [])]} for row in rows[offset:offset + PAGE]]

@@ -1,5 +1,8 @@
 // A study: its head, its pictures and its trials. Python sends plain data, and pictures as plotly's JSON or as an image.
 
+const initialize = keeping(() => true);  // a study can be worked with when it has ended, too
+const tabFor = {};  // What was looked at stays when saving draws the widget anew
+
 // One copy of plotly for all widgets of the page; the kernel has it, so that no network is needed.
 function plotly(model) {
   globalThis.mlcyclePlotly ??= new Promise((resolve, reject) => {
@@ -51,7 +54,7 @@ function render({ model, el: host }) {
     el("div", {class: "mlc-head"}, title, goals, el("span", {class: "mlc-toolbar"}, register, button("Refresh", () => act("refresh", {kind: pictured()}), {"data-at": "refresh"}))),
     el("div", {class: "mlc-bar mlc-state"}, counts, bar, now), best, notice, el("div", {class: "mlc-compare"}, el("div", {class: "mlc-bar"}, tabs), panel));
   host.append(root);
-  let tab = null, figure = null, plotted = null;
+  let tab = tabFor[model.get("head").study] ?? null, figure = null, plotted = null;
   const pictured = () => (tab && tab !== "trials" ? tab : null);
 
   function keepFocus(holder, draw) {
@@ -80,7 +83,7 @@ function render({ model, el: host }) {
         ...row.values.map(([metric, value]) => el("span", {class: "mlc-value"}, head.several ? el("span", {class: "mlc-dim"}, `${metric} `) : null, value)),
         el("span", {class: "mlc-dim"}, "in"), link(`trial ${row.trial}`, () => act("open", {trial: row.trial}), {"data-at": "best"})),
       el("div", {class: "mlc-pairs"}, ...pairs(row.params)),
-      head.importances.length ? el("div", {class: "mlc-pairs"}, el("span", {class: "mlc-dim"}, "importance"), ...pairs(head.importances.map(([name, share]) => [name, share.toFixed(2)]))) : null,
+      head.importances.length ? el("div", {class: "mlc-pairs"}, el("span", {class: "mlc-dim"}, "importance"), ...pairs(head.importances.map(([name, share]) => [name, share < 0.005 ? "<0.01" : share.toFixed(2)]))) : null,
     ].filter(Boolean) : [el("span", {class: "mlc-dim"}, "No trial has finished yet.")])));
     keepFocus(tabs, drawTabs);
   }
@@ -106,7 +109,7 @@ function render({ model, el: host }) {
   }
 
   function show(kind) {
-    tab = kind;
+    tab = tabFor[model.get("head").study] = kind;
     keepFocus(tabs, drawTabs);
     if (kind === "trials") { panel.replaceChildren(trials); drawTable(); return; }
     const why = model.get("kinds").find(([each]) => each === kind)?.[2];
@@ -130,7 +133,7 @@ function render({ model, el: host }) {
     const names = drawing.names ?? [];
     if (drawing.kind === "contour" && names.length > 2) {
       const pick = (at) => (name) => { const two = [...drawing.params]; const other = 1 - at; if (two[other] === name) two[other] = two[at]; two[at] = name; ask(two); };
-      made.push(select("across", drawing.params[0], names.map((name) => [name, name]), pick(0), "across"), select("up", drawing.params[1], names.map((name) => [name, name]), pick(1), "up"));
+      made.push(select("between", drawing.params[0], names.map((name) => [name, name]), pick(0), "first"), select("and", drawing.params[1], names.map((name) => [name, name]), pick(1), "second"));
     } else if ((drawing.kind === "slice" || drawing.kind === "parallel") && names.length > 1) {
       made.push(...names.map((name) => {
         const box = el("input", {type: "checkbox", "data-at": `param-${name}`, onchange: () => {
@@ -246,9 +249,10 @@ function render({ model, el: host }) {
   const watched = {"change:head": drawHead, "change:page": drawTable, "change:kinds": retab, "change:drawing": drawPicture, "change:notice": drawNotice, "change:opened": showOpened};
   for (const [name, draw] of Object.entries(watched)) model.on(name, draw);
   drawHead();
+  if (tab && !panel.firstChild) show(tab);
   drawNotice();
   const unwatch = settle(root, () => { if (figure && plotted) plot(); });
   return () => { unwatch(); for (const [name, draw] of Object.entries(watched)) model.off(name, draw); if (plotted && globalThis.Plotly) globalThis.Plotly.purge(plotted); };
 }
 
-export default { render };
+export default { initialize, render };
