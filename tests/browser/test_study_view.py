@@ -23,7 +23,9 @@ def fit(C, depth, model):
 _ = mlc.tune(fit, {"C": "loguniform(0.01, 10)", "depth": "int(2, 8)", "model": ["tree", "flat"]}, trials=60, sampler="random", pruner="none", seed=1,
              study="valley", progress=False)
 """
-PLAIN = "import mlcycle.tune.pictures as pictures, mlcycle.ui.widgets.study as s, mlcycle.ui.widgets.study_parts as p\ns.has_plotly = p.has_plotly = lambda: False"
+PLAIN = """
+import mlcycle.ui.widgets.study as page, mlcycle.ui.widgets.study_parts as parts
+page.has_plotly = parts.has_plotly = lambda: False"""
 
 
 def page_of(notebook: Notebook, cell: int) -> Any:
@@ -73,6 +75,7 @@ def test_a_study_is_looked_through_and_its_best_registered(notebook: Opener, the
     page.locator("td", has_text="depth 7 does not work").first.wait_for()
     assert set(page.locator("tbody .mlc-bad").all_inner_texts()) == {"failed"}
     page.get_by_label("Only trials that are").select_option("")
+    page.locator("tr.mlc-top").wait_for()
     rows.first.get_by_role("button", name="Open the run of trial").click()
     run = opened.output(1).locator(".mlc-page")
     run.get_by_role("heading", name="Run valley-").wait_for()
@@ -100,6 +103,8 @@ def test_the_study_is_a_picture_once_the_kernel_is_gone(notebook: Opener, folder
     page = page_of(opened, 2)
     page.locator(".mlc-canvas img").wait_for()
     page.get_by_role("tab", name="Contour").click()
+    opened.page.wait_for_timeout(4000)
+    opened.shot("study-debug", page)
     page.locator(".mlc-canvas img[alt^='contour']").wait_for()
     opened.shot(f"study-plain-{theme.split()[1]}", page)
     opened.save()
@@ -112,34 +117,46 @@ def test_the_study_is_a_picture_once_the_kernel_is_gone(notebook: Opener, folder
     again.shot(f"study-static-{theme.split()[1]}", static)
 
 
+ELSEWHERE = """
+%load_ext mlcycle
+import subprocess, sys, time
+import mlcycle as mlc
+code = '''
+import time, mlcycle as mlc
+def work(x):
+    time.sleep(0.4)
+    return x ** 2
+mlc.tune(work, {"x": [float(i) for i in range(40)]}, sampler="grid", study="slow", progress=False)
+'''
+child = subprocess.Popen([sys.executable, "-c", code])
+from mlcycle.store.connect import current_store
+from mlcycle.tune.storage import study_names
+while "slow" not in study_names(current_store()):
+    time.sleep(0.2)
+time.sleep(1)
+"""
+
+
 @pytest.mark.needs("chromium")
-def test_a_study_that_goes_on_is_followed_while_a_cell_runs(notebook: Opener) -> None:
-    "The page moves while the kernel that shows it is busy with the study itself, and its static form is of the end."
-    slow = ("import threading, time\n"
-            "def work(x):\n    time.sleep(0.3)\n    return x ** 2\n"
-            "_ = mlc.tune(work, {'x': [float(i) for i in range(40)]}, sampler='grid', study='valley', trials=5, progress=False, resume=True)")
-    rest = "_ = mlc.tune(work, {'x': [0.0]}, sampler='grid', study='slow', resume=True, progress=False)"
-    begin = ("%load_ext mlcycle\nimport mlcycle as mlc\n" + slow.replace("'valley'", "'slow'"))
-    opened = notebook(begin, "view = mlc.StudyView('slow')\nthread = threading.Thread(target=lambda: None)", "import subprocess, sys\n"
-                      "child = subprocess.Popen([sys.executable, '-c', '''\nimport time, mlcycle as mlc\n"
-                      "def work(x):\\n    time.sleep(0.3)\\n    return x ** 2\n"
-                      "mlc.tune(work, {\"x\": [0.0]}, sampler=\"grid\", study=\"slow\", resume=True, progress=False)'''.replace('\\\\n', chr(10))])\n"
-                      "time.sleep(4)", "view", "time.sleep(5)")
-    del rest
-    opened.run(0, 1, 2)
-    opened.idle(0, 1, 2, seconds=120)
-    opened.run(3)
-    opened.idle(3)
-    page = page_of(opened, 3)
+def test_a_study_that_goes_on_elsewhere_is_followed(notebook: Opener) -> None:
+    "The page moves while the kernel that shows it is busy, the table can be asked for meanwhile, and the saved form is that of the end."
+    opened = notebook(ELSEWHERE, "mlc.StudyView('slow')", "time.sleep(6)", "child.wait()")
+    opened.run(0, 1)
+    opened.idle(0, 1, seconds=120)
+    page = page_of(opened, 1)
     page.locator(".mlc-now", has_text="running").wait_for()
-    before = int(page.locator(".mlc-counts strong").first.inner_text())
     opened.shot("study-live", page)
-    opened.run(4)  # the kernel is busy from here on
+    opened.run(2)  # the kernel is busy from here on
+    before = opened.page.evaluate("() => Number(document.querySelector('.mlc-study .mlc-counts strong').textContent)")
     opened.wait("(n) => Number(document.querySelector('.mlc-study .mlc-counts strong').textContent) >= n + 3", before)
-    assert opened.running(4)
     page.get_by_role("tab", name="Trials").click()
-    page.locator("tbody tr").first.wait_for()
+    page.get_by_role("button", name="objective").click()
+    page.locator("th[aria-sort=descending]", has_text="objective").wait_for()
+    assert opened.running(2)
     page.locator(".mlc-now").wait_for(state="hidden", timeout=60_000)
     assert page.locator(".mlc-counts").inner_text() == "40 finished"
-    opened.wait("() => window.jupyterapp.shell.currentWidget.model.sharedModel.toJSON().cells[3].outputs.some("
-                "(o) => JSON.stringify(o).includes('study slow: 40 finished'))")
+    opened.wait("() => window.jupyterapp.shell.currentWidget.content.widgets.every((cell) => cell.model.executionState !== 'running')", seconds=60)
+    opened.page.wait_for_timeout(3000)  # the pictures of the end
+    assert "study slow: 40 finished" in opened.saved()["cells"][1]["outputs"][0]["data"]["text/html"]
+    opened.run(3)
+    opened.idle(3)

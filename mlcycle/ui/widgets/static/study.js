@@ -20,6 +20,8 @@ function plotly(model) {
   return globalThis.mlcyclePlotly;
 }
 
+const SEEN = {blue: "#2f81f7", red: "#e5484d", orange: "#d1791c", green: "#2a9d50", gray: "#858d96", grey: "#858d96"};  // on white and on black
+
 // Optuna's figures in the colours of the page.
 function themed(figure, root) {
   const style = getComputedStyle(root), colour = (name) => style.getPropertyValue(name).trim();
@@ -32,6 +34,11 @@ function themed(figure, root) {
   layout.legend = {...layout.legend, font, bgcolor: "rgba(0,0,0,0)", ...(narrow ? {orientation: "h", y: 1.15} : {})};
   const data = figure.data.map((trace) => trace.type === "parcoords"
     ? {...trace, labelfont: font, tickfont: {...font, size: 11}, rangefont: {...font, size: 11}, unselected: {line: {color: dim, opacity: 0.15}}} : trace);
+  layout.annotations = layout.annotations?.map((each) => ({...each, font: {...each.font, color: fg}}));
+  for (const [i, trace] of data.entries()) {
+    if (SEEN[trace.marker?.color]) data[i] = {...trace, marker: {...trace.marker, color: SEEN[trace.marker.color]}};
+    if (trace.textfont) data[i] = {...data[i], textfont: {...trace.textfont, color: fg}};
+  }
   if (data.some((trace) => trace.type === "parcoords")) layout.margin = {l: 70, r: 40, t: 60, b: 30};
   return {data, layout};
 }
