@@ -103,8 +103,6 @@ def test_the_study_is_a_picture_once_the_kernel_is_gone(notebook: Opener, folder
     page = page_of(opened, 2)
     page.locator(".mlc-canvas img").wait_for()
     page.get_by_role("tab", name="Contour").click()
-    opened.page.wait_for_timeout(4000)
-    opened.shot("study-debug", page)
     page.locator(".mlc-canvas img[alt^='contour']").wait_for()
     opened.shot(f"study-plain-{theme.split()[1]}", page)
     opened.save()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextvars
 import threading
 import time
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,6 +59,19 @@ def _plotly() -> bytes:
     from plotly.offline import get_plotlyjs
 
     return get_plotlyjs().encode()
+
+# %% ../../../nbs/ui/widgets/25_study.ipynb #between
+def _between_cells(
+    deed: Callable[[], None],  # What to do
+) -> None:
+    "Do something in the kernel's main thread."
+    from IPython import get_ipython
+
+    loop = getattr(getattr(get_ipython(), "kernel", None), "io_loop", None)
+    if loop is None or threading.current_thread() is threading.main_thread():
+        deed()
+    else:
+        loop.add_callback(deed)
 
 # %% ../../../nbs/ui/widgets/25_study.ipynb #view
 PERIOD = 0.3    # Seconds between two looks at the study, while trials go on
@@ -129,8 +143,6 @@ class StudyView(View):
         self._thread.start()
 
     def _follow(self) -> None:
-        from IPython import get_ipython
-
         failures, live = 0, True
         while live and failures < 60:
             began = time.monotonic()
@@ -145,27 +157,26 @@ class StudyView(View):
             spent = time.monotonic() - began
             time.sleep(max(PERIOD, spent * (1 / SHARE - 1)) if not failures else 1.0)
         self._thread = None
-        kernel = getattr(get_ipython(), "kernel", None)
-        loop = getattr(kernel, "io_loop", None)
-        if loop is not None:  # once no cell is running
-            loop.add_callback(self._keep)
+        _between_cells(self._keep)
 
     def _keep(self) -> None:
         "Hand the static form to the page, which puts it into the notebook's file."
         shown = self.static()
         self._page.picture = {"id": self.widget().model_id, "text/html": shown._repr_html_(), "text/plain": repr(shown)}
 
-    def _draw(self, kind: str | None, pushed: bool = False) -> None:
-        if not kind:
-            return
-        if not has_plotly() and threading.current_thread() is not threading.main_thread():
-            raise UsageError("A cell is running: the picture can be drawn when it has ended. With plotly it need not wait: "
-                             "pip install 'mlcycle[plots]'.")
+    def _draw(self, kind: str | None) -> None:
+        if kind and has_plotly():
+            self._send(kind)
+        elif kind:
+            _between_cells(lambda: self._send(kind))
+
+    def _send(self, kind: str) -> None:
         with self._lock:
             try:
-                self._page.drawing = drawing_of(self.study, kind, self._asked.get(kind, {})) | {"pushed": pushed}
-            except MlcycleError as e:
-                self._page.drawing = {"kind": kind, "why": str(e)}
+                self._page.drawing = drawing_of(self.study, kind, self._asked.get(kind, {})) | {"at": time.time()}
+            except Exception as e:
+                said = str(e) if isinstance(e, MlcycleError) else f"It could not be drawn: {type(e).__name__}: {e}"
+                self._page.drawing = {"kind": kind, "why": said}
             self._drawn = time.monotonic()
 
     def _answer(self, widget: Any, content: dict[str, Any], buffers: Any) -> None:
