@@ -132,7 +132,7 @@ time.sleep(1)
 @pytest.mark.needs("chromium")
 def test_a_study_that_goes_on_elsewhere_is_followed(notebook: Opener) -> None:
     "The page moves while the kernel that shows it is busy, the table can be asked for meanwhile, and the saved form is that of the end."
-    opened = notebook(ELSEWHERE, "mlc.StudyView('slow')", "time.sleep(6)", "child.wait()")
+    opened = notebook(ELSEWHERE, "mlc.StudyView('slow')", "time.sleep(15)", "child.wait()")
     opened.run(0, 1)
     opened.idle(0, 1, seconds=120)
     page = page_of(opened, 1)
