@@ -33,6 +33,7 @@ _HOME = {
     "RunsTable": "ui.widgets.runs_table",
     "Compare": "ui.widgets.compare",
     **dict.fromkeys(("RunView", "VersionView", "ModelView"), "ui.widgets.things"),
+    "StudyView": "ui.widgets.study",
     **dict.fromkeys(("MlcycleError", "NoActiveRunError", "NotebookRunError", "ReproductionError", "TrialPruned"), "errors"),
 }
 __all__ = ["__version__", "load_ipython_extension", *_HOME]

@@ -5,18 +5,21 @@
 # %% ../../nbs/registry/22_lineage.ipynb #imports
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..entities import Run, Version
-from ..errors import NotFoundError
+from ..errors import MlcycleError, NotFoundError
 from .versions import resolve_version, use_store
 from ..store import artifacts, facts, inputs, models, runs
+from ..store.query import page
+from ..store.runs import to_run
 
 # %% auto #0
-__all__ = ['SHOWN', 'Node', 'Edge', 'Lineage', 'run_node', 'of_run', 'of_version', 'lineage']
+__all__ = ['SHOWN', 'SPACE', 'Node', 'Edge', 'Lineage', 'run_node', 'study_of', 'space_words', 'of_run', 'of_version', 'lineage']
 
 # %% ../../nbs/registry/22_lineage.ipynb #lazy
 if TYPE_CHECKING:
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
 class Node:
     "One thing in the graph."
     id: str           # `run:1f2e…`, `version:churn/3`, `data:9c1d…`
-    kind: str         # notebook, source, data, environment, code, run, version, alias
+    kind: str         # notebook, source, study, data, environment, code, run, version, alias
     label: str        # What people call it
     detail: str = ""  # A few words more
     facts: dict[str, Any] = field(default_factory=dict)  # Digest, path, commit: what a program wants
@@ -38,7 +41,7 @@ class Edge:
     "One thing that led to another."
     source: str  # Id of the cause
     target: str  # Id of the effect
-    role: str    # What the first is to the second: `read by`, `source of`, `environment of`, `code of`, `parent of`, `made`, `is`
+    role: str    # What the first is to the second: `read by`, `source of`, `searched with`, `environment of`, `code of`, `parent of`, `made`, `is`
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +166,45 @@ def _version_nodes(version: Version) -> list[Node]:
                {"ref": version.ref, "digest": version.digest, "flavour": version.flavour, "run": version.run})
     return [own, *(Node(f"alias:{version.model}@{alias}", "alias", f"@{alias}") for alias in version.aliases)]
 
+# %% ../../nbs/registry/22_lineage.ipynb #study
+SPACE = "space.json"  # Artifact of a session of a study
+
+
+def study_of(
+    store: Store,  # The store
+    run: Run,      # A run
+) -> dict[str, Any]:  # `study`, `trial` and `space`; empty for a run that was no trial
+    "The search that a run was part of."
+    tags = facts.tags(store, run)
+    if "study" not in tags or "trial" not in tags:
+        return {}
+    return {"study": tags["study"], "trial": int(tags["trial"]), "space": _space(store, run, tags["study"])}
+
+
+def _space(store: Store, run: Run, study: str) -> dict[str, Any]:
+    held: list[Run] = []
+    with suppress(NotFoundError):  # the session was deleted
+        held += [runs.get(store, run.parent)] if run.parent else []
+    held += [to_run(row) for row in page(store, f"kind == 'study' and tags.study == {study!r}", None, "-started", 3)]
+    for session in held:
+        with suppress(MlcycleError, ValueError):
+            return json.loads(store.blobs.read(artifacts.get(store, session, SPACE).digest))
+    return {}
+
+
+def space_words(
+    space: dict[str, Any],  # As `study_of` gives it
+) -> str:                   # `lr loguniform(1e-4, 1), depth int(2, 12)`
+    "What was varied, in a line."
+    return ", ".join(f"{each['name']} {each['text']}" for each in space.get("dimensions", ()))
+
+
+def _study(store: Store, run: Run) -> Node | None:
+    found = study_of(store, run)
+    if not found:
+        return None
+    return Node(f"study:{found['study']}", "study", f"{found['study']}, trial {found['trial']}", space_words(found["space"]), found)
+
 # %% ../../nbs/registry/22_lineage.ipynb #data
 def _data(store: Store, run: Run) -> Iterator[tuple[Node, list[Node]]]:
     "Each dataset that a run read, with the other runs that wrote it."
@@ -189,6 +231,7 @@ def of_run(
             edges.append(Edge(node.id, target, role))
 
     add(_source(store, run, found), me.id, "source of")
+    add(_study(store, run), me.id, "searched with")
     for data, makers in _data(store, run):
         add(data, me.id, "read by")
         for maker in makers:

@@ -80,6 +80,7 @@ _ICONS = {  # In a square of 16
     "environment": "M8 1.5l5.5 3v7L8 14.5l-5.5-3v-7zM2.5 4.5L8 7.5l5.5-3M8 7.5v7",
     "code": "M5.5 4L2 8l3.5 4M10.5 4L14 8l-3.5 4",
     "run": "M5 3l8 5-8 5z",
+    "study": "M7 2.5a4.5 4.5 0 1 0 .01 0M10.2 10.2L14 14M5 7h4M7 5v4",
     "version": "M2 2h6l6 6-6 6-6-6zM5 5h.01",
 }
 _WIDE = 20  # Letters of a label that fit into a box

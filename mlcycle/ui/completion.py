@@ -13,7 +13,8 @@ import click
 from click.shell_completion import CompletionItem
 
 # %% auto #0
-__all__ = ['complete_run', 'complete_model', 'complete_experiment', 'complete_alias', 'complete_anything', 'complete_line']
+__all__ = ['complete_run', 'complete_model', 'complete_experiment', 'complete_alias', 'complete_study', 'complete_anything',
+           'complete_line']
 
 # %% ../../nbs/ui/02_completion.ipynb #store
 def _offer(find: Callable[[Any, str], list[CompletionItem]]) -> Callable[..., list[CompletionItem]]:
@@ -69,8 +70,28 @@ def _aliases(store: Any, incomplete: str) -> list[CompletionItem]:
     return [CompletionItem(a) for a in sorted(used | {"champion", "challenger"}) if a.startswith(incomplete)]
 
 
+def _studies(store: Any, incomplete: str) -> list[CompletionItem]:
+    from sqlalchemy import func, select
+
+    from mlcycle.store import schema
+
+    t = schema.runs.c  # each session of a study is a run that is called like it: Optuna need not be asked
+    rows = store.db.all(select(t.name, func.max(t.pk).label("last")).where((t.kind == "study") & t.name.startswith(incomplete, autoescape=True))
+                        .group_by(t.name).order_by(func.max(t.pk).desc()).limit(30))
+    return [CompletionItem(row.name, help="study") for row in rows]
+
+
+def _anything(store: Any, incomplete: str) -> list[CompletionItem]:
+    start = incomplete.removeprefix("study:")
+    if start != incomplete:
+        return [CompletionItem(f"study:{item.value}", help="study") for item in _studies(store, start)]
+    found = _models(store, incomplete) + _studies(store, incomplete)
+    known = {item.value for item in found}
+    return found + [item for item in _runs(store, incomplete) if item.value not in known]
+
+
 complete_run, complete_model, complete_experiment, complete_alias = map(_offer, (_runs, _models, _experiments, _aliases))
-complete_anything = _offer(lambda store, incomplete: _models(store, incomplete) + _runs(store, incomplete))
+complete_study, complete_anything = map(_offer, (_studies, _anything))
 
 # %% ../../nbs/ui/02_completion.ipynb #line
 def complete_line(

@@ -28,6 +28,7 @@ COMMANDS = {  # In the order in which the cycle meets them
     "params": "notebooks:params",
     "runs": "runs:runs",
     "show": "show:show",
+    "studies": "studies:studies",
     "watch": "watch:watch",
     "logs": "logs:logs",
     "stop": "stop:stop",

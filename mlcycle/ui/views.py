@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..display import Facts, Part, Result, Table, Text, show_bytes, show_seconds, show_value
 from ..entities import AliasMove, Artifact, Model, Run, Version
-from ..errors import MlcycleError
+from ..errors import MlcycleError, NotFoundError
 from ..notebooks.keeping import KEPT, kept_line
 from ..notebooks.reproduce import last_reproduction, reproductions
-from ..registry.lineage import Lineage, of_run, of_version
+from ..registry.lineage import Lineage, of_run, of_version, space_words, study_of
 from ..registry.lineage_picture import LineagePart
 from ..store import artifacts, facts, inputs, metrics, models, runs
 from ..store.connect import Store
@@ -183,6 +183,14 @@ def _signature(signature: Any) -> Table:
     return Table(["", "column", "type"], taken + [["gives", str(c.name), c.summary] for c in signature.outputs], "Signature")
 
 
+def _search(store: Store, version: Version) -> dict[str, Any]:
+    "`study`, `trial` and `space` of a version that a search found; empty for any other."
+    try:
+        return study_of(store, runs.get(store, version.run))
+    except NotFoundError:  # the run was deleted
+        return {}
+
+
 def version_view(
     store: Store,      # The store
     version: Version,  # A version
@@ -191,8 +199,10 @@ def version_view(
     files = models.version_files(store, version)
     again = [{"verdict": e.data["verdict"], "run": e.data["run"], "first": e.data["first"], "tolerance": e.data["tolerance"],
               "environment": e.data["environment"], "time": e.time, "actor": e.actor} for e in reproductions(store, version)]
-    data = version_data(version) | {"files": [{"name": f.name, "digest": f.digest, "bytes": f.size} for f in files], "reproductions": again}
+    search = _search(store, version)
+    data = version_data(version) | search | {"files": [{"name": f.name, "digest": f.digest, "bytes": f.size} for f in files], "reproductions": again}
     head = Facts({"version": version.ref, "aliases": version.aliases or None, "flavour": version_row(version)[2], "run": version.run[:8],
+                  **({"study": f"{search['study']}, trial {search['trial']}", "space": space_words(search["space"]) or None} if search else {}),
                   "registered": version.created, "by": version.actor, "digest": version.digest[:16], "reproduced": last_reproduction(store, version)})
     parts: list[Part] = [head, *_origins(of_version(store, version))]
     held: list[Part] = [Facts(version.metrics, "Metrics")] if version.metrics else []

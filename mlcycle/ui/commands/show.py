@@ -5,34 +5,76 @@
 # %% ../../../nbs/ui/commands/03_show.ipynb #imports
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
 import click
 
-from ...display import Result
-from ...errors import NotFoundError
+from ...display import Result, Text
+from ...errors import AmbiguousError, NotFoundError
 from ..completion import complete_anything
 from ..tree import Command
 
+if TYPE_CHECKING:
+    from mlcycle.store.connect import Store
+
 # %% auto #0
-__all__ = ['show']
+__all__ = ['STUDY', 'show']
 
 # %% ../../../nbs/ui/commands/03_show.ipynb #show
+STUDY = "study:"
+
+
 @click.command("show", cls=Command)
 @click.argument("ref", shell_complete=complete_anything)
 def show(ref: str) -> Result:
-    "Show a model (churn), a version (churn/3, churn@champion) or a run (its name, or the beginning of its id)."
+    "Show a model (churn), a version (churn/3, churn@champion), a study (its name) or a run (its name, or the beginning of its id)."
     from mlcycle.registry.versions import resolve_version
-    from mlcycle.store import models, runs
+    from mlcycle.store import models
     from mlcycle.store.connect import current_store
     from mlcycle.ui import views
 
-    store = current_store()
+    store, ref = current_store(), ref.strip()
+    if ref.startswith(STUDY):
+        return _study(store, ref.removeprefix(STUDY))
     if "@" in ref or "/" in ref:
         return views.version_view(store, resolve_version(ref, store=store))
     for model in models.list_models(store):
         if model.name == ref:
             return views.model_view(store, model)
-    try:
-        return views.run_view(store, runs.resolve(store, ref))
-    except NotFoundError:
-        raise NotFoundError(f"There is no model and no run {ref!r}. `mlcycle models` and `mlcycle runs` list them.") from None
+    return _run_or_study(store, ref)
 
+# %% ../../../nbs/ui/commands/03_show.ipynb #which
+def _study(store: Store, name: str) -> Result:
+    from mlcycle.ui.studies import study_view
+
+    return study_view(store, name)
+
+
+def _run_or_study(store: Store, ref: str) -> Result:
+    from mlcycle.store import runs
+    from mlcycle.store.query import page
+    from mlcycle.tune.overview import sessions
+    from mlcycle.tune.storage import study_names
+    from mlcycle.ui import views
+
+    held = sessions(store, ref)
+    own = {run.id for run in held}
+    try:
+        run = runs.resolve(store, ref)
+    except NotFoundError:
+        if ref in study_names(store):
+            return _study(store, ref)
+        raise NotFoundError(f"There is no model, no run and no study {ref!r}. "
+                            "`mlcycle models`, `mlcycle runs` and `mlcycle studies` list them.") from None
+    except AmbiguousError as e:
+        if not held:
+            raise
+        if {row.id for row in page(store, f"name == {ref!r}", None, "-started", None)} <= own:
+            return _study(store, ref)
+        raise AmbiguousError(f"{e} The study of that name is `mlcycle show {STUDY}{ref}`.") from None
+    if run.id in own and run.name == ref:
+        return _study(store, ref)
+    found = views.run_view(store, run)
+    note = [Text(f"There is a study of this name too: `mlcycle show {STUDY}{ref}`.", "dim")] if held else []
+    return replace(found, parts=[*found.parts, *note])

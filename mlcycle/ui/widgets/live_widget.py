@@ -20,7 +20,7 @@ __all__ = ['LiveWidget']
 class LiveWidget(anywidget.AnyWidget):
     "A run while it runs."
 
-    _esm = asset("common.js", "live_run.js")
+    _esm = asset("common.js", "keep.js", "live_run.js")
     _css = asset("mlcycle.css", "live_run.css")
     data = traitlets.Dict().tag(sync=True)     # What `LiveRun.data` gives
     picture = traitlets.Dict().tag(sync=True)  # The static form for the notebook's file, and the widget's id

@@ -56,7 +56,7 @@ def _widget_class() -> Any:
 
     class RunsWidget(anywidget.AnyWidget):
         "What the browser shows: what is asked for goes to the kernel, a page comes back."
-        _esm = asset("common.js", "runs_table.js")
+        _esm = asset("common.js", "links.js", "runs_table.js")
         _css = asset("mlcycle.css", "tables.css")
         query = traitlets.Unicode("").tag(sync=True)
         order_by = traitlets.Unicode("-started").tag(sync=True)

@@ -147,28 +147,7 @@ class Chart {
   }
 }
 
-// The notebook's file is to hold the picture of now, not that of the cell's beginning: it is put into the output when the notebook is saved,
-// and in the place of the widget when the run has ended. `update_display` does that too, but not once the page was loaded again.
-function initialize({model}) {
-  const context = model.widget_manager?.context, mime = "application/vnd.jupyter.widget-view+json";
-  if (!context?.saveState || !context.model?.cells) return;
-  function keep() {
-    const {id, ...data} = model.get("picture"), running = model.get("data").run?.status === "running";
-    if (!id) return;
-    for (const cell of context.model.cells) {
-      for (let i = 0; i < (cell.outputs?.length ?? 0); i++) {
-        const output = cell.outputs.get(i).toJSON();
-        if (output.data?.[mime]?.model_id !== id || (running && output.data["text/html"] === data["text/html"])) continue;
-        cell.outputs.set(i, {...output, data: running ? {...data, [mime]: output.data[mime]} : data});
-      }
-    }
-  }
-  function ended() { if (model.get("data").run?.status !== "running") setTimeout(keep, 1500); }  // the kernel's own update comes first
-  function saving(_, state) { if (state === "started") keep(); }
-  context.saveState.connect(saving);
-  model.on("change:picture", ended);
-  return () => { context.saveState.disconnect(saving); model.off("change:picture", ended); };
-}
+const initialize = keeping((model) => model.get("data").run?.status === "running");
 
 function render({model, el: root}) {
   // Saving draws the widget anew: what was chosen stays.

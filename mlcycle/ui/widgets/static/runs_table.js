@@ -134,7 +134,7 @@ function render({ model, el: root }) {
     const close = () => button("Close", dismiss);
     if (said.kind === "error") notice.replaceChildren(box("mlc-danger", el("p", {class: "mlc-bad", role: "alert"}, said.text), close()));
     else if (said.kind === "done") notice.replaceChildren(box("", el("p", {class: "mlc-good"}, `✓ ${said.text}`), close()));
-    else if (said.kind === "link") notice.replaceChildren(box("", el("p", {}, "The executed notebook: ", link(said)), close()));
+    else if (said.kind === "link") notice.replaceChildren(box("", el("p", {}, "The executed notebook: ", fileLink(said)), close()));
     else if (said.kind === "delete") drawDelete(said);
     else if (said.kind === "register") drawRegister(said);
     else notice.replaceChildren();
@@ -164,17 +164,6 @@ function render({ model, el: root }) {
     made.setAttribute("aria-labelledby", `${uid}-ask`);
     notice.replaceChildren(made);
     name.focus();
-  }
-
-  // A path below the server's root opens in JupyterLab itself; any other is named.
-  function link(said) {
-    let config = {};
-    try { config = JSON.parse(document.getElementById("jupyter-config-data")?.textContent ?? "{}"); } catch { /* not a Jupyter page */ }
-    const top = (config.serverRoot ?? "").replace(/^~/, said.home).replace(/\/$/, "");
-    if (!top || !said.path.startsWith(`${top}/`)) return el("code", {}, said.path);
-    const path = said.path.slice(top.length + 1);
-    return el("a", {href: `${config.baseUrl ?? "/"}lab/tree/${path.split("/").map(encodeURIComponent).join("/")}`, target: "_blank",
-      "data-commandlinker-command": "docmanager:open", "data-commandlinker-args": JSON.stringify({path})}, said.name);
   }
 
   function drawQuery() {

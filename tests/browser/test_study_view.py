@@ -1,0 +1,153 @@
+"StudyView in JupyterLab: pictures, trials, runs and registering by clicking; what is left when the kernel is gone; a study that goes on elsewhere."
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.browser.lab import Notebook, Opener
+
+SETUP = """
+%load_ext mlcycle
+import mlcycle as mlc, pandas as pd, optuna
+from sklearn.linear_model import LogisticRegression
+X = pd.DataFrame({"calls": [0, 1, 2, 3], "fee": [1.5, 2.5, 3.5, 4.5]})
+def fit(C, depth, model):
+    mlc.log_model(LogisticRegression(C=C).fit(X, [0, 0, 1, 1]), input_example=X)
+    if depth == 7:
+        raise ValueError("depth 7 does not work")
+    for step in range(5):
+        mlc.report(C - depth * step, step)
+    return (C - 3) ** 2 + depth / 10 + (model == "flat")
+_ = mlc.tune(fit, {"C": "loguniform(0.01, 10)", "depth": "int(2, 8)", "model": ["tree", "flat"]}, trials=60, sampler="random", pruner="none", seed=1,
+             study="valley", progress=False)
+"""
+PLAIN = """
+import mlcycle.ui.widgets.study as page, mlcycle.ui.widgets.study_parts as parts
+page.has_plotly = parts.has_plotly = lambda: False"""
+
+
+def page_of(notebook: Notebook, cell: int) -> Any:
+    "The page in a cell's output, once it is there."
+    page = notebook.output(cell).locator(".mlc-study")
+    page.wait_for()
+    return page
+
+
+def drawn(page: Any) -> None:
+    page.locator(".mlc-canvas .main-svg").first.wait_for()
+
+
+@pytest.mark.needs("chromium")
+@pytest.mark.parametrize(("theme", "width"), [("JupyterLab Light", 1280), ("JupyterLab Dark", 700)])
+def test_a_study_is_looked_through_and_its_best_registered(notebook: Opener, theme: str, width: int) -> None:
+    "From the pictures to the trial, from the trial to its run, and the best one to a version: without typing code."
+    pytest.importorskip("plotly")
+    opened = notebook(SETUP, "%mlcycle show valley", "mlc.resolve_version('hills').ref", theme=theme, width=width, height=1000)
+    opened.run(0, 1)
+    opened.idle(0, 1, seconds=180)
+    page = page_of(opened, 1)
+    page.get_by_role("heading", name="Study valley").wait_for()
+    drawn(page)
+    opened.shot(f"study-history-{width}", page)
+    for tab in ("Importances", "Slices", "Contour", "Parallel", "Steps", "Timeline"):
+        page.get_by_role("tab", name=tab).click()
+        page.locator(f".mlc-canvas[aria-label^='{tab}'] .main-svg").first.wait_for()
+        opened.page.wait_for_timeout(400)
+        opened.shot(f"study-{tab}-{width}", page)
+        assert page.evaluate("(node) => node.scrollWidth <= node.clientWidth + 1"), tab
+    page.get_by_role("tab", name="Contour").click()
+    page.get_by_label("between").select_option("model")
+    page.locator(".mlc-canvas .ytitle", has_text="model").wait_for()
+    page.get_by_role("tab", name="Trials").click()
+    rows = page.locator("tbody tr")
+    assert rows.count() == 50 and page.get_by_text("1–50 of 60").count() == 1
+    page.get_by_role("button", name="Next page").press("Enter")
+    page.get_by_text("51–60 of 60").wait_for()
+    page.get_by_role("button", name="objective").click()  # the largest first, then the best
+    page.locator("th[aria-sort=descending]", has_text="objective").wait_for()
+    page.get_by_role("button", name="objective").click()
+    page.locator("th[aria-sort=ascending]", has_text="objective").wait_for()
+    assert "mlc-top" in rows.first.get_attribute("class")
+    opened.shot(f"study-trials-{width}", page)
+    page.get_by_label("Only trials that are").select_option("failed")
+    page.locator("td", has_text="depth 7 does not work").first.wait_for()
+    assert set(page.locator("tbody .mlc-bad").all_inner_texts()) == {"failed"}
+    page.get_by_label("Only trials that are").select_option("")
+    page.locator("tr.mlc-top").wait_for()
+    rows.first.get_by_role("button", name="Open the run of trial").click()
+    run = opened.output(1).locator(".mlc-page")
+    run.get_by_role("heading", name="Run valley-").wait_for()
+    run.locator(".lin-node", has_text="valley, trial").wait_for()
+    opened.shot(f"study-run-{width}", opened.output(1))
+
+    page.get_by_role("button", name="Register best…").click()
+    page.get_by_label("Model name").fill("hills")
+    page.get_by_role("button", name="Register", exact=True).click()
+    page.get_by_text("Registered hills/1 from trial").wait_for()
+    opened.shot(f"study-registered-{width}", page)
+    opened.run(2)
+    opened.idle(2)
+    assert opened.saved()["cells"][2]["outputs"][0]["data"]["text/plain"] == "'hills/1'"
+    assert not [error for error in opened.errors if "mlc" in error.lower() or "plotly" in error.lower()], opened.errors
+
+
+@pytest.mark.needs("chromium")
+@pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
+def test_the_study_is_a_picture_once_the_kernel_is_gone(notebook: Opener, theme: str) -> None:
+    "A saved notebook that is opened again shows the trials and the pictures; without plotly the live page shows the same pictures."
+    opened = notebook(SETUP, PLAIN, "mlc.StudyView('valley')", theme=theme, width=900, height=1000)
+    opened.run()
+    opened.idle(seconds=180)
+    page = page_of(opened, 2)
+    page.locator(".mlc-canvas img").wait_for()
+    page.get_by_role("tab", name="Contour").click()
+    page.locator(".mlc-canvas img[alt^='contour']").wait_for()
+    opened.shot(f"study-plain-{theme.split()[1]}", page)
+    data = opened.saved()["cells"][2]["outputs"][0]["data"]
+    assert data["text/html"].count("<img class='mlc-drawn'") == 7 and data["text/html"].count("<details open>") == 2
+    assert "study valley: " in data["text/html"] and "best objective" in data["text/plain"]
+
+
+ELSEWHERE = """
+%load_ext mlcycle
+import subprocess, sys, time
+import mlcycle as mlc
+code = '''
+import time, mlcycle as mlc
+def work(x):
+    time.sleep(0.4)
+    return x ** 2
+mlc.tune(work, {"x": [float(i) for i in range(40)]}, sampler="grid", study="slow", progress=False)
+'''
+child = subprocess.Popen([sys.executable, "-c", code])
+from mlcycle.store.connect import current_store
+from mlcycle.tune.storage import study_names
+while "slow" not in study_names(current_store()):
+    time.sleep(0.2)
+time.sleep(1)
+"""
+
+
+@pytest.mark.needs("chromium")
+def test_a_study_that_goes_on_elsewhere_is_followed(notebook: Opener) -> None:
+    "The page moves while another process works on the study, the table can be asked for, and the saved form is that of the end."
+    opened = notebook(ELSEWHERE, "mlc.StudyView('slow')", "time.sleep(6)", "child.wait()")
+    opened.run(0, 1)
+    opened.idle(0, 1, seconds=120)
+    page = page_of(opened, 1)
+    page.locator(".mlc-now", has_text="running").wait_for()
+    opened.shot("study-live", page)
+    opened.run(2)
+    before = opened.page.evaluate("() => Number(document.querySelector('.mlc-study .mlc-counts strong').textContent)")
+    opened.wait("(n) => Number(document.querySelector('.mlc-study .mlc-counts strong').textContent) >= n + 3", before)
+    page.get_by_role("tab", name="Trials").click()
+    page.get_by_role("button", name="objective").click()
+    page.locator("th[aria-sort=descending]", has_text="objective").wait_for()
+    page.locator(".mlc-now").wait_for(state="hidden", timeout=60_000)
+    assert page.locator(".mlc-counts").inner_text() == "40 finished"
+    opened.wait("() => window.jupyterapp.shell.currentWidget.content.widgets.every((cell) => cell.model.executionState !== 'running')", seconds=60)
+    opened.page.wait_for_timeout(3000)  # the pictures of the end
+    assert "study slow: 40 finished" in opened.saved()["cells"][1]["outputs"][0]["data"]["text/html"]
+    opened.run(3)
+    opened.idle(3)

@@ -1,0 +1,144 @@
+"Studies from the command line and from `mlc`: lists, JSON, one name for a study and its runs, completion, lineage."
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mlcycle as mlc
+from mlcycle.errors import AmbiguousError, NotFoundError
+from mlcycle.store.connect import connect
+from mlcycle.ui.completion import complete_line
+from mlcycle.ui.tree import Face, invoke
+
+
+def call(*words: str) -> object:
+    return invoke(list(words), Face())
+
+
+def tuned(name: str, **options: object) -> object:
+    def fit(x: float, kind: str) -> float:
+        if x > 3:
+            raise ValueError("x is too large")
+        return (x - 1) ** 2 + (kind == "b")
+
+    return mlc.tune(fit, {"x": "uniform(-5, 5)", "kind": ["a", "b"]}, study=name, sampler="random", seed=0, progress=False,
+                    **{"trials": 20, "resume": True, **options})
+
+
+def test_looking_at_studies_makes_none(tmp_path: Path) -> None:
+    "A store in which nobody tuned, and no store at all: nothing is made by looking."
+    from sqlalchemy import inspect
+
+    with pytest.raises(NotFoundError, match="no store here"):
+        call("studies")
+    assert not list(tmp_path.iterdir())
+    store = connect(tmp_path / "mlcycle.db")
+    assert call("studies").data == []
+    for words in (["show", "valley"], ["show", "study:valley"]):
+        with pytest.raises(NotFoundError, match="'valley'"):
+            call(*words)
+    assert "studies" not in inspect(store.db.engine).get_table_names()
+
+
+def test_what_a_machine_reads_of_studies(tmp_path: Path) -> None:
+    "One line of JSON each, counted over the whole study, after two sessions."
+    (tmp_path / ".mlcycle").mkdir()
+    tuned("valley", trials=12)
+    found = tuned("valley", trials=20)
+    listed = json.loads(_cli("studies", "--json"))
+    assert len(listed) == 1 and listed[0]["study"] == "valley" and listed[0]["running"] == [] and listed[0]["target"] == "fit"
+    assert sum(listed[0]["trials"].values()) == 20 and listed[0]["trials"]["failed"] == found.number("failed") > 0
+    shown = json.loads(_cli("show", "valley", "--json"))
+    assert shown["best"] == found.json()["best"] and len(shown["trials"]) == 20 and len(shown["sessions"]) == 2
+    assert next(iter(shown["importances"])) == "x" and [each["name"] for each in shown["space"]["dimensions"]] == ["x", "kind"]
+    text = _cli("show", "valley")
+    assert "importances: x" in text and "varied: x uniform(-5, 5), kind" in text and "ValueError: x is too large" in text
+
+
+def _cli(*words: str) -> str:
+    done = subprocess.run([sys.executable, "-m", "mlcycle", *words], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_name_that_a_study_and_runs_have(tmp_path: Path) -> None:
+    "The name is the study's while only its sessions have it; another run takes precedence, and the study stays in reach."
+    connect(tmp_path / "mlcycle.db")
+    session = tuned("valley").run
+    assert call("show", "valley").data["study"] == "valley" and call("show", session[:10]).data["run"] == session
+    assert call("show", "valley-3").data["kind"] == "trial"
+    with mlc.run("valley", capture=False):
+        pass
+    with pytest.raises(AmbiguousError, match="mlcycle show study:valley"):
+        call("show", "valley")
+    assert call("show", "study:valley").data["study"] == "valley"
+    with pytest.raises(NotFoundError, match="Did you mean 'valley'"):
+        call("show", "study:vallei")
+
+
+def test_names_of_studies_are_completed(tmp_path: Path) -> None:
+    "The tab key offers a study once, not each of its sessions."
+    connect(tmp_path / "mlcycle.db")
+    tuned("valley", trials=2)
+    tuned("valley", trials=3)
+    found = complete_line("show va")
+    assert found.count("valley") == 1 and "valley-1" in found
+    assert complete_line("show study:va") == ["study:valley"]
+
+
+def test_a_version_names_the_search_it_came_from(tmp_path: Path) -> None:
+    "In the lineage and on the page of the version: study, trial and space."
+    from sklearn.linear_model import LogisticRegression
+
+    from mlcycle.registry.lineage import lineage
+
+    connect(tmp_path / "mlcycle.db")
+
+    def fit(C: float) -> float:
+        mlc.log_model(LogisticRegression(C=C).fit([[0.0], [1.0]], [0, 1]), input_example=[[0.0]])
+        return abs(C - 1)
+
+    found = mlc.tune(fit, {"C": "loguniform(0.1, 10)"}, trials=3, sampler="random", seed=0, study="search", register="hills", progress=False)
+    assert found.version == "hills/1"
+    node = lineage("hills/1").node("study:search")
+    assert node.label == f"search, trial {found.best.number}" and node.detail == "C loguniform(0.1, 10)"
+    shown = call("show", "hills/1")
+    assert shown.data["study"] == "search" and shown.data["trial"] == found.best.number
+    assert shown.data["space"]["dimensions"][0]["name"] == "C" and "C loguniform(0.1, 10)" in repr(shown)
+    assert f"study search, trial {found.best.number}" in repr(call("lineage", "hills/1"))
+
+
+def test_pictures_that_make_no_sense_have_a_reason(tmp_path: Path) -> None:
+    "No finished trial, one trial, one parameter, two objectives: what cannot be drawn says why, and what can be drawn is."
+    from mlcycle.errors import UsageError
+    from mlcycle.tune.pictures import kinds, live_picture, picture
+    from mlcycle.tune.storage import open_study
+    from mlcycle.ui.studies import study_view
+
+    store = connect(tmp_path / "mlcycle.db")
+
+    def fails(x: float) -> float:
+        raise ValueError("never")
+
+    def both(x: float) -> tuple[float, float]:
+        return x, 1 - x
+
+    mlc.tune(fails, {"x": [0, 1, 2]}, sampler="grid", study="none", progress=False)
+    mlc.tune(lambda x: x, {"x": [1]}, sampler="grid", study="one", progress=False)
+    mlc.tune(both, {"x": "uniform(0, 1)"}, trials=12, sampler="random", metric="up,down", study="two", progress=False)
+    for name, can in (("none", {"timeline"}), ("one", {"timeline"}), ("two", {"history", "front", "slice", "parallel", "timeline"})):
+        study = open_study(store, name)
+        found = kinds(study)
+        assert {kind for kind, why in found.items() if not why} == can, found
+        for kind, why in found.items():
+            if why:
+                with pytest.raises(UsageError, match="cannot be drawn"):
+                    picture(study, kind)
+            else:
+                assert picture(study, kind).axes
+                assert not pytest.importorskip("plotly") or live_picture(study, kind).data
+        assert study_view(store, name)._repr_html_().count("<img class='mlc-drawn'") == len(can)
