@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import sys
@@ -50,13 +51,22 @@ def settings(target: str, sampler: str = "tpe", jobs: int = 2, trials: int = TRI
             "TRIALS": "0" if sampler == "grid" else str(trials)}
 
 
-def below(pid: int) -> set[psutil.Process]:
-    "A process and all that it has started."
-    try:
-        own = psutil.Process(pid)
-        return {own, *own.children(recursive=True)}
-    except psutil.Error:
-        return set()
+def family(database: Any) -> set[psutil.Process]:
+    "All processes that work with a store, their warm processes and kernels included, whoever their parents are."
+    found = set()
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and process.environ().get("MLCYCLE_STORE") == str(database):
+                found.add(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def kernels_in(processes: set[psutil.Process], worker: int) -> list[psutil.Process]:
+    "The kernels among them: what was forked, and has forked nothing."
+    parents = {p.ppid() for p in processes if p.is_running()}
+    return [p for p in processes if p.pid not in (worker, *parents) and p.is_running() and p.ppid() != worker]
 
 
 def alive(processes: set[psutil.Process]) -> list[psutil.Process]:
@@ -85,7 +95,7 @@ def check(store: Store, trials: int = TRIALS) -> Tuned:
 
 @pytest.mark.parametrize(("target", "sampler", "jobs"), [("function", "tpe", 1), ("function", "grid", 2), ("notebook", "tpe", 2),
                                                          ("notebook", "grid", 1)])
-def test_random_kills(project: Any, wait_for: Any, kernels: Any, target: str, sampler: str, jobs: int) -> None:
+def test_random_kills(project: Any, wait_for: Any, target: str, sampler: str, jobs: int) -> None:
     "The process of the study, and kernels, are killed more than ten times; what goes on with it ends with the right count and the right best."
     chance, seen, killed, worker = random.Random(f"{target}{sampler}"), set(), Counter(), None
     project.write(*NOTEBOOK)
@@ -105,18 +115,20 @@ def test_random_kills(project: Any, wait_for: Any, kernels: Any, target: str, sa
             out, err = worker.communicate()
             assert worker.returncode == 0, err
             break
-        seen |= below(worker.pid)
-        found = kernels(worker.pid) if target == "notebook" and chance.random() < 0.6 else []
+        now = family(project.database)
+        seen |= now
         try:
-            chance.choice(found or [psutil.Process(worker.pid)]).send_signal(signal.SIGKILL)
+            found = kernels_in(now, worker.pid) if target == "notebook" and chance.random() < 0.7 else []
+            chance.choice(sorted(found, key=lambda p: p.pid) or [psutil.Process(worker.pid)]).send_signal(signal.SIGKILL)
         except psutil.Error:
             continue
-        killed["kernel" if found else "parent"] += 1
-        if not found:
+        kind = "kernel" if found else "parent"
+        killed[kind] += 1
+        if kind == "parent":
             worker.communicate()
             worker = None
     assert killed.total() >= 10, killed
-    wait_for(lambda: not alive(seen), 10)
+    wait_for(lambda: not alive(seen | family(project.database)), 10)
     done = check(project.store)
     assert json.loads(out)["best"] == done.json()["best"]
     if sampler == "grid":
