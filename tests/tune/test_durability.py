@@ -1,8 +1,8 @@
 "Studies whose processes are killed at random moments, and studies that several processes work on: each trial counts once, and the best is the best."
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import random
 import signal
 import sys
@@ -39,6 +39,7 @@ done = mlc.tune(target, space, metric='loss', trials=int(os.environ['TRIALS']) o
 print(json.dumps({**done.json(), 'status': done.status}))
 """
 NOTEBOOK = ["import time\nimport mlcycle as mlc", {"source": "x = 0.0\ny = 0", "tags": ["parameters"]},
+            "open('kernels', 'a').write(f'{__import__(\"os\").getpid()} ')\n"
             "open('begun', 'a').write(f'{x!r} {y!r}\\n')\nfor step in range(3):\n    time.sleep(0.02)\n"
             "    mlc.report(abs(x - 0.3) + 1 / (step + 1), step)\n"
             "if 0.5 < x < 0.6:\n    raise ValueError('too large')\nmlc.log_metric('loss', abs(x - 0.3))"]
@@ -51,22 +52,17 @@ def settings(target: str, sampler: str = "tpe", jobs: int = 2, trials: int = TRI
             "TRIALS": "0" if sampler == "grid" else str(trials)}
 
 
-def family(database: Any) -> set[psutil.Process]:
-    "All processes that work with a store, their warm processes and kernels included, whoever their parents are."
-    found = set()
-    for process in psutil.process_iter():
+def family(worker: int, folder: Any) -> tuple[set[psutil.Process], list[psutil.Process]]:
+    "A worker with all that it started, and the kernels, which have written down who they are: those that are alive."
+    kernels, started = [], set()
+    for pid in (folder / "kernels").read_text().split():
         try:
-            if process.pid != os.getpid() and process.environ().get("MLCYCLE_STORE") == str(database):
-                found.add(process)
+            kernels.append(psutil.Process(int(pid)))
         except psutil.Error:
             continue
-    return found
-
-
-def kernels_in(processes: set[psutil.Process], worker: int) -> list[psutil.Process]:
-    "The kernels among them: what was forked, and has forked nothing."
-    parents = {p.ppid() for p in processes if p.is_running()}
-    return [p for p in processes if p.pid not in (worker, *parents) and p.is_running() and p.ppid() != worker]
+    with contextlib.suppress(psutil.Error):
+        started = {psutil.Process(worker), *psutil.Process(worker).children(recursive=True)}
+    return {*started, *kernels}, kernels
 
 
 def alive(processes: set[psutil.Process]) -> list[psutil.Process]:
@@ -101,6 +97,7 @@ def test_random_kills(project: Any, wait_for: Any, target: str, sampler: str, jo
     project.write(*NOTEBOOK)
     begun, end = project.folder / "begun", time.monotonic() + 240
     begun.touch()
+    (project.folder / "kernels").touch()
     while time.monotonic() < end:
         if worker is None:
             worker, size = project.start(WORKER, **settings(target, sampler, jobs)), begun.stat().st_size
@@ -115,11 +112,11 @@ def test_random_kills(project: Any, wait_for: Any, target: str, sampler: str, jo
             out, err = worker.communicate()
             assert worker.returncode == 0, err
             break
-        now = family(project.database)
+        now, kernels = family(worker.pid, project.folder)
         seen |= now
         try:
-            found = kernels_in(now, worker.pid) if target == "notebook" and chance.random() < 0.7 else []
-            chance.choice(sorted(found, key=lambda p: p.pid) or [psutil.Process(worker.pid)]).send_signal(signal.SIGKILL)
+            found = kernels if chance.random() < 0.7 else []
+            chance.choice(found or [psutil.Process(worker.pid)]).send_signal(signal.SIGKILL)
         except psutil.Error:
             continue
         kind = "kernel" if found else "parent"
@@ -128,7 +125,7 @@ def test_random_kills(project: Any, wait_for: Any, target: str, sampler: str, jo
             worker.communicate()
             worker = None
     assert killed.total() >= 10, killed
-    wait_for(lambda: not alive(seen | family(project.database)), 10)
+    wait_for(lambda: not alive(seen), 10)
     done = check(project.store)
     assert json.loads(out)["best"] == done.json()["best"]
     if sampler == "grid":
