@@ -74,6 +74,7 @@ class Session:
         from optuna.trial import TrialState
 
         bury(self.study, self.active.store, self.active.id)
+        self._recount()  # one that was tried again already has failed now
         self.crowd = bool(self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
         over = threading.Event()
         threading.Thread(target=self._beat, args=(over,), name="mlcycle-heartbeat", daemon=True).start()
@@ -99,6 +100,7 @@ class Session:
             if self.crowd and time.monotonic() >= graves:
                 graves = time.monotonic() + HEARTBEAT
                 bury(self.study, self.active.store, self.active.id)
+                self._recount()
             for signum in self.asked[told:]:
                 self.target.stop(signum)
                 told += 1

@@ -1,6 +1,7 @@
 "Studies whose processes are killed at random moments, and studies that several processes work on: each trial counts once, and the best is the best."
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import signal
@@ -38,6 +39,7 @@ done = mlc.tune(target, space, metric='loss', trials=int(os.environ['TRIALS']) o
 print(json.dumps({**done.json(), 'status': done.status}))
 """
 NOTEBOOK = ["import time\nimport mlcycle as mlc", {"source": "x = 0.0\ny = 0", "tags": ["parameters"]},
+            "open('kernels', 'a').write(f'{__import__(\"os\").getpid()} ')\n"
             "open('begun', 'a').write(f'{x!r} {y!r}\\n')\nfor step in range(3):\n    time.sleep(0.02)\n"
             "    mlc.report(abs(x - 0.3) + 1 / (step + 1), step)\n"
             "if 0.5 < x < 0.6:\n    raise ValueError('too large')\nmlc.log_metric('loss', abs(x - 0.3))"]
@@ -50,13 +52,17 @@ def settings(target: str, sampler: str = "tpe", jobs: int = 2, trials: int = TRI
             "TRIALS": "0" if sampler == "grid" else str(trials)}
 
 
-def below(pid: int) -> set[psutil.Process]:
-    "A process and all that it has started."
-    try:
-        own = psutil.Process(pid)
-        return {own, *own.children(recursive=True)}
-    except psutil.Error:
-        return set()
+def family(worker: int, folder: Any) -> tuple[set[psutil.Process], list[psutil.Process]]:
+    "A worker with all that it started, and the kernels, which have written down who they are: those that are alive."
+    kernels, started = [], set()
+    for pid in (folder / "kernels").read_text().split():
+        try:
+            kernels.append(psutil.Process(int(pid)))
+        except psutil.Error:
+            continue
+    with contextlib.suppress(psutil.Error):
+        started = {psutil.Process(worker), *psutil.Process(worker).children(recursive=True)}
+    return {*started, *kernels}, kernels
 
 
 def alive(processes: set[psutil.Process]) -> list[psutil.Process]:
@@ -85,12 +91,13 @@ def check(store: Store, trials: int = TRIALS) -> Tuned:
 
 @pytest.mark.parametrize(("target", "sampler", "jobs"), [("function", "tpe", 1), ("function", "grid", 2), ("notebook", "tpe", 2),
                                                          ("notebook", "grid", 1)])
-def test_random_kills(project: Any, wait_for: Any, kernels: Any, target: str, sampler: str, jobs: int) -> None:
+def test_random_kills(project: Any, wait_for: Any, target: str, sampler: str, jobs: int) -> None:
     "The process of the study, and kernels, are killed more than ten times; what goes on with it ends with the right count and the right best."
     chance, seen, killed, worker = random.Random(f"{target}{sampler}"), set(), Counter(), None
     project.write(*NOTEBOOK)
     begun, end = project.folder / "begun", time.monotonic() + 240
     begun.touch()
+    (project.folder / "kernels").touch()
     while time.monotonic() < end:
         if worker is None:
             worker, size = project.start(WORKER, **settings(target, sampler, jobs)), begun.stat().st_size
@@ -105,14 +112,16 @@ def test_random_kills(project: Any, wait_for: Any, kernels: Any, target: str, sa
             out, err = worker.communicate()
             assert worker.returncode == 0, err
             break
-        seen |= below(worker.pid)
-        found = kernels(worker.pid) if target == "notebook" and chance.random() < 0.6 else []
+        now, kernels = family(worker.pid, project.folder)
+        seen |= now
         try:
+            found = kernels if chance.random() < 0.7 else []
             chance.choice(found or [psutil.Process(worker.pid)]).send_signal(signal.SIGKILL)
         except psutil.Error:
             continue
-        killed["kernel" if found else "parent"] += 1
-        if not found:
+        kind = "kernel" if found else "parent"
+        killed[kind] += 1
+        if kind == "parent":
             worker.communicate()
             worker = None
     assert killed.total() >= 10, killed

@@ -58,7 +58,7 @@ def test_a_grid_is_gone_through_exactly(local: Store) -> None:
     rest = tune(objective, study="parts", resume=True, store=local)  # it knows that it is a grid
     assert in_order(tried) == in_order(ALL) and rest.number("finished") == len(rest.rows) == len(ALL)
     tried.clear()
-    warm = tune(objective, CONDITIONAL, sampler="grid", enqueue=[ALL[7], {**ALL[0], "C": 1.0}], store=local)  # known to be good: tried first, and once
+    warm = tune(objective, CONDITIONAL, sampler="grid", enqueue=[ALL[7], {**ALL[0], "C": 1.0}], store=local)  # tried first, and once
     assert in_order(tried) == in_order(ALL) and tried[0] == ALL[7] and warm.number("finished") == len(ALL)
 
 
