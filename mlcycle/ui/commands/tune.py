@@ -13,7 +13,7 @@ import click
 from ...display import Result
 from ...errors import UsageError
 from .notebooks import NOTEBOOK, Pairs
-from ..completion import complete_experiment, complete_model
+from ..completion import complete_experiment, complete_model, complete_study
 from ..tree import Face
 
 # %% auto #0
@@ -49,11 +49,11 @@ PRUNERS = ("median", "hyperband", "percentile", "patient", "wilcoxon", "none")
 @click.option("-j", "--jobs", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Trials at once.")
 @click.option("--sampler", type=click.Choice(SAMPLERS), default="tpe", show_default=True, help="What chooses the next parameters.")
 @click.option("--pruner", type=click.Choice(PRUNERS), default="median", show_default=True, help="What ends a trial early, by what it reports.")
-@click.option("--study", metavar="NAME", help="What to call the study.")
+@click.option("--study", metavar="NAME", shell_complete=complete_study, help="What to call the study.")
 @click.option("--resume", is_flag=True, help="Go on with the study of that name.")
 @click.option("--seed", type=int, metavar="N", help="The same seed and one job give the same trials.")
 @click.option("--enqueue", multiple=True, metavar="NAME=VALUE,…", help="Parameters to try first.")
-@click.option("--from-study", metavar="NAME", help="Take over the finished trials of another study.")
+@click.option("--from-study", metavar="NAME", shell_complete=complete_study, help="Take over the finished trials of another study.")
 @click.option("--max-failures", type=click.IntRange(1), metavar="N", help="Stop when so many trials failed.")
 @click.option("--stop-when-flat", is_flag=True, help="Stop when the best has not changed for 30 trials.")
 @click.option("--register", metavar="MODEL", shell_complete=complete_model, help="Register the model that the best trial logged.")
