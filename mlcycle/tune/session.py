@@ -104,6 +104,8 @@ class Session:
             for signum in self.asked[told:]:
                 self.target.stop(signum)
                 told += 1
+                if told > 1 and self.target.kind == "function":  # its threads cannot be ended; they are left behind
+                    raise KeyboardInterrupt
             self.state.running, self.state.slots, self.state.stopping = len(self.running), self.target.slots(), bool(self.asked)
             bar.tick()
 

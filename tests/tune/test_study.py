@@ -4,8 +4,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ import pytest
 import mlcycle as mlc
 from mlcycle.errors import MlcycleError, UsageError
 from mlcycle.store import runs
-from mlcycle.store.connect import Store
+from mlcycle.store.connect import Store, open_store
 from mlcycle.tune.result import Tuned, read_study
 from mlcycle.tune.storage import open_study
 
@@ -344,3 +346,27 @@ def test_ctrl_c_and_on(project: Any, wait_for: Any, target: str, jobs: int) -> N
     rows = read_study(open_study(project.store, "s")).rows
     assert sorted(repr(row.params["x"]) for row in rows if row.status == "finished") == sorted({*begun, *after})
     assert told["best"]["value"] == min(map(float, {*begun, *after}))
+
+
+def test_a_second_ctrl_c_leaves_functions_behind(tmp_path: Path) -> None:
+    "Functions in threads cannot be ended: one Ctrl-C waits for them, a second one does not; what they tried is tried again on resume."
+    code = ("import time, mlcycle as mlc\nfrom mlcycle.store.connect import open_store\nstore = open_store('runs.db')\n\n"
+            "def slow(x):\n    print('begun', flush=True)\n    time.sleep(60)\n    return x\n\n"
+            "mlc.tune(slow, {'x': 'uniform(0, 1)'}, trials=4, jobs=2, study='slow', store=store, progress=False)")
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert [process.stdout.readline(), process.stdout.readline()] == ["begun\n", "begun\n"]
+    for _ in range(2):
+        time.sleep(1.0)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert "--resume --study slow goes on" in err
+
+    def slow(x: float) -> float:
+        return x
+
+    with open_store(tmp_path / "runs.db") as store:
+        left = read_study(open_study(store, "slow")).rows
+        done = tune(slow, trials=4, study="slow", resume=True, store=store)
+    assert [row.status for row in left] == ["running", "running"] and done.number("finished") == 4 and done.number("retried") == 2
+    assert [row.params for row in done.rows if row.attempt == 2] == [row.params for row in left]
