@@ -6,16 +6,16 @@
 from __future__ import annotations
 
 import json
-import signal
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import MlcycleError, UsageError
-from .result import Tuned, read_study
-from .storage import FACTS, make_study, open_study, quietly
+from ..errors import UsageError
+from .opening import check_first, goals, take_up, try_first
+from .result import Tuned
+from .running import carry_through, register_best
+from .storage import quietly
 from .trials import count
 from .writing import to_space
 
@@ -24,93 +24,10 @@ if TYPE_CHECKING:
 
     from mlcycle.store.connect import Store
     from mlcycle.track.active import ActiveRun
-    from mlcycle.tune.session import Session
     from mlcycle.tune.space import Space
 
 # %% auto #0
-__all__ = ['FLAT', 'goals', 'tune', 'flatness']
-
-# %% ../../nbs/tune/29_tuning.ipynb #goals
-def goals(
-    metric: str | Sequence[str] | None,  # Names, or one name with commas
-    direction: str | Sequence[str] | None,  # `minimize` or `maximize`, one for all or one for each
-    name: str = "objective",             # The objective where none is named
-    best: str = "minimize",              # The direction where none is given
-) -> tuple[tuple[str, ...], list[str]]:
-    "Names of the objectives, and a direction for each. Raises `UsageError`."
-    def split(given: Any) -> list[str]:
-        return [part.strip() for part in given.split(",")] if isinstance(given, str) else list(given)
-
-    metrics, directions = split(metric or name), split(direction or best)
-    wrong = [each for each in directions if each not in ("minimize", "maximize")]
-    if wrong:
-        raise UsageError(f"A direction is minimize or maximize, not {wrong[0]!r}.")
-    if len(directions) == 1:
-        directions *= len(metrics)
-    if len(directions) != len(metrics) or len(set(metrics)) < len(metrics) or not all(metrics):
-        raise UsageError(f"{len(metrics)} metrics ({', '.join(metrics)}) and {len(directions)} directions do not go together: "
-                         "give one direction, or one for each.")
-    return tuple(metrics), directions
-
-# %% ../../nbs/tune/29_tuning.ipynb #open
-_MOMENT = 5.0  # Seconds in which a process that makes a study has told what it is, unless it died
-
-
-def _study(store: Store, name: str, resume: bool, known: dict[str, Any], directions: list[str], given: bool) -> tuple[Study, dict[str, Any]]:
-    from mlcycle.tune.storage import study_names
-
-    if not resume or name not in study_names(store):
-        try:
-            return make_study(store, name, directions, known), known
-        except UsageError:
-            if not resume:
-                raise
-    study = open_study(store, name)  # perhaps made by another process a moment ago, which has not written yet what it is
-    end = time.monotonic() + _MOMENT
-    while not (before := study.user_attrs.get(FACTS, {})) and not study.get_trials(deepcopy=False) and known["space"]["dimensions"]:
-        if time.monotonic() > end:
-            study.set_user_attr(FACTS, known)
-        time.sleep(0.05)
-    if not before:
-        raise UsageError(f"The study {name!r} was not made by mlcycle, so that what it varies is not known. "
-                         f"Choose another name, and --from-study {name}.")
-    asked = {**known, "directions": directions}
-    for what in ("target", "metrics", "directions"):
-        if asked[what] != before.get(what):
-            was, now = (", ".join(each) if isinstance(each, list) else each for each in (before.get(what), asked[what]))
-            raise UsageError(f"The {what} of the study {name!r}: {was}, not {now}. Choose another name for another study.")
-    if given and known["space"] != before["space"]:
-        raise UsageError(f"The study {name!r} has another space. Leave the space out to go on with it, or choose another name "
-                         f"(--from-study {name} takes its trials over).")
-    if known["sampler"] == "grid" != before["sampler"]:
-        raise UsageError(f"The study {name!r} is no grid, its sampler is {before['sampler']}. Choose another name for a grid.")
-    return study, before
-
-# %% ../../nbs/tune/29_tuning.ipynb #begin
-def _check_first(space: Space | None, enqueue: Iterable[Mapping[str, Any]], from_study: str | None, store: Store) -> None:
-    unknown = sorted({name for params in enqueue for name in params} - set(space.names)) if space is not None else []
-    if unknown:
-        raise UsageError(f"{unknown[0]!r} is not varied, so that it cannot be enqueued. The space has {', '.join(space.names)}.")
-    if from_study:
-        open_study(store, from_study)
-
-
-def _prepare(study: Study, space: Space | None, enqueue: Iterable[Mapping[str, Any]], from_study: str | None,
-             store: Store) -> list[str]:  # What there is to know
-    from optuna.trial import TrialState, create_trial
-
-    notes = []
-    with quietly():
-        for params in enqueue:
-            study.enqueue_trial(dict(params), skip_if_exists=True)
-        if from_study:
-            done = open_study(store, from_study).get_trials(states=(TrialState.COMPLETE,))
-            kinds = {each.name: each.distribution for each in space.dimensions} if space is not None else {}
-            fitting = [t for t in done if space is None or all(kinds.get(name) == kind for name, kind in t.distributions.items())]
-            study.add_trials(create_trial(values=t.values, params=t.params, distributions=t.distributions, user_attrs=t.user_attrs,
-                                          system_attrs={"fixed_params": t.params}, intermediate_values=t.intermediate_values) for t in fitting)
-            notes.append(f"{len(fitting)} of the {len(done)} finished trials of {from_study} were taken over.")
-    return notes
+__all__ = ['tune']
 
 # %% ../../nbs/tune/29_tuning.ipynb #tune
 def tune(
@@ -188,20 +105,20 @@ def tune(
     with ExitStack() as stack:
         stack.enter_context(quietly())
         make_sampler(sampler, seed, len(metrics)), make_pruner(pruner, len(metrics))
-        _check_first(given if given.dimensions else None, enqueue, from_study, store)
+        check_first(given if given.dimensions else None, enqueue, from_study, store)
         carry = _target(target, metrics, jobs, fixed, executor, store, kernel=kernel, timeout=trial_timeout, cell_timeout=cell_timeout,
                         memory=memory, secrets=secrets, tags=dict(tags or {}), fresh=fresh, share=share)
-        made, before = _study(store, name, resume, known, directions, bool(space))
+        made, before = take_up(store, name, resume, known, bool(space))
         varied, queued = Space.from_json(before["space"]) if before["space"]["dimensions"] else None, before["sampler"] == "grid"
         if trials is None and timeout is None and not queued:
             raise _endless()
-        _check_first(varied, enqueue, None, store)
+        check_first(varied, enqueue, None, store)
         counts = count(made)
         offset = sum(counts.by.values())
         violations = (lambda trial: varied.violations(trial.params)) if varied is not None and varied.constraints else None
         made.sampler = make_sampler(sampler, None if seed is None else seed + offset, len(metrics), jobs > 1, violations)
         made.pruner = make_pruner(pruner, len(metrics))
-        notes = _prepare(made, varied, enqueue, from_study, store)
+        notes = try_first(made, varied, enqueue, from_study, store)
         active = _begin(store, made, target, title, before, experiment, tags)
         state = StudyState(title, metrics, count(made), trials, timeout)
         if queued and trials is None:
@@ -214,7 +131,7 @@ def tune(
         except BaseException as e:
             active.finish("failed", None, f"it could not be started: {e}")
             raise
-        return _run(session, progress, lambda: _register(made, session, estimator, X, y, register))
+        return carry_through(session, progress, lambda: register_best(session, register, estimator, X, y))
 
 # %% ../../nbs/tune/29_tuning.ipynb #parts
 def _check(trials: int | None, timeout: float | None, jobs: int, failures: int | None, sampler: Any, resume: bool, study: str | None) -> None:
@@ -305,89 +222,3 @@ def _target(target: Any, metrics: tuple[str, ...], jobs: int, fixed: Mapping[str
                 "memory": to_bytes(options["memory"]), "secrets": {s.name: f"env:{s.variable}" for s in declared} or None, "threads": taker.threads}
     versions = taker.prepare(source, store)
     return lambda active: NotebookTarget(source, active, metrics, taker, fixed, options, versions, share)
-
-# %% ../../nbs/tune/29_tuning.ipynb #run
-def _run(session: Session, progress: bool | None, register: Callable[[], str | None]) -> Tuned:
-    from contextlib import nullcontext
-
-    from mlcycle.notebooks.drive import stop_on_signals
-    from mlcycle.notebooks.progress import bar_for
-    from mlcycle.notebooks.result import NotebookInterrupted, NotebookTerminated
-
-    state, target, active = session.state, session.target, session.active
-    bar, inline = bar_for(state, progress), target.kind == "function" and target.jobs == 1
-    ended: tuple[str, str | None] = ("failed", "the study itself failed")
-    try:
-        with nullcontext() if inline else stop_on_signals(session.asked.append):
-            bar.open()
-            state.preparing = True
-            target.open(bar.tick)
-            state.preparing = False
-            session.go(bar)
-        ended = session.ending()
-    except BaseException as e:  # a bug, or an exception thrown into this thread
-        stopped = isinstance(e, KeyboardInterrupt)
-        ended = ("cancelled" if stopped else "failed", f"{type(e).__name__}: {e}".rstrip(": "))
-        if stopped and not isinstance(e, (NotebookInterrupted, NotebookTerminated)):
-            session.asked.append(signal.SIGINT)
-        else:
-            raise
-    finally:
-        bar.close(*ended)
-        active.finish(ended[0], None, ended[1])
-    version, warnings = None, tuple(dict.fromkeys([*target.notes, *session.notes[:20]]))
-    if ended[0] == "finished":
-        version = register()
-    notes = tuple(filter(None, [f"It stopped since {session.why}." if session.why and ended[0] == "finished" else "", flatness(session)]))
-    tuned = read_study(session.study, status=ended[0], reason=ended[1], seconds=state.elapsed(), run=active.id, version=version, notes=notes,
-                       warnings=warnings)
-    if ended[0] == "cancelled":
-        kind = NotebookTerminated if session.asked and session.asked[0] == signal.SIGTERM else NotebookInterrupted
-        raise kind(f"The study {tuned.study} was {ended[1]}. --resume --study {tuned.study} goes on with it.", tuned)
-    return tuned
-
-# %% ../../nbs/tune/29_tuning.ipynb #flat
-FLAT = 30  # Finished trials without a better one
-
-
-def flatness(
-    session: Session,  # A session that has ended
-) -> str:              # Empty while it is worth going on
-    "A word on whether further trials are likely to pay."
-    from optuna.terminator import BestValueStagnationEvaluator, StaticErrorEvaluator, Terminator
-
-    study, counts = session.study, session.state.counts
-    if len(study.directions) > 1 or session.queued or counts.since < FLAT:
-        return ""
-    with quietly():
-        terminator = Terminator(BestValueStagnationEvaluator(FLAT), StaticErrorEvaluator(0.0), min_n_trials=FLAT)
-        over = terminator.should_terminate(study)
-    return f"The best value has stood for {counts.since} trials: more of them are unlikely to pay." if over else ""
-
-# %% ../../nbs/tune/29_tuning.ipynb #register
-def _register(study: Study, session: Session, estimator: Any, X: Any, y: Any, name: str | None) -> str | None:
-    "Register the best trial."
-    from mlcycle.registry.versions import register
-    from mlcycle.track.begin import start
-    from mlcycle.tune.estimators import fit_best
-
-    best = session.state.counts.best or read_study(study).best
-    if name is None or best is None:
-        return None
-    store, run = session.active.store, best.run
-    if estimator is not None:
-        active = start(f"{study.study_name}-best", session.active.experiment, kind="trial", store=store, parent=session.active.id,
-                       tags={"study": study.study_name, "trial": best.number})
-        try:
-            fit_best(estimator, best.params, X, y, active)
-            active.log_metrics({session.state.metrics[0]: best.values[0]})
-        except BaseException as e:
-            active.finish("failed", None, f"{type(e).__name__}: {e}")
-            raise
-        active.finish("finished", None, None)
-        run = active.id
-    try:
-        return register(run, name, store=store).ref
-    except MlcycleError as e:
-        session.notes.append(f"The best trial was not registered as {name!r}: {e}")
-        return None

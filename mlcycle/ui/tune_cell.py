@@ -82,7 +82,8 @@ def run_tune_cell(
 ) -> Any:                    # The study
     "Tune a cell, and set the best params as variables. Raises `UsageError`."
     from mlcycle.notebooks.keeping import seconds_of
-    from mlcycle.tune.tuning import goals, tune
+    from mlcycle.tune.opening import goals
+    from mlcycle.tune.tuning import tune
 
     out, metric, direction, timeout = (asked.pop(name) for name in ("out", "metric", "direction", "timeout"))
     if out is not None and not out.isidentifier():
