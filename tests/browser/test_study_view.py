@@ -106,7 +106,7 @@ def test_the_study_is_a_picture_once_the_kernel_is_gone(notebook: Opener, theme:
     opened.shot(f"study-plain-{theme.split()[1]}", page)
     data = opened.saved()["cells"][2]["outputs"][0]["data"]
     assert data["text/html"].count("<img class='mlc-drawn'") == 7 and data["text/html"].count("<details open>") == 2
-    assert "study valley: " in data["text/html"] and "best objective" in data["text/plain"]
+    assert "study valley: " in data["text/html"] and "best (the least) objective" in data["text/plain"]
 
 
 ELSEWHERE = """
