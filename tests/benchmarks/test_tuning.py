@@ -20,9 +20,10 @@ from tests.benchmarks.conftest import Race
 
 SPACE = {"x": "uniform(-3, 3)", "y": "loguniform(1e-3, 1)"}
 IMPORTS = ("import numpy as np\nimport pandas as pd\nfrom sklearn.datasets import load_breast_cancer\n"
-           "from sklearn.ensemble import HistGradientBoostingClassifier\nfrom sklearn.model_selection import cross_val_score\n"
-           "X, y = load_breast_cancer(return_X_y=True)")
-FIT = "auc = cross_val_score(HistGradientBoostingClassifier(learning_rate=lr, max_iter=30, random_state=0), X, y, cv=3, scoring='roc_auc').mean()"
+           "from sklearn.linear_model import LogisticRegression\nfrom sklearn.model_selection import train_test_split\n"
+           "from sklearn.pipeline import make_pipeline\nfrom sklearn.preprocessing import StandardScaler\n"
+           "X, y = load_breast_cancer(return_X_y=True)\nXa, Xb, ya, yb = train_test_split(X, y, random_state=0)")
+FIT = "model = make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=200)).fit(Xa, ya)\nacc = model.score(Xb, yb)"
 
 
 def objective(x: float, y: float) -> float:
@@ -65,20 +66,20 @@ def test_notebooks_as_trials(race: Race, local: Store, tmp_path: Path) -> None:
     from threadpoolctl import threadpool_limits
 
     trials, path, numbers = race.size(100, 4), tmp_path / "train.ipynb", iter(range(1000))
-    cells = [IMPORTS + "\nimport mlcycle as mlc", "lr = 0.1", FIT + "\nmlc.log_metric('auc', auc)"]
+    cells = [IMPORTS + "\nimport mlcycle as mlc", "C = 1.0", FIT + "\nmlc.log_metric('acc', acc)"]
     nbformat.write(new_notebook(cells=[new_code_cell(cell, metadata={"tags": ["parameters"]} if i == 1 else {}) for i, cell in enumerate(cells)],
                                 metadata={"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}}), path)
     names: dict[str, Any] = {}
     exec(IMPORTS, names)
 
     def plain(trial: optuna.Trial) -> float:
-        mine = {**names, "lr": trial.suggest_float("lr", 1e-3, 1, log=True)}
+        mine = {**names, "C": trial.suggest_float("C", 1e-3, 100, log=True)}
         with threadpool_limits(1):
             exec(FIT, mine)
-        return mine["auc"]
+        return mine["acc"]
 
     def ours() -> None:
-        done = mlc.tune(path, {"lr": "loguniform(1e-3, 1)"}, metric="auc", direction="maximize", sampler="random", pruner="none", seed=0,
+        done = mlc.tune(path, {"C": "loguniform(1e-3, 100)"}, metric="acc", direction="maximize", sampler="random", pruner="none", seed=0,
                         trials=trials, jobs=2, store=local, progress=False)
         assert done.number("finished") == trials and not done.warnings
 
