@@ -116,7 +116,7 @@ def picture(
     from optuna.visualization import matplotlib as plots
 
     options = _options(study, kind, params, objective)
-    with _DRAWING, plt.rc_context(), plt.ioff(), quietly(), warnings.catch_warnings():
+    with _DRAWING, plt.rc_context({"interactive": False}), quietly(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of matplotlib, on what Optuna draws
         drawn = getattr(plots, _CALLED[kind])(study, **options)
         axes = list(np.ravel(drawn))
