@@ -111,7 +111,7 @@ def test_errors_of_a_command_have_no_traceback(kernel: Kernel) -> None:
     kernel.run("import mlcycle as mlc\nwith mlc.run('first'):\n    pass")
     status, outputs = kernel.run("%mlcycle show nothing")
     error = next(o for o in outputs if o["type"] == "error")
-    assert status == "error" and "There is no model and no run 'nothing'" in error["evalue"]
+    assert status == "error" and "There is no model, no run and no study 'nothing'" in error["evalue"]
 
 
 def test_help_reads_as_help(kernel: Kernel) -> None:
