@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from typing import Any
 
 from ..source import runnable
@@ -62,10 +63,15 @@ def _statements(source: str) -> tuple[list[ast.stmt], bool]:  # Of a cell; wheth
     except (SyntaxError, ValueError):
         return [], False
 
+# %% ../../../nbs/notebooks/warm/01_imports.ipynb #tracking
+def _tracking(nb: Any) -> tuple[str, ...]:
+    "What a notebook that tracks will need of mlcycle, of which the waiting process is made: nothing can change what that is."
+    text = "\n".join(cell.source for cell in nb.cells if runnable(cell))
+    found = ("mlcycle",) if re.search(r"^\s*(import|from)\s+mlcycle\b", text, re.M) else ()
+    return (*found, "mlcycle.ui.magics") if re.search(r"^\s*%(re)?load_ext\s+mlcycle\b", text, re.M) else found
+
 # %% ../../../nbs/notebooks/warm/01_imports.ipynb #warmable
-def warmable(
-    nb: Any,  # A notebook node
-) -> tuple[str, ...]:  # In their order: `pandas`, or `sklearn.datasets:load_iris` for a `from … import`
+def _ordinary(nb: Any) -> tuple[str, ...]:
     "The imports that a notebook does before anything else could change what they do."
     found: dict[str, None] = {}
     names: dict[str, str] = {}
@@ -86,3 +92,10 @@ def warmable(
         if not whole:
             return tuple(found)
     return tuple(found)
+
+
+def warmable(
+    nb: Any,  # A notebook node
+) -> tuple[str, ...]:  # In their order: `pandas`, or `sklearn.datasets:load_iris` for a `from … import`
+    "The imports that can be done before a notebook runs without a difference to it."
+    return tuple(dict.fromkeys((*_ordinary(nb), *_tracking(nb))))
