@@ -129,6 +129,9 @@ def make_engine(
         raise ConfigError("PostgreSQL needs its driver: pip install 'mlcycle[postgres]'") from e
 
 # %% ../../nbs/store/02_database.ipynb #database
+_compiled: dict[tuple[bool, Executable], str] = {}  # By whether it is for SQLite, and statement
+
+
 class Database:
     "An open database. Safe to use from threads, and from a forked child."
 
@@ -138,27 +141,33 @@ class Database:
     ):
         self.url, self.where = url, display_url(url)
         self.sqlite = make_url(url).get_backend_name() == "sqlite"
-        self._lock = threading.RLock()
-        self._compiled: dict[Executable, str] = {}
         self._open()
 
     def _open(self) -> None:
-        self._pid, self._fast, self.engine = os.getpid(), None, make_engine(self.url)
-        self._reader = self.engine.execution_options(reading=True)
+        self._pid, self._lock, self._fast, self._engine = os.getpid(), threading.RLock(), None, None
 
     def _own(self) -> None:
         "Connections must not cross a fork: a child opens its own and leaves the parent's alone."
         if self._pid != os.getpid():
-            self.engine.dispose(close=False)
-            self._lock = threading.RLock()
+            if self._engine is not None:
+                self._engine.dispose(close=False)
             self._open()
+
+    @property
+    def engine(self) -> Engine:
+        "SQLAlchemy's engine, made when it is first asked for: who only logs needs none. Raises `ConfigError`."
+        self._own()
+        with self._lock:
+            if self._engine is None:
+                self._engine = make_engine(self.url)
+            return self._engine
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
         "A connection for queries. Raises `StoreError`."
-        self._own()
+        engine = self.engine
         try:
-            with self._reader.connect() as con:
+            with engine.connect().execution_options(reading=True) as con:
                 yield con
         except (DBAPIError, sqlite3.Error, UnicodeEncodeError) as e:
             raise explain(e, self.where) from e
@@ -166,9 +175,9 @@ class Database:
     @contextmanager
     def write(self) -> Iterator[Connection]:
         "A transaction: committed at the end of the block, rolled back when it raises. Raises `StoreError`, `StoreFullError`."
-        self._own()
+        engine = self.engine
         try:
-            with self.engine.begin() as con:
+            with engine.begin() as con:
                 yield con
         except (DBAPIError, sqlite3.Error, UnicodeEncodeError) as e:
             raise explain(e, self.where) from e
@@ -192,16 +201,18 @@ class Database:
             if self._fast is not None:
                 self._fast.close()
                 self._fast = None
-            self.engine.dispose()
+            if self._engine is not None:
+                self._engine.dispose()
 
     def _fast_connection(self) -> Any:
         if self._fast is None:
+            engine = None if self.sqlite else self.engine
             try:
-                if self.sqlite:
+                if engine is None:
                     self._fast = _sqlite_connect(str(make_url(self.url).database))
                 else:
-                    args, options = self.engine.dialect.create_connect_args(self.engine.url)
-                    self._fast = self.engine.dialect.connect(*args, **options, autocommit=True)
+                    args, options = engine.dialect.create_connect_args(engine.url)
+                    self._fast = engine.dialect.connect(*args, **options, autocommit=True)
             except Exception as e:
                 raise explain(e, self.where) from e
         return self._fast
@@ -210,9 +221,9 @@ class Database:
         self,
         statement: Executable,  # A Core statement with bound parameters
     ) -> str:                   # What the driver takes, with named parameters
-        "The driver's text of a statement, compiled once."
-        if (text := self._compiled.get(statement)) is None:
-            text = self._compiled[statement] = str(statement.compile(dialect=self.engine.dialect))
+        "The driver's text of a statement, compiled once for all databases of a kind."
+        if (text := _compiled.get((self.sqlite, statement))) is None:
+            text = _compiled[self.sqlite, statement] = str(statement.compile(dialect=self.engine.dialect))
         return text
 
     def transact(
@@ -248,7 +259,7 @@ class Database:
             self._fast = None
 
     def fetch(self, statement: Executable, values: Mapping[str, Any]) -> list[tuple]:  # Rows as the driver gives them
-        "Every row of a query straight from the driver, for long results."
+        "Every row of a query straight from the driver: for long results, and where every millisecond counts."
         self._own()
         with self._lock:
             cur = self._fast_connection().cursor()

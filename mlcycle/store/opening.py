@@ -118,19 +118,21 @@ def _link(part: Path, path: Path) -> None:
             os.rename(part, path)
 
 # %% ../../nbs/store/03_opening.ipynb #version
+_VERSION = text(f"SELECT version_num FROM {VERSION_TABLE}")
+
+
 def stored_version(
     db: Database,  # An open database
 ) -> str | None:   # Its migration, None for a database without a store
     "Which migration a database is at."
-    version = text(f"SELECT version_num FROM {VERSION_TABLE}")
     try:
-        with db.read() as con:
-            return con.execute(version).scalar()
+        rows = db.fetch(_VERSION, {})
     except StoreError:
         with db.read() as con:
             if VERSION_TABLE not in inspect(con).get_table_names():
                 return None
-            return con.execute(version).scalar()  # another process has just made it
+        rows = db.fetch(_VERSION, {})  # another process has just made it
+    return rows[0][0] if rows else None
 
 
 def backup(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
+from collections import namedtuple
 from collections.abc import Iterable
 from dataclasses import asdict
 from functools import cache
@@ -142,15 +143,19 @@ def settle(
                 append(con, "run.lost", run_id)
 
 # %% ../../nbs/store/06_runs.ipynb #resolve
+_WHOLE = select(schema.runs).where(schema.runs.c.id == bindparam("id"))
+_Row = namedtuple("_Row", schema.runs.c.keys())
+
+
 def get(
     store: Store,  # The store
     run_id: str,   # Full id
 ) -> Run:
     "A run by its id. Raises `NotFoundError`."
-    rows = store.db.all(select(schema.runs).where(schema.runs.c.id == run_id))
+    rows = store.db.fetch(_WHOLE, {"id": run_id})
     if not rows:
         raise NotFoundError(f"There is no run {run_id!r}. `mlcycle runs` lists them.")
-    return to_run(rows[0])
+    return to_run(_Row(*rows[0]))
 
 
 def resolve(
