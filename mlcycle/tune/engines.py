@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
 
 # %% auto #0
-__all__ = ['SAMPLERS', 'PRUNERS', 'make_sampler', 'make_pruner']
+__all__ = ['SAMPLERS', 'PRUNERS', 'UNINFORMED', 'make_sampler', 'make_pruner']
 
 # %% ../../nbs/tune/21_engines.ipynb #samplers
 SAMPLERS = {"tpe": "Bayesian: a tree of Parzen estimators", "random": "each by chance", "grid": "every combination, once",
@@ -23,6 +23,7 @@ SAMPLERS = {"tpe": "Bayesian: a tree of Parzen estimators", "random": "each by c
 PRUNERS = {"median": "worse than the median of the trials before", "hyperband": "successive halving, hedged", "percentile": "not in the best quarter",
            "patient": "no better for five steps, and worse than the median", "wilcoxon": "worse than the best on the same folds (signed ranks)",
            "none": "no trial"}
+UNINFORMED = ("random", "grid", "qmc")  # They propose without a look at what came of other trials
 _NEEDS = {"gp": "torch", "cmaes": "cmaes"}
 
 

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from optuna import Study
-    from optuna.storages import RDBStorage
     from optuna.trial import FrozenTrial
 
     from mlcycle.entities import Run
     from mlcycle.store.connect import Store
+    from mlcycle.tune.reading import TrialStorage
 
 # %% auto #0
 __all__ = ['HEARTBEAT', 'GRACE', 'RETRIES', 'FACTS', 'quietly', 'study_storage', 'study_names', 'open_study', 'make_study',
@@ -51,23 +51,25 @@ RETRIES = 1                # How often the trial of a worker that died is tried 
 
 def study_storage(
     store: Store,  # The store
-) -> RDBStorage:
+) -> TrialStorage:
     "Optuna's storage in a store's database; its tables are made where there are none. Raises `StoreError`."
     return _storage(store.db.url, store.db.where, os.getpid())
 
 
 @functools.lru_cache(4)
-def _storage(url: str, where: str, pid: int) -> RDBStorage:
-    from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
+def _storage(url: str, where: str, pid: int) -> TrialStorage:
+    from optuna.storages import RetryHeartbeatStaleTrialCallback
     from sqlalchemy import event
     from sqlalchemy.exc import SQLAlchemyError
+
+    from mlcycle.tune.reading import TrialStorage
 
     lite = url.startswith("sqlite")
     with quietly():
         end = time.monotonic() + 5.0
         while True:
             try:
-                storage = RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}} if lite else {"pool_pre_ping": True},
+                storage = TrialStorage(url, engine_kwargs={"connect_args": {"timeout": 60}} if lite else {"pool_pre_ping": True},
                                      heartbeat_interval=HEARTBEAT, grace_period=GRACE,
                                      heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(max_retry=RETRIES))
                 break

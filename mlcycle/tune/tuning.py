@@ -70,7 +70,7 @@ def tune(
 ) -> Tuned:                              # The whole study; a trial that fails raises nothing
     "Search for the best params. Raises `UsageError` before anything ran; on Ctrl-C `NotebookInterrupted`, with what there is as `.result`."
     from mlcycle.store.connect import current_store
-    from mlcycle.tune.engines import make_pruner, make_sampler
+    from mlcycle.tune.engines import UNINFORMED, make_pruner, make_sampler
     from mlcycle.tune.estimators import estimator_objective, is_estimator
     from mlcycle.tune.progress import StudyState
     from mlcycle.tune.session import Budget, Session
@@ -126,6 +126,8 @@ def tune(
         try:
             carrier = carry(active)
             stack.callback(carrier.close)
+            if carrier.kind == "notebook":
+                carrier.executor.ahead = queued or sampler in UNINFORMED
             budget = Budget(trials, timeout, max_failures, 30 if stop_when_flat is True else stop_when_flat or None)
             session = Session(made, varied, carrier, active, budget, state, queued, notes=notes)
         except BaseException as e:
