@@ -27,7 +27,7 @@ import mlcycle as mlc
 def objective(x, y=0):
     open('begun', 'a').write(f'{x!r} {y!r}\\n')
     for step in range(3):
-        time.sleep(0.02)
+        time.sleep(0.05)
         mlc.report(abs(x - 0.3) + 1 / (step + 1), step)
     if 0.5 < x < 0.6:
         raise ValueError('too large')
