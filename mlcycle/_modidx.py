@@ -1062,6 +1062,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'mlcycle.notebooks.source.Source.folder': ( 'notebooks/source.html#source.folder',
                                                                                       'mlcycle/notebooks/source.py'),
                                           'mlcycle.notebooks.source._ids': ('notebooks/source.html#_ids', 'mlcycle/notebooks/source.py'),
+                                          'mlcycle.notebooks.source._parsed': ( 'notebooks/source.html#_parsed',
+                                                                                'mlcycle/notebooks/source.py'),
                                           'mlcycle.notebooks.source._today': ( 'notebooks/source.html#_today',
                                                                                'mlcycle/notebooks/source.py'),
                                           'mlcycle.notebooks.source.headings': ( 'notebooks/source.html#headings',
