@@ -102,11 +102,10 @@ def execute(
 ) -> Any:                            # The executed notebook
     "Execute a notebook as a run, and end the run. Raises nothing for what the notebook does: see `session.ending`."
     active = session.active
-    tag = tag_of(active)
     state = plan(nb, session.title)
     bar = bar_for(state, session.progress)
     if type(bar) is not Quiet:
-        state.known = last_times(active.store, tag)
+        state.known = last_times(active.store, tag_of(active))
     feed = Feed(session.redactor, state.labels)
     attendant = Attendant(active, feed, bar, session.follow)
     bar = attendant.bar

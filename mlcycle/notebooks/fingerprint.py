@@ -14,6 +14,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
@@ -61,12 +62,15 @@ _RUN = re.compile(r"""(?m)^\s*%run\s+(?:-\w+\s+)*["']?([^\s"']+)""")
 _LOAD = re.compile(r"(?m)^\s*%(?:load_ext|reload_ext)\s+(\w+)")
 
 
+@lru_cache(maxsize=256)  # the runs of a sweep ask for the same cells
 def imported(
     source: str,  # Source of a cell or a module
-) -> Iterator[tuple[str, bool]]:  # Top-level name, and whether the import may fail
+) -> tuple[tuple[str, bool], ...]:  # Top-level name, and whether the import may fail
     "What a piece of Python imports, by absolute name."
-    if "import" not in source:
-        return
+    return tuple(_imported(source)) if "import" in source else ()
+
+
+def _imported(source: str) -> Iterator[tuple[str, bool]]:
     if source.lstrip().startswith("%%"):
         source = source.lstrip().partition("\n")[2]
     plain = "\n".join(re.sub(r"^(\s*)[%!?].*", r"\1pass", line) for line in source.splitlines())

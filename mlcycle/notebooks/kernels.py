@@ -5,8 +5,11 @@
 # %% ../../nbs/notebooks/07_kernels.ipynb #imports
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from ..errors import NotebookFormatError, NotFoundError
@@ -17,29 +20,77 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['NATIVE', 'spec_manager', 'installed', 'language_of', 'KernelChoice', 'pick_kernel']
 
+# %% ../../nbs/notebooks/07_kernels.ipynb #files
+def _files(
+    folders: Iterable[str],  # Where kernels are installed
+) -> list[tuple[str, int, int, int]]:  # Path, time, size and inode
+    "The kernels' specifications, such that another answer means that something has changed."
+    found = []
+    for folder in folders:
+        try:
+            names = os.listdir(folder)
+        except OSError:
+            continue
+        for name in names:
+            path = os.path.join(folder, name, "kernel.json")
+            try:
+                info = os.stat(path)
+            except OSError:
+                continue
+            found.append((path, info.st_mtime_ns, info.st_size, info.st_ino))
+    return found
+
 # %% ../../nbs/notebooks/07_kernels.ipynb #own
 NATIVE = "python3"  # Jupyter's name for the kernel of the interpreter at hand
 
 
-def spec_manager() -> KernelSpecManager:
-    "The installed kernels, with `python3` being this interpreter."
+@cache
+def _kind() -> type[KernelSpecManager]:
     from jupyter_client.kernelspec import KernelSpecManager
 
     class Specs(KernelSpecManager):
+        _read: tuple[Any, dict[str, KernelSpec], dict[str, str]] = (None, {}, {})
+
+        def _known(self) -> tuple[Any, dict[str, KernelSpec], dict[str, str]]:
+            if self._read[0] != (files := _files(self.kernel_dirs)):
+                self._read = files, {}, {}
+            return self._read
+
         def get_kernel_spec(self, kernel_name: str) -> KernelSpec:
-            spec = super().get_kernel_spec(kernel_name)
-            # only ipykernel's own command line is taken over, not a wrapper that somebody wrote
-            if kernel_name == NATIVE and {"ipykernel_launcher", "ipykernel"} & set(spec.argv):
-                spec.argv = [sys.executable, *spec.argv[1:]]
+            known = self._known()[1]
+            if (spec := known.get(kernel_name)) is None:
+                spec = super().get_kernel_spec(kernel_name)
+                # only ipykernel's own command line is taken over, not a wrapper that somebody wrote
+                if kernel_name == NATIVE and {"ipykernel_launcher", "ipykernel"} & set(spec.argv):
+                    spec.argv = [sys.executable, *spec.argv[1:]]
+                known[kernel_name] = spec
             return spec
 
-    return Specs()
+        def languages(self) -> dict[str, str]:
+            known = self._known()[2]
+            if not known:
+                specs = self.get_all_specs()
+                known.update({name: specs[name]["spec"].get("language", "") for name in sorted(specs)})  # at once: threads ask
+            return dict(known)
+
+    return Specs
+
+
+_last: tuple[Any, Any] = (None, None)  # What decides where kernels are looked for, and the manager that looks there
+
+
+def spec_manager() -> KernelSpecManager:
+    "The installed kernels, with `python3` being this interpreter. One object for all who ask: change nothing in it."
+    global _last
+    where = sys.executable, sys.prefix, dict(os.environ)
+    if (last := _last)[0] != where:
+        _last = last = where, _kind()()
+    return last[1]
 
 # %% ../../nbs/notebooks/07_kernels.ipynb #installed
 def installed() -> dict[str, str]:  # Kernel name to language
     "The kernels that can be started here."
-    specs = spec_manager().get_all_specs()
-    return {name: specs[name]["spec"].get("language", "") for name in sorted(specs)}
+    return spec_manager().languages()
 
 # %% ../../nbs/notebooks/07_kernels.ipynb #language
 _HINTS = {"python": ("python", "conda", "ipykernel", "-py", "venv"), "R": ("ir", "xr"), "julia": ("julia",)}

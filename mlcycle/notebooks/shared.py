@@ -54,7 +54,7 @@ class SharedCells:
     seconds: float           # How long they took
     widgets: dict[str, Any] = field(default_factory=dict)  # States of their widgets
     digest: str = ""         # Of the cells as executed
-    _logged: bool | None = None
+    _logged: tuple[str, ...] | None = None  # Tables with what they have logged; None before it was asked for
 
     def __post_init__(self) -> None:
         self.digest = hashlib.sha256(json.dumps(self.cells).encode()).hexdigest()
@@ -71,12 +71,12 @@ class SharedCells:
         active: ActiveRun,  # A run that goes on from here
     ) -> None:
         "Record what the cells have logged for the run too."
-        from mlcycle.store.inheriting import has_logged, inherit
+        from mlcycle.store.inheriting import logged_tables, inherit
 
         if self._logged is None:
-            self._logged = has_logged(active.store, self.run.run)
+            self._logged = logged_tables(active.store, self.run.run)
         if self._logged:
-            inherit(active.store, self.run.run, active.run)
+            inherit(active.store, self.run.run, active.run, tables=self._logged)
 
     def hand_over(
         self,

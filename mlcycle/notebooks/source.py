@@ -8,7 +8,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,11 @@ def parse_notebook(
     name: str,    # What to call it in messages
 ) -> Any:         # The notebook node, in today's format
     "Read and validate a notebook. Raises `NotebookFormatError` that says what is wrong."
+    return deepcopy(_parsed(data, name))  # whoever asks may change it
+
+
+@lru_cache(maxsize=2)  # each run of a sweep asks for the same one; few, since notebooks can be large
+def _parsed(data: bytes, name: str) -> Any:
     import nbformat
 
     try:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import String, bindparam, or_, select
+from sqlalchemy import String, bindparam, literal_column, or_, select
 from sqlalchemy.dialects.postgresql import insert as postgresql_insert
 from sqlalchemy.dialects.sqlite import insert as sqlite_insert
 
@@ -22,8 +22,6 @@ from ..errors import ArtifactNameError, NotFoundError
 from . import schema
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
-
     from mlcycle.store.connect import Store
 
 # %% auto #0
@@ -73,40 +71,48 @@ def fold(
     return unicodedata.normalize("NFC", name.casefold())
 
 
+_LOCK = select(schema.runs.c.pk).where(schema.runs.c.pk == bindparam("run")).with_for_update(key_share=True)
+
+
 @functools.cache
-def _clash() -> Any:
+def _clash(depth: int) -> Any:
+    "The names that one in so many folders cannot stand next to."
     t, folded = schema.artifacts.c, bindparam("folded", type_=String)
-    inside = (t.folded > folded + "/") & (t.folded < folded + "0")  # '0' follows '/'
+    inside = (t.folded > folded + literal_column("'/'")) & (t.folded < folded + literal_column("'0'"))  # '0' follows '/'
     same = (t.folded == folded) & (t.name != bindparam("name"))
-    return select(t.name).where(t.run == bindparam("run"), or_(same, t.folded.in_(bindparam("parents", expanding=True)), inside)).limit(1)
+    parents = [t.folded == bindparam(f"parent{i}") for i in range(depth)]
+    found = select(t.name).where(t.run == bindparam("run"), or_(same, *parents, inside))
+    return found.limit(literal_column("1")).offset(literal_column("0"))
 
 
 @functools.cache
 def _insert(sqlite: bool) -> Any:
     made = (sqlite_insert if sqlite else postgresql_insert)(schema.artifacts)
+    made = made.values({c.name: bindparam(c.name) for c in schema.artifacts.c})
     return made.on_conflict_do_update(index_elements=["run", "name"], set_={c: made.excluded[c] for c in ("digest", "size", "kind", "time")})
 
 
-def _link(con: Connection, store: Store, run: Run, artifact: Artifact) -> None:
-    folded = fold(artifact.name)
-    parents = ["/".join(folded.split("/")[:i]) for i in range(1, folded.count("/") + 1)]
-    if not store.db.sqlite:  # one name at a time; SQLite has one writer anyway
-        con.execute(select(schema.runs.c.pk).where(schema.runs.c.pk == run.pk).with_for_update(key_share=True))
-    clash = con.execute(_clash(), {"run": run.pk, "name": artifact.name, "folded": folded, "parents": parents}).scalar()
-    if clash is not None:
-        how = "differs from it only in case" if fold(clash) == folded else "would be a file and a folder at once"
-        raise ArtifactNameError(f"{artifact.name!r} cannot be stored next to {clash!r} of the same run: it {how}. Choose another name.")
+def _link(store: Store, run: Run, artifact: Artifact) -> None:
+    db, folded = store.db, fold(artifact.name)
+    parents = {f"parent{i}": "/".join(folded.split("/")[:i + 1]) for i in range(folded.count("/"))}
     row = {"run": run.pk, "name": artifact.name, "folded": folded, "digest": artifact.digest, "size": artifact.size,
            "kind": artifact.kind, "time": time.time()}
-    con.execute(_insert(store.db.sqlite), row)
+    with db.transaction() as cur:
+        if not db.sqlite:  # one name at a time; SQLite has one writer anyway
+            cur.execute(db.sql(_LOCK), row)
+        found = cur.execute(db.sql(_clash(len(parents))), row | parents).fetchone()
+        if found is not None:
+            clash, = found
+            how = "differs from it only in case" if fold(clash) == folded else "would be a file and a folder at once"
+            raise ArtifactNameError(f"{artifact.name!r} cannot be stored next to {clash!r} of the same run: it {how}. Choose another name.")
+        cur.execute(db.sql(_insert(db.sqlite)), row)
 
 
 def _put(store: Store, run: Run, source: Path | bytes, name: str, kind: str, watch: Callable[[bytes], None] | None) -> Artifact:
     name = check_name(name)
     digest, size = store.blobs.put(source, watch)
     artifact = Artifact(name, digest, size, kind)
-    with store.db.write() as con:
-        _link(con, store, run, artifact)
+    _link(store, run, artifact)
     if not store.blobs.exists(digest):
         store.blobs.put(source, watch)
     return artifact

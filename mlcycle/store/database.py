@@ -230,31 +230,48 @@ class Database:
         self,
         *steps: tuple[str, dict[str, Any] | Sequence[dict[str, Any]]],  # Text from `sql`, with values of one row or many
     ) -> None:
-        "Run a few statements in one transaction on a connection kept for them, past SQLAlchemy: returns after the commit. Raises `StoreError`."
+        "Run a few statements in one `transaction`: returns after the commit. Raises `StoreError`."
+        with self.transaction() as cur:
+            for text, values in steps:
+                (cur.execute if type(values) is dict else cur.executemany)(text, values)
+
+    @contextmanager
+    def transaction(self) -> Iterator[Any]:  # The driver's cursor, which takes texts from `sql`
+        "A transaction on a connection kept for them, past SQLAlchemy: committed at the end of the block, undone when it raises. Raises `StoreError`."
         self._own()
         with self._lock:
-            con = self._fast_connection()
-            cur = con.cursor()
+            cur = None
             try:
-                cur.execute("BEGIN IMMEDIATE" if self.sqlite else "BEGIN")
-                for text, values in steps:
-                    (cur.execute if type(values) is dict else cur.executemany)(text, values)
+                cur = self._execute("BEGIN IMMEDIATE" if self.sqlite else "BEGIN")
+                yield cur
                 cur.execute("COMMIT")
             except BaseException as e:
-                self._undo(con)
+                self._undo()
                 if isinstance(e, sqlite3.Error | UnicodeEncodeError) or type(e).__module__.startswith("psycopg"):
                     raise explain(e, self.where) from e
                 raise
             finally:
-                cur.close()
+                if cur is not None:
+                    cur.close()
 
-    def _undo(self, con: Any) -> None:
+    def _execute(self, text: str, values: Mapping[str, Any] | tuple[()] = ()) -> Any:  # The cursor
+        "The first statement on the connection since a while: one that the server has ended in the meantime is replaced."
+        for last in (False, True):
+            con = self._fast_connection()
+            cur = con.cursor()
+            try:
+                return cur.execute(text, values)
+            except BaseException:
+                cur.close()
+                if last or not getattr(con, "closed", False):  # SQLite's cannot be
+                    raise
+                self._fast = None
+        raise AssertionError("the second time returns or raises")
+
+    def _undo(self) -> None:
         try:
-            if self.sqlite:
-                if con.in_transaction:
-                    con.execute("ROLLBACK")
-            else:
-                con.execute("ROLLBACK")
+            if self._fast is not None and not (self.sqlite and not self._fast.in_transaction):
+                self._fast.execute("ROLLBACK")
         except Exception:
             self._fast = None
 
@@ -262,10 +279,13 @@ class Database:
         "Every row of a query straight from the driver: for long results, and where every millisecond counts."
         self._own()
         with self._lock:
-            cur = self._fast_connection().cursor()
             try:
-                return cur.execute(self.sql(statement), values).fetchall()
+                cur = self._execute(self.sql(statement), values)
+                try:
+                    return cur.fetchall()
+                finally:
+                    cur.close()
+            except MlcycleError:
+                raise
             except Exception as e:
                 raise explain(e, self.where) from e
-            finally:
-                cur.close()

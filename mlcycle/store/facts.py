@@ -134,13 +134,15 @@ def put_captures(
         db.transact(*steps)
 
 # %% ../../nbs/store/08_facts.ipynb #read
+_PARAMS, _TAGS = (select(t.c.name, t.c.value).where(t.c.run == bindparam("run")).order_by(t.c.name) for t in (schema.params, schema.tags))
+
+
 def params(
     store: Store,  # The store
     run: Run,      # A run
 ) -> dict[str, Any]:  # Param name to value
     "A run's params, with their types."
-    t = schema.params.c
-    return {name: json.loads(value) for name, value in store.db.all(select(t.name, t.value).where(t.run == run.pk).order_by(t.name))}
+    return {name: json.loads(value) for name, value in store.db.fetch(_PARAMS, {"run": run.pk})}
 
 
 def tags(
@@ -148,8 +150,7 @@ def tags(
     run: Run,      # A run
 ) -> dict[str, str]:      # Tag name to text
     "A run's tags."
-    t = schema.tags.c
-    return dict(store.db.all(select(t.name, t.value).where(t.run == run.pk).order_by(t.name)))
+    return dict(store.db.fetch(_TAGS, {"run": run.pk}))
 
 
 def captures(

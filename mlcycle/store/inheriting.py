@@ -5,9 +5,11 @@
 # %% ../../nbs/store/23_inheriting.ipynb #imports
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import func, literal, select
+from sqlalchemy import bindparam, func, literal_column, select
 
 from ..entities import Run
 from . import schema
@@ -16,52 +18,72 @@ if TYPE_CHECKING:
     from mlcycle.store.connect import Store
 
 # %% auto #0
-__all__ = ['has_logged', 'inherit']
+__all__ = ['TABLES', 'logged_tables', 'inherit']
 
 # %% ../../nbs/store/23_inheriting.ipynb #logged
-_TABLES = ("points", "metrics", "params", "tags", "artifacts", "inputs")
-_OWN = ("notebook%", "reruns", "reproduc%")  # what belongs to the one run
+TABLES = ("points", "metrics", "params", "tags", "artifacts", "inputs")
+_OWN = {"own_notebook": "notebook%", "own_reruns": "reruns", "own_reproduced": "reproduc%"}  # what belongs to the one run
 
 
-def has_logged(
+def logged_tables(
     store: Store,  # Where it is kept
     source: Run,   # A run that has ended
-) -> bool:
-    "Whether there is anything to take over."
-    return any(store.db.all(_others(name, source, [literal(1)]).limit(1)) for name in _TABLES)
+) -> tuple[str, ...]:  # Names of tables
+    "The tables in which there is anything to take over."
+    return tuple(name for name in TABLES if store.db.fetch(_any(name), {"source": source.pk, **_OWN}))
 
 
-def _others(name: str, source: Run, columns: list[Any]) -> Any:
-    table = schema.metadata.tables[name]
-    rows = select(*columns).where(table.c.run == source.pk)
-    return rows.where(*(table.c.name.not_like(pattern) for pattern in _OWN)) if name in ("tags", "artifacts") else rows
+@cache
+def _any(name: str) -> Any:
+    return _others(name, [literal_column("1")]).limit(literal_column("1")).offset(literal_column("0"))
+
+
+def _others(name: str, columns: Iterable[Any]) -> Any:
+    t = schema.metadata.tables[name].c
+    rows = select(*columns).where(t.run == bindparam("source"))
+    return rows.where(*(t.name.not_like(bindparam(pattern)) for pattern in _OWN)) if name in ("tags", "artifacts") else rows
 
 # %% ../../nbs/store/23_inheriting.ipynb #inherit
+_TARGET, _BEFORE = bindparam("target", type_=schema.runs.c.pk.type), bindparam("before", type_=schema.points.c.time.type)
+
+
 def inherit(
     store: Store,  # Where both are kept
     source: Run,   # The run that has logged
     target: Run,   # The run that takes it over; what it has of the same name stays its own
     before: float | None = None,  # Take over only what was logged before this time, in seconds since 1970; params and tags have none
+    tables: Iterable[str] = TABLES,  # Where there is anything to take over, as `logged_tables` tells
 ) -> None:
     "Record what one run has logged for another one: params, tags, metrics, artifacts and inputs, except what belongs to its own notebook."
-    with store.db.write() as con:
-        for name in _TABLES:
-            table = schema.metadata.tables[name]
-            others = [each for each in table.c if each.name != "run"]
-            rows = _others(name, source, [literal(target.pk), *others])
-            if before is not None and "time" in table.c:
-                rows = rows.where(table.c.time < before)
-            if before is not None and name == "metrics":
-                rows = _summaries(source, target, before)
-            con.execute(store.db.insert(table).from_select(["run", *(each.name for each in others)], rows).on_conflict_do_nothing())
+    db, values = store.db, {"source": source.pk, "target": target.pk, "before": before, **_OWN}
+    if steps := [(db.sql(_copy(db.sqlite, name, before is not None)), values) for name in tables]:
+        db.transact(*steps)
+
+
+@cache
+def _copy(sqlite: bool, name: str, until: bool) -> Any:
+    "What copies the rows of one table, all of them or those until a time."
+    if sqlite:
+        from sqlalchemy.dialects.sqlite import insert
+    else:
+        from sqlalchemy.dialects.postgresql import insert
+    table = schema.metadata.tables[name]
+    others = [each for each in table.c if each.name != "run"]
+    rows = _others(name, [_TARGET, *others])
+    if until and "time" in table.c:
+        rows = rows.where(table.c.time < _BEFORE)
+    if until and name == "metrics":
+        rows = _summaries()
+    return insert(table).from_select(["run", *(each.name for each in others)], rows).on_conflict_do_nothing()
 
 # %% ../../nbs/store/23_inheriting.ipynb #summaries
-def _summaries(source: Run, target: Run, before: float) -> Any:
+def _summaries() -> Any:
     "Rows for the table of metrics, in its order of columns."
     p = schema.points.c
-    mine = (p.run == source.pk) & (p.time < before)
+    mine = (p.run == bindparam("source")) & (p.time < _BEFORE)
     last = func.row_number().over(partition_by=p.name, order_by=(p.step.desc(), p.seq.desc()))
     over = {"partition_by": p.name}
     held = select(p.name, p.step, p.value, func.min(p.value).over(**over).label("low"), func.max(p.value).over(**over).label("high"),
                   func.count().over(**over).label("count"), last.label("place")).where(mine).subquery().c
-    return select(literal(target.pk), held.name, held.step, held.value, held.low, held.high, held.count).where(held.place == 1)
+    columns = _TARGET, held.name, held.step, held.value, held.low, held.high, held.count
+    return select(*columns).where(held.place == literal_column("1"))

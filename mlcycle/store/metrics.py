@@ -118,13 +118,16 @@ def frame(
                          "time": pd.DatetimeIndex(stamps).tz_localize("UTC")})
 
 
+_LATEST = (select(schema.metrics.c.name, schema.metrics.c.value).where(schema.metrics.c.run == bindparam("run"))
+           .order_by(schema.metrics.c.name))
+
+
 def latest(
     store: Store,  # The store
     run: Run,      # A run
 ) -> dict[str, float]:  # Metric name to the value at its highest step
     "The last value of every metric."
-    t = schema.metrics.c
-    return {name: _value(value) for name, value in store.db.all(select(t.name, t.value).where(t.run == run.pk).order_by(t.name))}
+    return {name: _value(value) for name, value in store.db.fetch(_LATEST, {"run": run.pk})}
 
 
 def next_step(

@@ -7,6 +7,7 @@ import os
 import struct
 import subprocess
 import sys
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -23,6 +24,7 @@ from mlcycle.entities import Dataset, RunError
 from mlcycle.errors import AmbiguousError, ArtifactNameError, DataError, MlcycleError, NotFoundError
 from mlcycle.store import artifacts, bulk, events, facts, inputs, metrics, models, runs, schema
 from mlcycle.store.connect import Store, open_store
+from mlcycle.store.inheriting import TABLES, inherit, logged_tables
 from mlcycle.store.thinning import drawable, thinned
 from mlcycle.track.active import ActiveRun
 
@@ -372,6 +374,28 @@ def test_inputs_find_their_readers(store: Store) -> None:
     assert inputs.readers(store, "d" * 64) == [first, second] and inputs.readers(store, "f" * 64) == []
 
 
+def test_run_takes_over_what_another_logged(store: Store, run: ActiveRun) -> None:
+    "Every kind of thing that was logged comes over, up to a time where one is given; what the run has itself stays."
+    source = ActiveRun(store, runs.create(store, "e"))
+    assert logged_tables(store, source.run) == ()
+    source.log_params({"rows": 10, "lr": 0.5})
+    source.set_tags({"notebook": "n.ipynb", "team": "risk", "reproduced": "no"})
+    source.log_bytes(b"kept", "data/kept.txt")
+    source.log_bytes(b"own", "notebook/source.ipynb")
+    inputs.put(store, source.run, Dataset("d", "d" * 64, "", 1, {}))
+    for step, value in enumerate([3.0, math.nan, 1.0]):
+        source.log_metric("loss", value, step=step)
+    now = time.time()
+    source.log_metrics({"loss": 0.5, "late": 1.0}, step=3)
+    run.log_params({"lr": 0.1})
+    inherit(store, source.run, run.run, before=now, tables=logged_tables(store, source.run))
+    assert run.params == {"lr": 0.1, "rows": 10} and facts.tags(store, run.run) == {"team": "risk"} and run.metrics == {"loss": 1.0}
+    assert [a.name for a in artifacts.listing(store, run.run)] == ["data/kept.txt"] and [d.name for d in inputs.listing(store, run.run)] == ["d"]
+    inherit(store, source.run, run.run)
+    assert run.metrics == {"late": 1.0, "loss": 1.0} and len(metrics.history(store, run.run, "loss")) == 4
+    assert set(logged_tables(store, source.run)) == set(TABLES)
+
+
 # Models
 
 
@@ -498,6 +522,21 @@ def test_forked_child_and_parent_both_write(store: Store, run: ActiveRun) -> Non
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     run.log_metric("loss", 3.0, step=2)
     assert [p.value for p in metrics.history(store, run.run, "loss")] == [1.0, 2.0, 3.0] and events.listing(store, action="child")
+
+
+def test_idle_connection_that_was_dropped(tmp_path: Path) -> None:
+    "A server that ends idle connections is not noticed: neither by who reads next, nor by who writes."
+    from tests.conftest import need
+
+    drop = text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()")
+    with open_store(need("postgresql").new_database(), tmp_path) as store:
+        run = ActiveRun(store, runs.create(store, "e"))
+        asks = [lambda: run.log_metric("loss", 1.0), lambda: run.metrics, lambda: run.log_bytes(b"", "empty"), lambda: run.params]
+        for ask in asks:
+            with store.db.write() as con:
+                con.execute(drop)
+            ask()
+        assert run.metrics == {"loss": 1.0} and len(artifacts.listing(store, run.run)) == 1
 
 
 def test_lost_connection_is_one_error(tmp_path: Path) -> None:

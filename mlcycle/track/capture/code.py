@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 import os
 import re
 import sys
@@ -60,6 +61,7 @@ def redact(
 MAX_MODULES = 200
 MAX_SOURCE = 2**20  # Bytes of code that are kept as one document
 _seen: dict[str, tuple[Any, str]] = {}  # Module name to the module and its file, "" for those that are not a person's own
+_last: tuple[dict[str, Any], dict[str, str]] = ({}, {})  # The modules of the last look, and the files of those that are a person's own
 _digests: dict[str, tuple[tuple[int, int, int], str]] = {}  # File to its size, time and inode, and its digest
 
 
@@ -89,17 +91,31 @@ def _digest(path: str) -> str | None:
     return _digests[path][1]
 
 
+def _own_files() -> dict[str, str]:
+    "Name and file of every loaded module that is a person's own."
+    global _last
+    now, (then, files) = sys.modules.copy(), _last
+    # by identity: a module may be anything, also something that cannot be compared
+    if len(now) == len(then) and list(now) == list(then) and all(map(operator.is_, now.values(), then.values())):
+        return files
+    files = {}
+    for name, module in now.items():
+        known = _seen.get(name)
+        if known is None or known[0] is not module:
+            known = _seen[name] = module, _file_of(module)
+        if known[1] and name != "__main__":
+            files[name] = known[1]
+    _last = now, files
+    return files
+
+
 def local_modules(
     root: Path,  # The project's root
 ) -> dict[str, dict[str, str]]:  # Module name to `path` below the root and `sha256`, at most 200
     "Modules loaded so far that are files of the project."
     prefix, found = str(root) + os.sep, {}
-    for name, module in list(sys.modules.items()):
-        known = _seen.get(name)
-        if known is None or known[0] is not module:
-            known = _seen[name] = module, _file_of(module)
-        path = known[1]
-        if path and name != "__main__" and path.startswith(prefix) and len(found) < MAX_MODULES and (digest := _digest(path)):
+    for name, path in _own_files().items():
+        if path.startswith(prefix) and len(found) < MAX_MODULES and (digest := _digest(path)):
             found[name] = {"path": printable(path[len(prefix):]), "sha256": digest}
     return found
 
