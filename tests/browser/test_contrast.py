@@ -113,6 +113,7 @@ def test_everything_can_be_read(notebook: Opener, theme: str) -> None:
     assert seen["text"] > 300 and seen["graphics"] > 20, seen
 
 
+TABS = ("History", "Importances", "Slices", "Contour", "Parallel", "Steps", "Timeline", "Trials")
 STUDY = """
 %load_ext mlcycle
 import mlcycle as mlc
@@ -139,7 +140,7 @@ def test_a_study_can_be_read(notebook: Opener, theme: str) -> None:
     opened.output(1).locator(".mlc-counts .mlc-bad", has_text="failed").wait_for()
     opened.output(1).locator(".mlc-counts .mlc-dim", has_text="pruned").wait_for()
     poor, seen = set(), {"text": 0, "graphics": 0}
-    for cell, tab in [*((1, tab) for tab in ("History", "Importances", "Slices", "Contour", "Parallel", "Steps", "Timeline", "Trials")), (2, "Pareto front")]:
+    for cell, tab in [*((1, tab) for tab in TABS), (2, "Pareto front")]:
         page = opened.output(cell).locator(".mlc-study")
         page.get_by_role("tab", name=tab).click()
         page.locator("tbody tr.mlc-top" if tab == "Trials" else f".mlc-canvas[aria-label^='{tab}'] .main-svg").first.wait_for()

@@ -48,7 +48,7 @@ function themed(figure, root) {
   layout.legend = {...layout.legend, font, bgcolor: "rgba(0,0,0,0)", ...(narrow ? {orientation: "h", y: 1.15} : {})};
   const data = figure.data.map((trace) => trace.type === "parcoords"
     ? {...trace, labelfont: font, tickfont: {...font, size: 11}, rangefont: {...font, size: 11}, unselected: {line: {color: dim, opacity: 0.15}}} : trace);
-  layout.annotations = layout.annotations?.map((each) => ({...each, font: {...each.font, color: fg}}));
+  layout.annotations = layout.annotations?.map((each) => ({...each, font: {...each.font, color: fg}, bgcolor: colour("--mlc-bg")}));  // among lines
   layout.colorway = COLOURS;
   const look = isDark(root) ? "dark" : "light";
   for (const [i, trace] of data.entries()) {
@@ -251,6 +251,7 @@ function render({ model, el: host }) {
   }
   function ask() {
     const models = model.get("models"), row = model.get("head").best;
+    if (row.how) { explain(row.how); return; }
     const name = el("input", {type: "text", "aria-label": "Model name", list: `${uid}-models`, placeholder: "model name", autocomplete: "off",
       value: models.length === 1 ? models[0] : "", onkeydown: (event) => { if (event.key === "Enter") go(); }});
     const go = () => { if (name.value.trim()) act("register", {name: name.value.trim()}); };
@@ -261,6 +262,19 @@ function render({ model, el: host }) {
     made.setAttribute("aria-labelledby", `${uid}-ask`);
     notice.replaceChildren(made);
     name.focus();
+  }
+  // A run without a model cannot be registered: what can be done instead, to be copied into a cell.
+  function explain({why, code}) {
+    const copied = el("span", {class: "mlc-dim", role: "status"}), shown = el("pre", {class: "mlc-code", tabindex: "0"}, code);
+    const copy = button("Copy", async () => {
+      try { await navigator.clipboard.writeText(code); copied.textContent = "Copied."; }
+      catch { getSelection().selectAllChildren(shown); copied.textContent = "Selected: press Ctrl+C."; }  // without https there is no clipboard
+    }, {class: "mlc-primary"});
+    const made = box("", el("p", {id: `${uid}-why`}, why), code ? shown : null, el("div", {class: "mlc-bar"}, code ? copy : null, button("Close", dismiss), copied));
+    made.setAttribute("role", "dialog");
+    made.setAttribute("aria-labelledby", `${uid}-why`);
+    notice.replaceChildren(made);
+    (code ? copy : made.querySelector("button")).focus();
   }
   function drawNotice() {
     const said = model.get("notice"), close = () => button("Close", dismiss);
