@@ -132,11 +132,12 @@ time.sleep(1)
 @pytest.mark.needs("chromium")
 def test_a_study_that_goes_on_elsewhere_is_followed(notebook: Opener) -> None:
     "The page moves while another process works on the study, the table can be asked for, and the saved form is that of the end."
-    opened = notebook(ELSEWHERE, "mlc.StudyView('slow')", "time.sleep(6)", "child.wait()")
+    opened = notebook(ELSEWHERE, "mlc.StudyView('slow')", "time.sleep(9)", "child.wait()")
     opened.run(0, 1)
     opened.idle(0, 1, seconds=120)
     page = page_of(opened, 1)
-    page.locator(".mlc-now", has_text="running").wait_for()
+    page.locator(".mlc-now", has_text="of 40 trials, 1 running").wait_for()
+    page.locator(".mlc-now", has_text="left").wait_for()
     opened.shot("study-live", page)
     opened.run(2)
     before = opened.page.evaluate("() => Number(document.querySelector('.mlc-study .mlc-counts strong').textContent)")
@@ -144,6 +145,7 @@ def test_a_study_that_goes_on_elsewhere_is_followed(notebook: Opener) -> None:
     page.get_by_role("tab", name="Trials").click()
     page.get_by_role("button", name="objective").click()
     page.locator("th[aria-sort=descending]", has_text="objective").wait_for()
+    assert opened.running(2), "the kernel is busy, and the table is asked for all the same"
     page.locator(".mlc-now").wait_for(state="hidden", timeout=60_000)
     assert page.locator(".mlc-counts").inner_text() == "40 finished"
     opened.wait("() => window.jupyterapp.shell.currentWidget.content.widgets.every((cell) => cell.model.executionState !== 'running')", seconds=60)
@@ -214,3 +216,37 @@ def test_a_study_of_a_later_cell_is_followed_while_that_cell_runs(notebook: Open
     assert {output["output_type"] for output in cells[3]["outputs"]} <= {"display_data", "execute_result"}
     assert cells[4]["outputs"][0]["data"]["text/plain"] == "20"  # drawing beside the study has left Optuna's log lines as they were
     assert not [error for error in opened.errors if "mlc" in error.lower() or "plotly" in error.lower()], opened.errors
+
+
+TREE = """
+%load_ext mlcycle
+import mlcycle as mlc
+from sklearn.datasets import load_iris
+from sklearn.tree import DecisionTreeClassifier
+X, y = load_iris(return_X_y=True)
+estimator = DecisionTreeClassifier(random_state=0)
+_ = mlc.tune(estimator, {"max_depth": [1, 2, 3]}, sampler="grid", X=X, y=y, cv=3, scoring="accuracy", study="tree", progress=False)"""
+AGAIN = "mlc.tune(estimator, X=X, y=y, study='tree', resume=True, trials=3, metric='accuracy', register='NAME')"
+
+
+@pytest.mark.needs("chromium")
+def test_an_estimators_best_is_registered_by_the_code_that_the_page_offers(notebook: Opener) -> None:
+    "Its trials log scores, no model: the page does not ask for a name in vain, it has the line that fits once more, to be copied."
+    opened = notebook(TREE, "mlc.StudyView('tree')", AGAIN.replace("NAME", "irises"), "mlc.resolve_version('irises').ref")
+    opened.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    opened.run(0, 1)
+    opened.idle(0, 1, seconds=120)
+    page = page_of(opened, 1)
+    page.get_by_role("button", name="Register best…").click()
+    dialog = page.get_by_role("dialog")
+    assert dialog.locator("pre").inner_text() == AGAIN and dialog.get_by_label("Model name").count() == 0
+    dialog.get_by_role("button", name="Copy").click()
+    dialog.get_by_text("Copied.").wait_for()
+    assert opened.page.evaluate("() => navigator.clipboard.readText()") == AGAIN
+    opened.shot("study-estimator", page)
+    opened.page.keyboard.press("Escape")
+    dialog.wait_for(state="detached")
+    opened.run(2, 3)
+    opened.idle(2, 3)
+    assert opened.saved()["cells"][3]["outputs"][0]["data"]["text/plain"] == "'irises/1'"
+    assert page.locator(".mlc-counts").inner_text() == "3 finished"

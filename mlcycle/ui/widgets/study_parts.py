@@ -93,9 +93,9 @@ def unregistrable(
         goal = "" if tuned.metrics[0] == "score" else f", metric={tuned.metrics[0]!r}"
         goal += "" if tuned.directions[0] == "maximize" else f", direction={tuned.directions[0]!r}"
         counted = sum(tuned.number(status) for status in COUNTED)
-        return {"why": f"The trials of an estimator log scores, no model. This fits {tuned.target} once more, with the best params on all the data, "
+        return {"why": "The trials of an estimator log scores, no model. This fits the tuned estimator with the best params on all the data, "
                        "and registers it; no further trial is run:",
-                "code": f"mlc.tune({tuned.target}(), X=X, y=y, study={tuned.study!r}, resume=True, trials={counted}{goal}, register='NAME')"}
+                "code": f"mlc.tune(estimator, X=X, y=y, study={tuned.study!r}, resume=True, trials={counted}{goal}, register='NAME')"}
     return None
 
 # %% ../../../nbs/ui/widgets/24_study_parts.ipynb #table
