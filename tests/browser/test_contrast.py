@@ -116,8 +116,9 @@ def test_everything_can_be_read(notebook: Opener, theme: str) -> None:
 TABS = ("History", "Importances", "Slices", "Contour", "Parallel", "Steps", "Timeline", "Trials")
 STUDY = """
 %load_ext mlcycle
-import mlcycle as mlc
+import mlcycle as mlc, time
 def fit(C, depth, model):
+    time.sleep(0.03)
     if depth == 7:
         raise ValueError("depth 7 does not work")
     for step in range(5):
@@ -127,16 +128,17 @@ space = {"C": "loguniform(0.01, 10)", "depth": "int(2, 8)", "model": ["tree", "f
 _ = mlc.tune(fit, space, trials=60, sampler="random", seed=1, study="valley", progress=False)
 _ = mlc.tune(lambda x: (x, (x - 1) ** 2), {"x": "uniform(-1, 3)"}, trials=20, sampler="random", seed=1, metric="up,down", study="two", progress=False)
 """
+GOES_ON = "mlc.tune(fit, trials=400, sampler='random', study='valley', resume=True)"
 
 
 @pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
 def test_a_study_can_be_read(notebook: Opener, theme: str) -> None:
     "The page of a study with finished, pruned and failed trials: each picture, the table, what it asks and what it answers."
     pytest.importorskip("plotly")
-    opened = notebook(STUDY, "mlc.StudyView('valley')", "mlc.StudyView('two')", theme=theme, height=1400)
+    opened = notebook(STUDY, "mlc.StudyView('valley')", "mlc.StudyView('two')", GOES_ON, theme=theme, height=1400)
     opened.page.evaluate(WHOLE)
-    opened.run()
-    opened.idle(seconds=180)
+    opened.run(0, 1, 2)
+    opened.idle(0, 1, 2, seconds=180)
     opened.output(1).locator(".mlc-counts .mlc-bad", has_text="failed").wait_for()
     opened.output(1).locator(".mlc-counts .mlc-dim", has_text="pruned").wait_for()
     poor, seen = set(), {"text": 0, "graphics": 0}
@@ -153,5 +155,10 @@ def test_a_study_can_be_read(notebook: Opener, theme: str) -> None:
         found = opened.page.evaluate(POOR)
         poor |= {f"{tab}: {each}" for each in found["poor"]}
         seen = {kind: max(seen[kind], number) for kind, number in found["seen"].items()}
+    opened.run(3)
+    opened.output(1).locator(".mlc-now", has_text="of 400 trials").wait_for()
+    opened.wait("() => document.querySelector('.mlc-progress span').getBoundingClientRect().width > 0")
+    poor |= {f"at work: {each}" for each in opened.page.evaluate(POOR)["poor"]}
+    opened.shot(f"contrast-study-live-{theme.split()[1]}", opened.output(1).locator(".mlc-study"))
     assert not poor, "\n".join(sorted(poor))
     assert seen["text"] > 300 and seen["graphics"] > 20, seen
