@@ -6,14 +6,17 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from ..entities import Run
 from ..errors import QueryError
+from .progress import StudyState
 from .result import Tuned, read_study
 from .storage import open_study, study_names
+from .trials import Counts
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
     from mlcycle.store.connect import Store
 
 # %% auto #0
-__all__ = ['sessions', 'trial_run', 'at_work', 'Summary', 'summary', 'summaries']
+__all__ = ['sessions', 'trial_run', 'at_work', 'progress', 'Summary', 'summary', 'summaries']
 
 # %% ../../nbs/tune/33_overview.ipynb #sessions
 def sessions(
@@ -59,6 +62,33 @@ def at_work(
     if any(run.status == "running" for run in held):
         return True
     return not held and any(row.status == "running" for row in tuned.rows)  # made by others with Optuna itself
+
+# %% ../../nbs/tune/33_overview.ipynb #progress
+def progress(
+    store: Store,      # The store
+    study: Study,      # A study
+    tuned: Tuned,      # What it found
+    held: list[Run],   # Its sessions
+) -> StudyState | None:  # None where nobody is at work
+    "How far those who are at work have come."
+    from mlcycle.store import facts
+
+    working = [run for run in held if run.status == "running"]
+    if not working:
+        return None
+    now, began = time.time(), min(run.started.timestamp() for run in working)
+    asked = [facts.params(store, run) for run in working]
+    totals = [each.get("trials") for each in asked]
+    ends = [run.started.timestamp() + each["timeout"] if "timeout" in each else None for run, each in zip(working, asked, strict=True)]
+    total = None if None in totals else max(totals)  # one that has no such limit goes on when the others have ended
+    seconds = None if None in ends else max(ends) - began
+    begun = {trial.number: trial.datetime_start.timestamp() for trial in study.get_trials(deepcopy=False) if trial.datetime_start}
+    took = [row.seconds for row in tuned.rows if row.seconds is not None and begun.get(row.number, 0.0) >= began]
+    counts, running = Counts(tuned.directions), tuned.number("running")
+    for row in tuned.rows:
+        counts.add(row)
+    slots = max(running, sum(each.get("jobs", 1) for each in asked))
+    return StudyState(tuned.target, tuned.metrics, counts, total, seconds, slots, running, took, began=time.monotonic() - (now - began))
 
 # %% ../../nbs/tune/33_overview.ipynb #summary
 @dataclass(frozen=True)

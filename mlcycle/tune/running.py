@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from ..errors import MlcycleError
 from .result import Tuned, read_study
@@ -18,7 +19,25 @@ if TYPE_CHECKING:
     from mlcycle.tune.session import Session
 
 # %% auto #0
-__all__ = ['FLAT', 'carry_through', 'flatness', 'register_best']
+__all__ = ['FLAT', 'tell_when_begun', 'carry_through', 'flatness', 'register_best']
+
+# %% ../../nbs/tune/28_running.ipynb #followers
+_FOLLOWERS: WeakSet[Any] = WeakSet()
+
+
+def tell_when_begun(
+    follower: Any,  # Its method `begun` is called with the store and the study's name; it is not kept alive
+) -> None:
+    "Tell somebody of every session that begins in this process."
+    _FOLLOWERS.add(follower)
+
+
+def _begun(session: Session) -> None:
+    for follower in list(_FOLLOWERS):
+        try:
+            follower.begun(session.active.store, session.study.study_name)
+        except Exception as e:  # whoever looks on must not stop the search
+            session.notes.append(f"{type(follower).__name__} does not follow the study: {type(e).__name__}: {e}")
 
 # %% ../../nbs/tune/28_running.ipynb #run
 def carry_through(
@@ -37,6 +56,7 @@ def carry_through(
     try:
         with nullcontext() if inline else stop_on_signals(session.asked.append):
             bar.open()
+            _begun(session)
             state.preparing = True
             target.open(bar.tick)
             state.preparing = False

@@ -93,7 +93,7 @@ def tune(
     given = to_space(space) if given is None else given
     _check(trials, timeout, jobs, max_failures, sampler, resume, study)
     known = {"target": title, "metrics": list(metrics), "directions": directions, "space": json.loads(json.dumps(given.json())),
-             "sampler": _called(sampler), "pruner": _called(pruner), "seed": seed}
+             "sampler": _called(sampler), "pruner": _called(pruner), "seed": seed, "estimator": estimator is not None}
     name = study or _free_name(store, Path(title).stem)
     if not given.dimensions and sampler == "grid" and not resume:
         raise UsageError("A grid is made of a space: give the values of each param, -s 'depth={2, 4, 8}'. Without one, take --sampler random.")
@@ -119,10 +119,10 @@ def tune(
         made.sampler = make_sampler(sampler, None if seed is None else seed + offset, len(metrics), jobs > 1, violations)
         made.pruner = make_pruner(pruner, len(metrics))
         notes = try_first(made, varied, enqueue, from_study, store)
-        active = _begin(store, made, target, title, before, experiment, tags)
-        state = StudyState(title, metrics, count(made), trials, timeout)
-        if queued and trials is None:
-            state.total = varied.grid_size()
+        total = varied.grid_size() if queued and trials is None else trials
+        limits = {"trials": total, "timeout": timeout, "jobs": jobs}
+        active = _begin(store, made, target, title, before, limits, experiment, tags)
+        state = StudyState(title, metrics, count(made), total, timeout)
         try:
             carrier = carry(active)
             stack.callback(carrier.close)
@@ -186,14 +186,15 @@ def _space_in(path: str | Path, given: Any, kernel: str | None) -> Space:
     return found
 
 
-def _begin(store: Store, study: Study, target: Any, title: str, known: dict[str, Any], experiment: str | None,
+def _begin(store: Store, study: Study, target: Any, title: str, known: dict[str, Any], limits: dict[str, Any], experiment: str | None,
            tags: Mapping[str, Any] | None) -> ActiveRun:
     from mlcycle.notebooks.engine import parent_in
     from mlcycle.track.begin import start
 
     current = parent_in(store)
+    params = {"sampler": known["sampler"], "pruner": known["pruner"], "seed": known["seed"], **limits}
     active = start(f"{study.study_name}", experiment or (current.experiment if current else None), kind="study", store=store,
-                   params={"sampler": known["sampler"], "pruner": known["pruner"], **({"seed": known["seed"]} if known["seed"] is not None else {})},
+                   params={name: value for name, value in params.items() if value is not None},
                    parent=current.id if current else None, cwd=None if callable(target) else Path(target).resolve().parent)
     active.set_tags({**(tags or {}), "study": study.study_name, "tuned": title})
     active.log_text(json.dumps(known["space"], indent=1), "space.json")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ..display import Part, Result, Table, Text, show_seconds, show_value
 from ..registry.lineage import space_words
 from ..tune.importances import importances
-from ..tune.overview import sessions, summaries
+from ..tune.overview import progress, sessions, summaries
 from ..tune.pictures import KINDS, kinds, picture
 from ..tune.result import Tuned, read_study
 from ..tune.storage import open_study
@@ -118,6 +118,8 @@ def study_view(
     study = open_study(store, name)
     tuned, held, found = read_study(study), sessions(store, study.study_name), importances(study)
     parts: list[Part] = [*tuned.result().parts]
+    if state := progress(store, study, tuned, held):
+        parts.insert(1, Text(state.line(), "dim"))
     if found:
         parts.append(Text("importances: " + ", ".join(f"{param} {share:.2f}" for param, share in [*found.items()][:TOP]), "dim"))
     if words := space_words(tuned.space or {}):

@@ -40,10 +40,14 @@ POOR = """() => {
       judge(node, svg ? style.fill : style.color, behind(svg ? svg.parentElement : node), mark ? 3 : 4.5, text.slice(0, 30));
     }
     for (const node of root.querySelectorAll(`svg .mlc-line path, svg .lin-line, svg .lin-subject rect, .mlc-swatch path, input[type=text],
-                                              input[type=search], select, textarea`)) {
+                                              input[type=search], select, textarea, .mlc-plot path.js-line, .mlc-plot path.point,
+                                              .mlc-plot .barlayer path, .mlc-progress, .mlc-progress span`)) {
       if (!node.getBoundingClientRect().width) continue;
       const style = getComputedStyle(node), svg = node.closest('svg');
-      if (svg) judge(node, style.stroke, behind(svg.parentElement), 3, 'line');
+      const ringed = node.matches('.point') && parseFloat(style.strokeWidth) >= 2;  // seen by its ring on whatever colour lies below it
+      if (svg && !ringed && node.matches('.point, .barlayer path')) judge(node, style.fill, behind(svg.parentElement), 3, 'mark');
+      else if (svg) judge(node, style.stroke, behind(svg.parentElement), 3, 'line');
+      else if (node.matches('.mlc-progress span')) judge(node, style.backgroundColor, behind(node.parentElement), 3, 'mark');
       else judge(node, style.borderTopColor, behind(node.parentElement), 3, 'border');
     }
     for (const node of root.querySelectorAll('.mlc-live-legend i')) {
@@ -105,5 +109,56 @@ def test_everything_can_be_read(notebook: Opener, theme: str) -> None:
         poor |= set(found["poor"])
         seen = {kind: max(seen[kind], number) for kind, number in found["seen"].items()}
     opened.shot(f"contrast-{theme.split()[1]}", opened.output(2))
+    assert not poor, "\n".join(sorted(poor))
+    assert seen["text"] > 300 and seen["graphics"] > 20, seen
+
+
+TABS = ("History", "Importances", "Slices", "Contour", "Parallel", "Steps", "Timeline", "Trials")
+STUDY = """
+%load_ext mlcycle
+import mlcycle as mlc, time
+def fit(C, depth, model):
+    time.sleep(0.03)
+    if depth == 7:
+        raise ValueError("depth 7 does not work")
+    for step in range(5):
+        mlc.report((C - 3) ** 2 + 5 - step, step)
+    return (C - 3) ** 2 + depth / 10 + (model == "flat")
+space = {"C": "loguniform(0.01, 10)", "depth": "int(2, 8)", "model": ["tree", "flat"]}
+_ = mlc.tune(fit, space, trials=60, sampler="random", seed=1, study="valley", progress=False)
+_ = mlc.tune(lambda x: (x, (x - 1) ** 2), {"x": "uniform(-1, 3)"}, trials=20, sampler="random", seed=1, metric="up,down", study="two", progress=False)
+"""
+GOES_ON = "mlc.tune(fit, trials=400, sampler='random', study='valley', resume=True)"
+
+
+@pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
+def test_a_study_can_be_read(notebook: Opener, theme: str) -> None:
+    "The page of a study with finished, pruned and failed trials: each picture, the table, what it asks and what it answers."
+    pytest.importorskip("plotly")
+    opened = notebook(STUDY, "mlc.StudyView('valley')", "mlc.StudyView('two')", GOES_ON, theme=theme, height=1400)
+    opened.page.evaluate(WHOLE)
+    opened.run(0, 1, 2)
+    opened.idle(0, 1, 2, seconds=180)
+    opened.output(1).locator(".mlc-counts .mlc-bad", has_text="failed").wait_for()
+    opened.output(1).locator(".mlc-counts .mlc-dim", has_text="pruned").wait_for()
+    poor, seen = set(), {"text": 0, "graphics": 0}
+    for cell, tab in [*((1, tab) for tab in TABS), (2, "Pareto front")]:
+        page = opened.output(cell).locator(".mlc-study")
+        page.get_by_role("tab", name=tab).click()
+        page.locator("tbody tr.mlc-top" if tab == "Trials" else f".mlc-canvas[aria-label^='{tab}'] .main-svg").first.wait_for()
+        if tab == "Trials":
+            page.get_by_role("button", name="Register best…").click()
+            page.get_by_role("dialog").wait_for()
+        opened.page.mouse.move(2, 2)
+        opened.page.wait_for_timeout(400)  # transitions of colours
+        opened.shot(f"contrast-study-{tab}-{theme.split()[1]}", page)
+        found = opened.page.evaluate(POOR)
+        poor |= {f"{tab}: {each}" for each in found["poor"]}
+        seen = {kind: max(seen[kind], number) for kind, number in found["seen"].items()}
+    opened.run(3)
+    opened.output(1).locator(".mlc-now", has_text="of 400 trials").wait_for()
+    opened.wait("() => document.querySelector('.mlc-progress span').getBoundingClientRect().width > 0")
+    poor |= {f"at work: {each}" for each in opened.page.evaluate(POOR)["poor"]}
+    opened.shot(f"contrast-study-live-{theme.split()[1]}", opened.output(1).locator(".mlc-study"))
     assert not poor, "\n".join(sorted(poor))
     assert seen["text"] > 300 and seen["graphics"] > 20, seen

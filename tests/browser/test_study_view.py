@@ -132,11 +132,12 @@ time.sleep(1)
 @pytest.mark.needs("chromium")
 def test_a_study_that_goes_on_elsewhere_is_followed(notebook: Opener) -> None:
     "The page moves while another process works on the study, the table can be asked for, and the saved form is that of the end."
-    opened = notebook(ELSEWHERE, "mlc.StudyView('slow')", "time.sleep(6)", "child.wait()")
+    opened = notebook(ELSEWHERE, "mlc.StudyView('slow')", "time.sleep(9)", "child.wait()")
     opened.run(0, 1)
     opened.idle(0, 1, seconds=120)
     page = page_of(opened, 1)
-    page.locator(".mlc-now", has_text="running").wait_for()
+    page.locator(".mlc-now", has_text="of 40 trials, 1 running").wait_for()
+    page.locator(".mlc-now", has_text="left").wait_for()
     opened.shot("study-live", page)
     opened.run(2)
     before = opened.page.evaluate("() => Number(document.querySelector('.mlc-study .mlc-counts strong').textContent)")
@@ -144,6 +145,7 @@ def test_a_study_that_goes_on_elsewhere_is_followed(notebook: Opener) -> None:
     page.get_by_role("tab", name="Trials").click()
     page.get_by_role("button", name="objective").click()
     page.locator("th[aria-sort=descending]", has_text="objective").wait_for()
+    assert opened.running(2), "the kernel is busy, and the table is asked for all the same"
     page.locator(".mlc-now").wait_for(state="hidden", timeout=60_000)
     assert page.locator(".mlc-counts").inner_text() == "40 finished"
     opened.wait("() => window.jupyterapp.shell.currentWidget.content.widgets.every((cell) => cell.model.executionState !== 'running')", seconds=60)
@@ -151,3 +153,100 @@ def test_a_study_that_goes_on_elsewhere_is_followed(notebook: Opener) -> None:
     assert "study slow: 40 finished" in opened.saved()["cells"][1]["outputs"][0]["data"]["text/html"]
     opened.run(3)
     opened.idle(3)
+
+
+HILL = """
+%load_ext mlcycle
+import time
+import mlcycle as mlc
+def hill(x):
+    time.sleep(0.2)
+    for step in range(2):
+        mlc.report((x - 1) ** 2, step)
+    return (x - 1) ** 2
+_ = mlc.tune(hill, {"x": "uniform(-5, 5)"}, trials=5, sampler="random", pruner="none", seed=1, study="hill", progress=False)"""
+CELL = """%%tune cell -n {trials} --sampler random --pruner none --seed 1 {more}
+import time
+time.sleep(0.2)
+(suggest("x", "uniform(-5, 5)") - 1) ** 2"""
+CALL = "mlc.tune(hill, trials=80, sampler='random', pruner='none', study='hill', resume=True)"
+MOVED = "(n) => Number(document.querySelector('.mlc-study .mlc-counts strong').textContent) >= n"
+
+
+@pytest.mark.needs("chromium")
+@pytest.mark.parametrize(("study", "first", "busy"), [("hill", HILL, CALL), ("cell", "%load_ext mlcycle\nimport mlcycle as mlc", CELL)])
+def test_a_study_of_a_later_cell_is_followed_while_that_cell_runs(notebook: Opener, study: str, first: str, busy: str) -> None:
+    "The kernel's main thread is at work, and the page of before moves with it, says how long it takes, and does what is clicked."
+    pytest.importorskip("plotly")
+    begin = CELL.format(trials=5, more="") if study == "cell" else "0"
+    later = "import optuna; optuna.logging.get_verbosity()"
+    opened = notebook(first, begin, f"mlc.StudyView('{study}')", busy.format(trials=80, more="--resume"), later)
+    opened.run(0, 1, 2)
+    opened.idle(0, 1, 2, seconds=120)
+    page = page_of(opened, 2)
+    drawn(page)
+    assert page.locator(".mlc-counts").inner_text() == "5 finished" and page.locator(".mlc-now").is_hidden()
+    points = page.locator(".mlc-canvas .point").count()
+
+    opened.run(3)
+    opened.wait(MOVED, 12)
+    page.locator(".mlc-now", has_text="of 80 trials").wait_for()
+    page.locator(".mlc-now", has_text="left").wait_for()
+    opened.shot(f"study-busy-{study}", page)
+    opened.wait("(n) => document.querySelectorAll('.mlc-study .mlc-canvas .point').length > n", points)
+    page.get_by_role("tab", name="Trials").click()
+    page.get_by_role("button", name="objective").click()
+    page.locator("th[aria-sort=descending]", has_text="objective").wait_for()
+    page.get_by_role("button", name="Register best…").click()
+    page.get_by_role("dialog").get_by_text("logged no model").wait_for()
+    page.get_by_role("dialog").get_by_role("button", name="Close").click()
+    page.locator("tbody tr").first.get_by_role("button", name="Open the run of trial").click()
+    opened.output(2).locator(".mlc-page").get_by_role("heading", name=f"Run {study}-").wait_for()
+    assert opened.running(3), "all of this is to happen while the cell runs"
+    opened.shot(f"study-busy-opened-{study}", opened.output(2))
+
+    opened.idle(3)
+    page.locator(".mlc-now").wait_for(state="hidden")
+    assert page.locator(".mlc-counts").inner_text() == "80 finished"
+    opened.run(4)
+    opened.idle(4)
+    opened.page.wait_for_timeout(3000)  # the pictures of the end
+    cells = opened.saved()["cells"]
+    assert f"study {study}: 80 finished" in cells[2]["outputs"][0]["data"]["text/html"]
+    assert {output["output_type"] for output in cells[3]["outputs"]} <= {"display_data", "execute_result"}
+    assert cells[4]["outputs"][0]["data"]["text/plain"] == "20"  # drawing beside the study has left Optuna's log lines as they were
+    assert not [error for error in opened.errors if "mlc" in error.lower() or "plotly" in error.lower()], opened.errors
+
+
+TREE = """
+%load_ext mlcycle
+import mlcycle as mlc
+from sklearn.datasets import load_iris
+from sklearn.tree import DecisionTreeClassifier
+X, y = load_iris(return_X_y=True)
+estimator = DecisionTreeClassifier(random_state=0)
+_ = mlc.tune(estimator, {"max_depth": [1, 2, 3]}, sampler="grid", X=X, y=y, cv=3, scoring="accuracy", study="tree", progress=False)"""
+AGAIN = "mlc.tune(estimator, X=X, y=y, study='tree', resume=True, trials=3, metric='accuracy', register='NAME')"
+
+
+@pytest.mark.needs("chromium")
+def test_an_estimators_best_is_registered_by_the_code_that_the_page_offers(notebook: Opener) -> None:
+    "Its trials log scores, no model: the page does not ask for a name in vain, it has the line that fits once more, to be copied."
+    opened = notebook(TREE, "mlc.StudyView('tree')", AGAIN.replace("NAME", "irises"), "mlc.resolve_version('irises').ref")
+    opened.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    opened.run(0, 1)
+    opened.idle(0, 1, seconds=120)
+    page = page_of(opened, 1)
+    page.get_by_role("button", name="Register best…").click()
+    dialog = page.get_by_role("dialog")
+    assert dialog.locator("pre").inner_text() == AGAIN and dialog.get_by_label("Model name").count() == 0
+    dialog.get_by_role("button", name="Copy").click()
+    dialog.get_by_text("Copied.").wait_for()
+    assert opened.page.evaluate("() => navigator.clipboard.readText()") == AGAIN
+    opened.shot("study-estimator", page)
+    opened.page.keyboard.press("Escape")
+    dialog.wait_for(state="detached")
+    opened.run(2, 3)
+    opened.idle(2, 3)
+    assert opened.saved()["cells"][3]["outputs"][0]["data"]["text/plain"] == "'irises/1'"
+    assert page.locator(".mlc-counts").inner_text() == "3 finished"

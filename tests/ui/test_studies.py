@@ -80,6 +80,43 @@ def test_a_name_that_a_study_and_runs_have(tmp_path: Path) -> None:
         call("show", "study:vallei")
 
 
+def test_how_long_others_still_take(tmp_path: Path) -> None:
+    "What a session was asked for stands in its run; whoever looks on reckons from it as the session's own bar does."
+    from mlcycle.store import facts, runs
+    from mlcycle.track.begin import start
+    from mlcycle.tune.overview import progress, sessions
+    from mlcycle.tune.result import read_study
+    from mlcycle.tune.storage import open_study
+
+    store, seen = connect(tmp_path / "mlcycle.db"), []
+
+    def state() -> object:
+        study = open_study(store, "valley")
+        return progress(store, study, read_study(study), sessions(store, "valley"))
+
+    def look(x: float) -> float:
+        seen.append((state(), repr(call("show", "valley"))))
+        return x
+
+    done = mlc.tune(look, {"x": "uniform(0, 1)"}, trials=6, timeout=600, study="valley", sampler="random", pruner="none", progress=False)
+    assert facts.params(store, runs.get(store, done.run)) == {"sampler": "random", "pruner": "none", "trials": 6, "timeout": 600, "jobs": 1}
+    last, shown = seen[-1]
+    assert (last.counts.counted, last.total, last.seconds, last.running, len(last.took)) == (5, 6, 600, 1, 5) and "5 of 6 trials, 1 running" in shown
+    assert last.remaining() == pytest.approx(sum(last.took) / 5) and " left" in shown
+    assert state() is None and " left" not in repr(call("show", "valley"))
+    others = []
+    for limits in ({"trials": 20, "jobs": 3}, {"trials": 30, "timeout": 60.0, "jobs": 1}, {"timeout": 90.0, "jobs": 1}):
+        others.append(start("valley", kind="study", store=store, params=limits, capture=False))
+        others[-1].set_tags({"study": "valley"})
+        seen.append(state())
+    first, second, third = seen[-3:]
+    assert (first.total, first.seconds, first.slots, first.took) == (20, None, 3, [])  # trials of a session before say nothing of this one
+    assert (second.total, second.seconds, second.slots) == (30, None, 4)  # one has no limit of time, so that the number ends it
+    assert (third.total, third.seconds, third.remaining()) == (None, None, None)  # one ends by the number, one by time: nobody knows
+    for each in others:
+        each.finish()
+
+
 def test_names_of_studies_are_completed(tmp_path: Path) -> None:
     "The tab key offers a study once, not each of its sessions."
     connect(tmp_path / "mlcycle.db")

@@ -44,9 +44,9 @@ class FrontDesk:
             idents, rest = session.feed_identities(message, copy=False)
             seen = session.deserialize(rest, content=False, copy=False)  # the kernel reads it again if it is not taken
             kind, header = seen["header"]["msg_type"], seen["header"]
-            if header.get("subshell_id") is not None or kind not in ("kernel_info_request", "comm_open", "comm_msg"):
+            if kind not in ("kernel_info_request", "comm_open", "comm_msg") or (kind != "comm_msg" and header.get("subshell_id") is not None):
                 return False
-            if kind != "kernel_info_request":
+            if kind != "kernel_info_request":  # a message to a comm is the main thread's, whatever subshell it names, once that has sent on the comm
                 content = session.unpack(seen["content"])
                 if kind == "comm_open" and content.get("target_name") == CONTROL:
                     self.comms.add(content["comm_id"])

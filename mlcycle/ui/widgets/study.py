@@ -17,13 +17,14 @@ from ...display import Result
 from ...errors import MlcycleError, NotFoundError, UsageError
 from ...registry.versions import use_store
 from ...store import models, runs
-from ...tune.overview import sessions, trial_run
+from ...tune.overview import progress, sessions, trial_run
 from ...tune.pictures import KINDS, has_plotly, kinds
 from ...tune.result import read_study
+from ...tune.running import tell_when_begun
 from ...tune.storage import open_study
 from ..studies import study_view
 from .busy import answer_while_busy
-from .study_parts import Turn, drawing_of, head_of, trials_page
+from .study_parts import Turn, drawing_of, head_of, trials_page, unregistrable
 from .view import View, asset
 
 if TYPE_CHECKING:
@@ -95,6 +96,9 @@ class StudyView(View):
         self._asked: dict[str, dict[str, Any]] = {}  # Kind to what was chosen for it
         self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
+        self._context: contextvars.Context | None = None  # Of the cell that shows it, which the thread speaks for
+        self._renewed = False
+        self._how: tuple[str | None, dict[str, str] | None] = (None, None)  # The best run that was looked at, and what stands against registering it
         self._page: Any = None
         self._below: Any = None  # Where a run appears
         self._seen: Any = None
@@ -121,7 +125,10 @@ class StudyView(View):
             seen = (tuned.rows, [(run.id, run.status) for run in held], self.turn)
             head = self._page.head
             if seen != self._seen or head.get("now"):
-                head = head_of(self.study, tuned, held)
+                best = tuned.best.run if tuned.best else None
+                if best != self._how[0]:
+                    self._how = (best, unregistrable(self.store, self.study, tuned))
+                head = head_of(self.study, tuned, held, progress(self.store, self.study, tuned, held), self._how[1])
                 page = trials_page(tuned, self.turn) if seen != self._seen else self._page.page
                 found = [[kind, KINDS[kind], why] for kind, why in kinds(self.study).items()] if seen != self._seen else self._page.kinds
                 with self._page.hold_sync():
@@ -131,21 +138,37 @@ class StudyView(View):
 
     def _model(self) -> dict[str, Any]:
         found = super()._model()
-        if found and self._thread is None and self._page.head.get("live"):
-            self._watch()
+        if found:
+            self._context = self._context or contextvars.copy_context()
+            tell_when_begun(self)
+            if self._thread is None and self._page.head.get("live"):
+                self._watch()
         return found
+
+    def begun(
+        self,
+        store: Store,  # Where a study is
+        name: str,     # Its name
+    ) -> None:
+        "Follow the study, now that a cell of this kernel has begun to work on it."
+        if name == self.name and store.db.url == self.store.db.url:
+            with self._lock:
+                self._renewed = True
+                if self._thread is None:
+                    self._watch()
 
     def _watch(self) -> None:
         from IPython import get_ipython
 
         answer_while_busy(getattr(get_ipython(), "kernel", None), self._page.model_id)
-        self._thread = threading.Thread(target=contextvars.copy_context().run, args=(self._follow,), name="mlcycle-study", daemon=True)
+        context = (self._context or contextvars.copy_context()).copy()
+        self._thread = threading.Thread(target=context.run, args=(self._follow,), name="mlcycle-study", daemon=True)
         self._thread.start()
 
     def _follow(self) -> None:
         failures, live = 0, True
-        while live and failures < 60:
-            began = time.monotonic()
+        while True:
+            began, self._renewed = time.monotonic(), False
             try:
                 before = self._seen
                 live, failures = self.refresh(), 0
@@ -156,7 +179,10 @@ class StudyView(View):
                 self._say("error", text=f"The study cannot be read at the moment: {e}")
             spent = time.monotonic() - began
             time.sleep(max(PERIOD, spent * (1 / SHARE - 1)) if not failures else 1.0)
-        self._thread = None
+            with self._lock:
+                if failures >= 60 or not (live or self._renewed):
+                    self._thread = None
+                    break
         _between_cells(self._keep)
 
     def _keep(self) -> None:

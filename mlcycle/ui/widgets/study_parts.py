@@ -13,19 +13,24 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...display import STATES, show_seconds, show_value
+from ...errors import NotFoundError
 from ...notebooks.progress import clock
 from ...tune.importances import importances, ordered
 from ...tune.overview import at_work
 from ...tune.pictures import CHOOSE, chosen, has_plotly, live_picture, metric_names
 from ...tune.result import Tuned
+from ...tune.storage import FACTS
+from ...tune.trials import COUNTED
 
 if TYPE_CHECKING:
     from optuna import Study
 
     from mlcycle.entities import Run
+    from mlcycle.store.connect import Store
+    from mlcycle.tune.progress import StudyState
 
 # %% auto #0
-__all__ = ['PAGE', 'pace', 'head_of', 'Turn', 'trials_page', 'drawing_of']
+__all__ = ['PAGE', 'pace', 'head_of', 'unregistrable', 'Turn', 'trials_page', 'drawing_of']
 
 # %% ../../../nbs/ui/widgets/24_study_parts.ipynb #head
 _LOOKS = STATES | {"infeasible": "dim", "retried": "dim", "surplus": "dim", "waiting": "dim"}
@@ -46,24 +51,52 @@ def head_of(
     study: Study,      # A study
     tuned: Tuned,      # What it found
     held: list[Run],   # Its sessions
+    state: StudyState | None = None,  # How far those who are at work have come
+    how: dict[str, str] | None = None,  # What `unregistrable` gives
 ) -> dict[str, Any]:
     "Counts, the best trial, and what goes on."
     by = {status: number for status in _LOOKS if (number := tuned.number(status))}
     best, live, front = tuned.best, at_work(tuned, held), tuned.front
-    running, waiting = by.get("running", 0), by.get("waiting", 0)
-    done, speed = sum(by.get(status, 0) for status in ("finished", "pruned", "failed")), pace(study) if live else 0.0
-    now = [f"{running} running"] + ([f"{60 * speed:.0f} a minute"] if speed else []) if live else []
-    if live and waiting and speed:
-        now.append(f"{clock((waiting + running) / speed)} left")
+    now, speed, left = [], pace(study) if live else 0.0, state.remaining() if state else None
+    if live:
+        now += [f"{state.counts.counted} of {state.total} trials"] if state and state.total else []
+        now += [f"{by.get('running', 0)} running"] + ([f"{60 * speed:.0f} a minute"] if speed else [])
+        now += [f"{clock(left)} left"] if left is not None else []
     goals = ", ".join(f"{way} {metric}" for metric, way in zip(tuned.metrics, tuned.directions, strict=True))
     found = [] if best is None else [
-        {"trial": row.number, "run": row.run, "params": [[name, show_value(value)] for name, value in row.params.items()],
+        {"trial": row.number, "run": row.run, "params": [[name, show_value(value)] for name, value in row.params.items()], "how": how,
          "values": [[metric, show_value(value)] for metric, value in zip(tuned.metrics, row.values, strict=True)]} for row in front[:1]]
     return {"study": tuned.study, "target": tuned.target, "goals": goals, "live": live, "now": ", ".join(now), "front": len(front),
-            "share": done / (done + waiting + running) if live and waiting else None, "several": len(tuned.metrics) > 1,
+            "share": state.share() if live and state and (state.total or state.seconds) else None, "several": len(tuned.metrics) > 1,
             "counts": [[status, number, _LOOKS[status]] for status, number in by.items()], "trials": len(tuned.rows),
             "best": found[0] if found else None,
             "importances": [[name, round(share, 4)] for name, share in [*importances(study).items()][:5]]}
+
+# %% ../../../nbs/ui/widgets/24_study_parts.ipynb #how
+def unregistrable(
+    store: Store,  # The store
+    study: Study,  # A study
+    tuned: Tuned,  # What it found
+) -> dict[str, str] | None:  # Why, and the code that helps; None where the best can be registered, or there is none
+    "Why the best trial cannot become a version as it is."
+    from mlcycle.registry.versions import run_model
+    from mlcycle.store import runs
+
+    best = tuned.best
+    if best is None or best.run is None:
+        return None
+    try:
+        run_model(store, runs.get(store, best.run))
+    except NotFoundError as e:
+        if not study.user_attrs.get(FACTS, {}).get("estimator"):
+            return {"why": f"Trial {best.number} cannot be registered: {e}", "code": ""}
+        goal = "" if tuned.metrics[0] == "score" else f", metric={tuned.metrics[0]!r}"
+        goal += "" if tuned.directions[0] == "maximize" else f", direction={tuned.directions[0]!r}"
+        counted = sum(tuned.number(status) for status in COUNTED)
+        return {"why": "The trials of an estimator log scores, no model. This fits the tuned estimator with the best params on all the data, "
+                       "and registers it; no further trial is run:",
+                "code": f"mlc.tune(estimator, X=X, y=y, study={tuned.study!r}, resume=True, trials={counted}{goal}, register='NAME')"}
+    return None
 
 # %% ../../../nbs/ui/widgets/24_study_parts.ipynb #table
 PAGE = 50  # Trials on a page

@@ -20,7 +20,21 @@ function plotly(model) {
   return globalThis.mlcyclePlotly;
 }
 
-const SEEN = {blue: "#2f81f7", red: "#e5484d", orange: "#d1791c", green: "#2a9d50", gray: "#858d96", grey: "#858d96"};  // on white and on black
+const SEEN = {blue: "#2f81f7", red: "#e5484d", orange: "#d1791c", green: "#2a9d50", gray: "#858d96", grey: "#858d96", "#cccccc": "#858d96"};  // on white and on black
+const COLOURS = ["#2f81f7", "#d1791c", "#2a9d50", "#e5484d", "#a06cd5", "#17899a", "#d6609a", "#9a8a1e", "#8c6d5a", "#858d96"];  // so are these
+// Optuna's scales go from white to almost black. These can be told from the page at both ends; what is best, or latest, stands out most.
+const ENDS = {blue: {light: ["#4f8bd0", "#08306b"], dark: ["#3d75ad", "#deebf7"]}, red: {light: ["#e0675c", "#67000d"], dark: ["#c9524a", "#fee0d2"]}};
+const BLUES = [753, 704, 656, 585, 495, 406, 325, 245, 183];  // red + green + blue of the stops of plotly's Blues
+
+const numbers = (colour) => (colour.match(/[\d.]+/g) ?? []).map(Number);
+function along(colour, [from, to]) {  // one of plotly's Blues, as rgb(…), to the same place between two colours
+  const sum = numbers(colour).slice(0, 3).reduce((a, b) => a + b, 0), last = BLUES.length - 1;
+  let i = 0;
+  while (i < last - 1 && BLUES[i + 1] > sum) i++;
+  const t = Math.min(1, Math.max(0, (i + (BLUES[i] - sum) / (BLUES[i] - BLUES[i + 1])) / last));
+  const parts = (hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
+  return `rgb(${parts(from).map((value, at) => Math.round(value + t * (parts(to)[at] - value))).join(", ")})`;
+}
 
 // Optuna's figures in the colours of the page.
 function themed(figure, root) {
@@ -34,9 +48,18 @@ function themed(figure, root) {
   layout.legend = {...layout.legend, font, bgcolor: "rgba(0,0,0,0)", ...(narrow ? {orientation: "h", y: 1.15} : {})};
   const data = figure.data.map((trace) => trace.type === "parcoords"
     ? {...trace, labelfont: font, tickfont: {...font, size: 11}, rangefont: {...font, size: 11}, unselected: {line: {color: dim, opacity: 0.15}}} : trace);
-  layout.annotations = layout.annotations?.map((each) => ({...each, font: {...each.font, color: fg}}));
+  layout.annotations = layout.annotations?.map((each) => ({...each, font: {...each.font, color: fg}, bgcolor: colour("--mlc-bg")}));  // among lines
+  layout.colorway = COLOURS;
+  const look = isDark(root) ? "dark" : "light";
   for (const [i, trace] of data.entries()) {
-    if (SEEN[trace.marker?.color]) data[i] = {...trace, marker: {...trace.marker, color: SEEN[trace.marker.color]}};
+    const scale = trace.marker?.colorscale;
+    if (Array.isArray(scale)) {
+      const [red, , blue] = numbers(scale[Math.floor(scale.length / 2)][1]), ends = ENDS[red > blue ? "red" : "blue"][look];
+      data[i] = {...trace, marker: {...trace.marker, colorscale: [[0, ends[0]], [1, ends[1]]]}};
+    }
+    if (trace.line?.color?.startsWith?.("rgb(")) data[i] = {...data[i], opacity: 1, line: {...trace.line, color: along(trace.line.color, ENDS.blue[look])}};
+    if (trace.type === "contour" && look === "dark") data[i] = {...trace, reversescale: !trace.reversescale};  // there, too, the best stands out
+    if (SEEN[trace.marker?.color]) data[i] = {...data[i], marker: {...data[i].marker, color: SEEN[trace.marker.color]}};
     if (trace.textfont) data[i] = {...data[i], textfont: {...trace.textfont, color: fg}};
   }
   if (data.some((trace) => trace.type === "parcoords")) layout.margin = {l: 70, r: 40, t: 60, b: 30};
@@ -228,6 +251,7 @@ function render({ model, el: host }) {
   }
   function ask() {
     const models = model.get("models"), row = model.get("head").best;
+    if (row.how) { explain(row.how); return; }
     const name = el("input", {type: "text", "aria-label": "Model name", list: `${uid}-models`, placeholder: "model name", autocomplete: "off",
       value: models.length === 1 ? models[0] : "", onkeydown: (event) => { if (event.key === "Enter") go(); }});
     const go = () => { if (name.value.trim()) act("register", {name: name.value.trim()}); };
@@ -238,6 +262,19 @@ function render({ model, el: host }) {
     made.setAttribute("aria-labelledby", `${uid}-ask`);
     notice.replaceChildren(made);
     name.focus();
+  }
+  // A run without a model cannot be registered: what can be done instead, to be copied into a cell.
+  function explain({why, code}) {
+    const copied = el("span", {class: "mlc-dim", role: "status"}), shown = el("pre", {class: "mlc-code", tabindex: "0"}, code);
+    const copy = button("Copy", async () => {
+      try { await navigator.clipboard.writeText(code); copied.textContent = "Copied."; }
+      catch { getSelection().selectAllChildren(shown); copied.textContent = "Selected: press Ctrl+C."; }  // without https there is no clipboard
+    }, {class: "mlc-primary"});
+    const made = box("", el("p", {id: `${uid}-why`}, why), code ? shown : null, el("div", {class: "mlc-bar"}, code ? copy : null, button("Close", dismiss), copied));
+    made.setAttribute("role", "dialog");
+    made.setAttribute("aria-labelledby", `${uid}-why`);
+    notice.replaceChildren(made);
+    (code ? copy : made.querySelector("button")).focus();
   }
   function drawNotice() {
     const said = model.get("notice"), close = () => button("Close", dismiss);
