@@ -2098,6 +2098,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'mlcycle.store.runs.get': ('store/runs.html#get', 'mlcycle/store/runs.py'),
                                     'mlcycle.store.runs.is_gone': ('store/runs.html#is_gone', 'mlcycle/store/runs.py'),
                                     'mlcycle.store.runs.lost_keys': ('store/runs.html#lost_keys', 'mlcycle/store/runs.py'),
+                                    'mlcycle.store.runs.named': ('store/runs.html#named', 'mlcycle/store/runs.py'),
                                     'mlcycle.store.runs.resolve': ('store/runs.html#resolve', 'mlcycle/store/runs.py'),
                                     'mlcycle.store.runs.settle': ('store/runs.html#settle', 'mlcycle/store/runs.py'),
                                     'mlcycle.store.runs.this_process': ('store/runs.html#this_process', 'mlcycle/store/runs.py'),

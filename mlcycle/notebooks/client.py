@@ -91,6 +91,7 @@ class TrackedClient(RedactingClient):
         self._leave = self._untidy = False
         self._over: str | None = None
         self.over: Callable[[], None] | None = None  # Called when the last cell has ended
+        self.leave: Callable[[], None] | None = None  # Called then in the thread that waits for the run
         self.gate: Any = None     # A `Gate` to pass before the first cell
         self.waited = 0.0         # Seconds that it stood there
         self._inside = False

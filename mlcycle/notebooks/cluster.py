@@ -44,12 +44,12 @@ def run_on_worker(
     task: Task,  # What to run
 ) -> Outcome:
     "Execute a task in a worker process: what Dask is given. Called again with the same task, it never makes a second run that counts."
-    from distributed import get_worker
+    from distributed import get_worker, secede
 
     try:
         if found := differences(task.versions, have(task.versions)):  # it may have joined after the others were asked
             return Outcome(task.row, None, f"the worker {get_worker().address} has {'; '.join(found)}")
-        with stoppable(task.sweep) as control:
+        with stoppable(task.sweep, secede) as control:  # while it puts its things away, the next may begin
             return execute_task(task, worker_store(task.store), control, get_worker().address)
     except MlcycleError as e:
         return Outcome(task.row, None, str(e))
@@ -178,7 +178,9 @@ class DaskExecutor(Executor):
             threads = sum(self.client.nthreads().values())
         except (OSError, ValueError):  # the scheduler is gone; `wait` will see it
             return 0
-        return threads if self.jobs is None else min(self.jobs, threads)
+        if self.jobs is not None and self.jobs < threads:
+            return self.jobs
+        return threads * (2 if self.ahead else 1)  # the next ones wait at the workers, not here
 
     def submit(self, task: Task) -> None:
         self._sweep = task.sweep

@@ -40,8 +40,10 @@ class Control:
         self,
         over: Callable[[], None] | None = None,  # Called when the last cell has ended, before the kernel has
         gate: Any = None,                        # A `Gate` to pass before the first cell
+        leave: Callable[[], None] | None = None,  # As `over`, but called in the thread that waits for the run
     ):
-        self._lock, self._client, self._asked, self._over, self._gate = threading.Lock(), None, [], over, gate
+        self._lock, self._client, self._asked = threading.Lock(), None, []
+        self._over, self._gate, self._leave = over, gate, leave
 
     def bind(
         self,
@@ -49,7 +51,7 @@ class Control:
     ) -> None:
         "Pass on what is asked, and what was asked before there was a client."
         with self._lock:
-            self._client, client.over, client.gate = client, self._over, self._gate
+            self._client, client.over, client.gate, client.leave = client, self._over, self._gate, self._leave
             for signum in self._asked:
                 client.stop(signum)
 
@@ -71,7 +73,12 @@ def drive(
 ) -> Any:                                      # The `Ending`
     "Run a client to its end. Whatever happens here, its kernel is gone afterwards."
     box: dict[str, Any] = {}
-    done = threading.Event()
+    done, news, left, over = threading.Event(), threading.Event(), False, client.over
+
+    def is_over() -> None:
+        if over is not None:
+            over()
+        news.set()
 
     def work() -> None:
         try:
@@ -80,12 +87,19 @@ def drive(
             box["error"] = e
         finally:
             done.set()
+            news.set()
 
+    client.over = is_over
     with stop_on_signals(client.stop):
         threading.Thread(target=work, name="mlcycle-notebook", daemon=True).start()
         try:
-            while not done.wait(every):
-                if tick:
+            while not done.is_set():
+                if news.wait(every) and not left and not done.is_set():
+                    news.clear()
+                    left = True
+                    if client.leave is not None:
+                        client.leave()
+                elif tick:
                     tick()
         except BaseException:
             client.stop()

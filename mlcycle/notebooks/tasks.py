@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,11 +72,7 @@ def attempts(
     name: str,     # What the task's runs are called, which no other row's are
 ) -> list[Run]:    # Oldest first
     "The runs that were begun for one row."
-    from mlcycle.store.query import page
-
-    # by the name, which a run has from its first moment on; tags come a little later
-    rows = page(store, f"parent == {sweep!r} and name == {name!r}", None, "started", None)
-    return sorted((runs.to_run(row) for row in rows), key=lambda run: run.pk)
+    return runs.named(store, sweep, name)  # by the name, which a run has from its first moment on; tags come a little later
 
 
 def settle(
@@ -171,9 +167,10 @@ _lock = threading.Lock()
 @contextmanager
 def stoppable(
     sweep: str,  # Id of the parent run
+    leave: Callable[[], None] | None = None,  # Called in this thread when the task's cells have ended
 ) -> Iterator[Control]:
     "The control of a task that runs in this process."
-    control = Control()
+    control = Control(leave=leave)
     with _lock:
         _running.setdefault(sweep, set()).add(control)
         for signum in _stopped.get(sweep, ()):

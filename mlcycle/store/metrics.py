@@ -130,12 +130,14 @@ def latest(
     return {name: _value(value) for name, value in store.db.fetch(_LATEST, {"run": run.pk})}
 
 
+_STEP = select(schema.metrics.c.step).where(schema.metrics.c.run == bindparam("run"), schema.metrics.c.name == bindparam("name"))
+
+
 def next_step(
     store: Store,  # The store
     run: int,      # The run's row number
     name: str,     # A metric
 ) -> int:          # One more than its highest step, 0 for a new metric
     "Where a metric goes on when the caller names no step."
-    t = schema.metrics.c
-    rows = store.db.all(select(t.step).where(t.run == run, t.name == name))
-    return rows[0].step + 1 if rows else 0
+    rows = store.db.fetch(_STEP, {"run": run, "name": name})
+    return rows[0][0] + 1 if rows else 0

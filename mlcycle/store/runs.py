@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mlcycle.store.connect import Store
 
 # %% auto #0
-__all__ = ['this_process', 'is_gone', 'to_run', 'lost_keys', 'create', 'finish', 'settle', 'get', 'resolve', 'children']
+__all__ = ['this_process', 'is_gone', 'to_run', 'lost_keys', 'create', 'finish', 'settle', 'get', 'named', 'resolve', 'children']
 
 # %% ../../nbs/store/06_runs.ipynb #process
 @cache
@@ -156,6 +156,18 @@ def get(
     if not rows:
         raise NotFoundError(f"There is no run {run_id!r}. `mlcycle runs` lists them.")
     return to_run(_Row(*rows[0]))
+
+
+_NAMED = select(schema.runs).where(schema.runs.c.parent == bindparam("parent"), schema.runs.c.name == bindparam("name")).order_by(schema.runs.c.pk)
+
+
+def named(
+    store: Store,  # The store
+    parent: str,   # Id of a run
+    name: str,     # What its parts are called
+) -> list[Run]:    # Oldest first
+    "The parts of a run that have a name."
+    return [to_run(_Row(*row)) for row in store.db.fetch(_NAMED, {"parent": parent, "name": name})]
 
 
 def resolve(

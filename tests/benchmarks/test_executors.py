@@ -14,6 +14,7 @@ import pytest
 import mlcycle as mlc
 from mlcycle.notebooks.executors import cores
 from mlcycle.notebooks.sweep import run_many
+from mlcycle.notebooks.warm.pool import close_all
 from mlcycle.store.connect import Store
 from tests.benchmarks.conftest import Race
 from tests.executors.conftest import cluster  # noqa: F401
@@ -50,17 +51,20 @@ def test_local_keeps_the_cores_busy(benchmark: Any, race: Race, store: Store, tm
     "200 short runs, as many at once as there are processors: how much of them is used."
     path = write(tmp_path / "fit.ipynb", FIT, "X, y = load_breast_cancer(return_X_y=True)\nX = scale(X)\n"
                  "model = LogisticRegression(max_iter=200, random_state=seed).fit(X, y)\nmlc.log_metric('accuracy', model.score(X, y))")
-    count, shares = race.size(200, 2), []
+    count, shares, times = race.size(200, 2), [], []
 
     def round_() -> None:
         began, unused = time.perf_counter(), idle()
         assert run_many(path, {"seed": list(range(count))}, store=store, progress=False).status == "finished"
-        shares.append(1 - (idle() - unused) / ((time.perf_counter() - began) * cores()))  # on a quiet machine
+        times.append(time.perf_counter() - began)
+        shares.append(1 - (idle() - unused) / (times[-1] * cores()))  # on a quiet machine
 
-    benchmark.pedantic(round_, rounds=1, iterations=1)
+    close_all()
+    benchmark.pedantic(round_, rounds=5 if race.timed else 1, iterations=1)
     if race.timed:
-        each = 1e3 * benchmark.stats.stats.mean / count
-        race.note(f"{count} short runs, {cores()} at once", f"{each:.0f} ms a run", "", f"{shares[0]:.0%} of the cores", ">= 90%", shares[0] >= 0.9)
+        each, first, share = 1e3 * statistics.median(times) / count, 1e3 * times[0] / count, statistics.median(shares)
+        race.note(f"{count} short runs, {cores()} at once", f"{each:.0f} ms a run", "", f"{share:.0%} of the cores", ">= 90%", share >= 0.9)
+        race.note("the first round of these, which imports", f"{first:.0f} ms a run", "", f"{shares[0]:.0%} of the cores", "shown", None)
 
 
 def test_dask_adds_little(benchmark: Any, race: Race, store: Store, tmp_path: Path, cluster: Any) -> None:  # noqa: F811

@@ -5,6 +5,7 @@
 # %% ../../../nbs/notebooks/warm/13_manager.ipynb #imports
 from __future__ import annotations
 
+import inspect
 import time
 from queue import Empty
 from typing import Any
@@ -32,6 +33,9 @@ class RunKernelManager(AsyncKernelManager):
             await super()._async_wait(pollinterval=min(pollinterval, 0.01))
 
     interrupt_kernel = _async_interrupt_kernel
+    # without Jupyter's decorator, which sleeps for a hundredth of a second each time so that its own tests see a state in between
+    start_kernel = inspect.unwrap(AsyncKernelManager.start_kernel)
+    shutdown_kernel = inspect.unwrap(AsyncKernelManager.shutdown_kernel)
 
 # %% ../../../nbs/notebooks/warm/13_manager.ipynb #ready
 async def until_ready(
