@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ConfigError, MlcycleError
-from .executors import Executor
+from .executors import Executor, Pace
 from .skew import differences, have, needed
 from .tasks import TRIES, Outcome, Task, attempts, execute_task, settle, stop_here, stoppable, stored_result
 
@@ -144,7 +144,7 @@ class DaskExecutor(Executor):
         jobs: int | None = None,  # Runs at once; a run for each thread of the workers by default
     ):
         self.client, self._own = connect_client(address)
-        self.jobs = jobs
+        self.jobs, self._pace = jobs, Pace()
         self._store: Store | None = None
         self._futures: dict[Any, Task] = {}
         self._ended: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -180,7 +180,7 @@ class DaskExecutor(Executor):
             return 0
         if self.jobs is not None and self.jobs < threads:
             return self.jobs
-        return threads * (2 if self.ahead else 1)  # the next ones wait at the workers, not here
+        return threads * (2 if self.ahead and self._pace.short else 1)  # the next ones wait at the workers, not here
 
     def submit(self, task: Task) -> None:
         self._sweep = task.sweep
@@ -208,7 +208,9 @@ class DaskExecutor(Executor):
     def _outcome(self, future: Any, task: Task) -> Outcome | None:
         "What became of a future; None where it is tried again."
         if future.status == "finished":
-            return future.result()
+            outcome = future.result()
+            self._pace.add(outcome)
+            return outcome
         if future.status != "error":
             return Outcome(task.row, None, "Dask gave the run up: its scheduler was lost or restarted")
         error = future.exception()

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mlcycle.store.connect import Store
 
 # %% auto #0
-__all__ = ['SHORT', 'GROUP', 'BUILT_IN', 'Executor', 'cores', 'LocalExecutor', 'executors', 'make_executor']
+__all__ = ['SHORT', 'GROUP', 'BUILT_IN', 'Executor', 'cores', 'Pace', 'LocalExecutor', 'executors', 'make_executor']
 
 # %% ../../nbs/notebooks/44_executors.ipynb #base
 class Executor:
@@ -90,6 +90,25 @@ def cores() -> int:
 SHORT = 2.0  # Seconds; a run that takes longer is not begun ahead of its turn
 
 
+class Pace:
+    "What the last few runs took."
+
+    def __init__(self) -> None:
+        self._took: deque[float] = deque(maxlen=4)
+
+    def add(
+        self,
+        outcome: Outcome,  # A run that has ended
+    ) -> None:
+        "Take one more into account."
+        self._took.append(outcome.result.seconds if outcome.result else SHORT)
+
+    @property
+    def short(self) -> bool:
+        "Whether all of them were short."
+        return len(self._took) == self._took.maxlen and max(self._took) < SHORT
+
+
 class LocalExecutor(Executor):
     "Threads of this process, each with a kernel."
     name = "local"
@@ -104,7 +123,7 @@ class LocalExecutor(Executor):
             raise UsageError(f"The executor `local` has no address; write --executor local, not {address!r}.")
         self.jobs = jobs or cores()
         self.threads = share_of_cores(cores(), self.jobs)
-        self._gate, self._took = Gate(self.jobs), deque([SHORT], 4)  # Seconds of the last runs
+        self._gate, self._pace = Gate(self.jobs), Pace()
         self._store: Store | None = None
         self._controls: set[Control] = set()
         self._leaving: set[Control] = set()  # Their cells are done; what is left is to put things away
@@ -115,8 +134,7 @@ class LocalExecutor(Executor):
         return {}
 
     def slots(self) -> int:
-        short = len(self._took) == self._took.maxlen and max(self._took) < SHORT
-        return self.jobs + min(len(self._leaving), self.jobs) + (min(2, self.jobs) if self.ahead and short else 0)
+        return self.jobs + min(len(self._leaving), self.jobs) + (min(2, self.jobs) if self.ahead and self._pace.short else 0)
 
     def submit(self, task: Task) -> None:
         def leave() -> None:
@@ -130,7 +148,7 @@ class LocalExecutor(Executor):
             outcome = execute_task(task, self._store, control, shared=self.shared)
             self._controls.discard(control)
             self._leaving.discard(control)
-            self._took.append(outcome.result.seconds if outcome.result else SHORT)
+            self._pace.add(outcome)
             self._outcomes.put(outcome)
 
         threading.Thread(target=work, name=f"mlcycle-{task.name}", daemon=True).start()

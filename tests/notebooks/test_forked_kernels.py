@@ -148,7 +148,8 @@ def test_ends_like_a_process(both, tmp_path):
     def made(place: Path) -> tuple[str, ...]:
         return ("import atexit, weakref, threading, time, ctypes",
                 f"P = {str(place)!r}\nfile = open(P + '.unclosed', 'w'); file.write('data')\natexit.register(lambda: open(P + '.atexit', 'w').write('1'))\n"
-                "class A:\n    def __del__(self): open(P + '.del', 'w').write('1')\na, b = A(), A(); weakref.finalize(b, lambda: open(P + '.finalize', 'w').write('1'))\n"
+                "class A:\n    def __del__(self, P=P): open(P + '.del', 'w').write('1')\n"  # IPython deletes names in any order: P may be gone first
+                "a, b = A(), A(); weakref.finalize(b, lambda P=P: open(P + '.finalize', 'w').write('1'))\n"
                 "threading.Thread(target=lambda: (time.sleep(.3), open(P + '.thread', 'w').write('1'))).start()\n"
                 "C = ctypes.CDLL(None); C.fopen.restype = ctypes.c_void_p; c = C.fopen((P + '.c').encode(), b'w'); C.fputs(b'abc', ctypes.c_void_p(c))")
 
