@@ -2655,6 +2655,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'mlcycle.tune.space_files.read_space': ( 'tune/space_files.html#read_space',
                                                                                    'mlcycle/tune/space_files.py')},
             'mlcycle.tune.storage': { 'mlcycle.tune.storage._fail': ('tune/storage.html#_fail', 'mlcycle/tune/storage.py'),
+                                      'mlcycle.tune.storage._hush': ('tune/storage.html#_hush', 'mlcycle/tune/storage.py'),
                                       'mlcycle.tune.storage._runs': ('tune/storage.html#_runs', 'mlcycle/tune/storage.py'),
                                       'mlcycle.tune.storage._storage': ('tune/storage.html#_storage', 'mlcycle/tune/storage.py'),
                                       'mlcycle.tune.storage.bury': ('tune/storage.html#bury', 'mlcycle/tune/storage.py'),

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import functools
 import os
+import threading
 import time
 import warnings
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from ..errors import NotFoundError, QueryError, StoreError, UsageError
@@ -29,20 +30,35 @@ __all__ = ['HEARTBEAT', 'GRACE', 'RETRIES', 'FACTS', 'quietly', 'study_storage',
            'bury']
 
 # %% ../../nbs/tune/20_storage.ipynb #quiet
+_inside, _door = 0, threading.Lock()
+_around = ExitStack()
+
+
 @contextmanager
 def quietly() -> Iterator[None]:
-    "Optuna without its log lines and its remarks on what is experimental: the study says what there is to say."
+    "Optuna without its log lines and its remarks on what is experimental: the study says what there is to say. In several threads at once, too."
+    global _inside
+    with _door:  # what is set is set for all threads: by the first who comes, until the last has gone
+        if not _inside:
+            _hush()
+        _inside += 1
+    try:
+        yield
+    finally:
+        with _door:
+            _inside -= 1
+            if not _inside:
+                _around.close()
+
+
+def _hush() -> None:
     import optuna
 
-    before = optuna.logging.get_verbosity()
+    _around.callback(optuna.logging.set_verbosity, optuna.logging.get_verbosity())
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module=r"optuna\.")
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            yield
-    finally:
-        optuna.logging.set_verbosity(before)
+    _around.enter_context(warnings.catch_warnings())
+    warnings.filterwarnings("ignore", module=r"optuna\.")
+    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
 
 # %% ../../nbs/tune/20_storage.ipynb #storage
 HEARTBEAT, GRACE = 10, 60  # Seconds
