@@ -9,21 +9,22 @@ from importlib import import_module
 from typing import Any
 
 # %% auto #0
-__all__ = ['load_ipython_extension']
+__all__ = []
 
 # %% ../nbs/99_init.ipynb #home
 _HOME = {
+    "load_ipython_extension": "ui.magics.magics",  # what `%load_ext mlcycle` calls
     "connect": "store.connect",
     **dict.fromkeys(("current_run", "run", "log_metric", "log_metrics", "log_params", "set_tags", "log_artifact", "log_text", "log_figure",
                      "log_table", "log_input", "log_model"), "track.current"),
     **dict.fromkeys(("report", "current_trial"), "track.trial"),
     **dict.fromkeys(("runs", "history"), "track.queries"),
     "autolog": "track.autolog.switch",
-    "run_notebook": "notebooks.runner",
-    "run_many": "notebooks.sweep",
-    "reproduce": "notebooks.reproduce",
+    "run_notebook": "notebooks.execute.runner",
+    "run_many": "notebooks.sweep.runner",
+    "reproduce": "notebooks.reproduce.runner",
     "tune": "tune",
-    "rerun": "notebooks.rerun",
+    "rerun": "notebooks.resume.runner",
     **dict.fromkeys(("register", "resolve_version"), "registry.versions"),
     **dict.fromkeys(("promote", "rollback"), "registry.aliases"),
     "load_model": "registry.loading",
@@ -32,11 +33,11 @@ _HOME = {
     "LiveRun": "ui.widgets.live_run",
     "RunsTable": "ui.widgets.runs_table",
     "Compare": "ui.widgets.compare",
-    **dict.fromkeys(("RunView", "VersionView", "ModelView"), "ui.widgets.things"),
+    **dict.fromkeys(("RunView", "VersionView", "ModelView"), "ui.widgets.detail_pages"),
     "StudyView": "ui.widgets.study",
     **dict.fromkeys(("MlcycleError", "NoActiveRunError", "NotebookRunError", "ReproductionError", "TrialPruned"), "errors"),
 }
-__all__ = ["__version__", "load_ipython_extension", *_HOME]
+__all__ = ["__version__", *_HOME]
 
 # %% ../nbs/99_init.ipynb #getattr
 def __getattr__(name: str) -> Any:
@@ -54,13 +55,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
-
-# %% ../nbs/99_init.ipynb #extension
-def load_ipython_extension(
-    shell: Any,  # The running IPython shell
-) -> None:
-    "Register the magics: what `%load_ext mlcycle` calls."
-    from mlcycle.ui.magics import register
-
-    register(shell)
-

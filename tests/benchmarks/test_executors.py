@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 import mlcycle as mlc
-from mlcycle.notebooks.executors import cores
-from mlcycle.notebooks.sweep import run_many
+from mlcycle.notebooks.sweep.executors import cores
+from mlcycle.notebooks.sweep.runner import run_many
 from mlcycle.notebooks.warm.pool import close_all
 from mlcycle.store.connect import Store
 from tests.benchmarks.conftest import Race

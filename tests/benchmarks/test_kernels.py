@@ -14,9 +14,9 @@ import psutil
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from mlcycle.notebooks.runner import run_notebook
-from mlcycle.notebooks.shared import sharing
-from mlcycle.notebooks.sweep import run_many
+from mlcycle.notebooks.execute.runner import run_notebook
+from mlcycle.notebooks.sweep.runner import run_many
+from mlcycle.notebooks.sweep.shared_cells import sharing
 from mlcycle.notebooks.warm.pool import close_all
 from mlcycle.store.connect import Store
 from tests.benchmarks.conftest import Race

@@ -11,9 +11,9 @@ import psutil
 import pytest
 
 from mlcycle.errors import ConfigError
-from mlcycle.notebooks import cluster as module
-from mlcycle.notebooks.result import NotebookInterrupted
-from mlcycle.notebooks.sweep import run_many
+from mlcycle.notebooks.record.result import NotebookInterrupted
+from mlcycle.notebooks.sweep.runner import dask as module
+from mlcycle.notebooks.sweep.runner import run_many
 from mlcycle.store import artifacts, facts, query, runs
 from mlcycle.store.check import fsck
 from mlcycle.store.connect import open_store
@@ -113,7 +113,7 @@ def test_the_same_task_twice_makes_one_run_that_counts(project, cluster) -> None
     "Dask may execute a task again after it has finished: the second time gives the first result."
     from distributed import Client
 
-    from mlcycle.notebooks.tasks import Task
+    from mlcycle.notebooks.sweep.tasks import Task
 
     path = project.write({"source": "n = 1", "tags": ["parameters"]}, "import mlcycle as mlc\nmlc.log_metric('n', n)")
     parent = runs.create(project.store, "e", kind="sweep")

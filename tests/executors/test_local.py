@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from mlcycle.errors import NotebookRunError
-from mlcycle.notebooks.runner import run_notebook
-from mlcycle.notebooks.sweep import run_many
+from mlcycle.notebooks.execute.runner import run_notebook
+from mlcycle.notebooks.sweep.runner import run_many
 from mlcycle.store import facts, runs
 
 PARAMETERS = {"source": "n = 1\nseconds = 0.0", "tags": ["parameters"]}

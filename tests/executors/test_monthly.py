@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mlcycle.notebooks.sweep import run_many
+from mlcycle.notebooks.sweep.runner import run_many
 from mlcycle.store import runs
 
 MODELS = ["mean", "ridge", "tree", "forest", "hgb"]

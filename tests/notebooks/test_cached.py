@@ -12,9 +12,9 @@ import nbformat
 import pytest
 
 from mlcycle.errors import NotebookRunError
-from mlcycle.notebooks.cached import find_same
-from mlcycle.notebooks.result import NotebookRun
-from mlcycle.notebooks.runner import run_notebook
+from mlcycle.notebooks.execute.cached import find_same
+from mlcycle.notebooks.execute.runner import run_notebook
+from mlcycle.notebooks.record.result import NotebookRun
 from mlcycle.store import fingerprints, runs
 from mlcycle.store.connect import Store
 

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from mlcycle.errors import NotebookFormatError, NotebookRunError
-from mlcycle.notebooks.runner import run_notebook
+from mlcycle.notebooks.execute.runner import run_notebook
 
 
 def test_tags_decide_what_runs(project):

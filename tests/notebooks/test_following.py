@@ -14,10 +14,10 @@ import pytest
 import sqlalchemy as sa
 
 from mlcycle.entities import Run
-from mlcycle.notebooks.logs import printed
-from mlcycle.notebooks.stopping import stop_run
+from mlcycle.notebooks.follow.logs import printed
 from mlcycle.store import events, live, query, runs, schema
 from mlcycle.store.connect import Store
+from mlcycle.track.stopping import stop_run
 
 STEPS = """import os, sys, time
 for i in range(25):
@@ -104,8 +104,8 @@ def test_logs_survive_the_manager(shared: Shared, wait_for: Callable):
 
 def test_a_flood_is_bounded(project, store: Store):
     "A cell that prints tens of megabytes: the store holds the beginning and the latest part while it runs, and says how much is missing."
-    from mlcycle.notebooks.attending import HEAD, TAIL
-    from mlcycle.notebooks.runner import run_notebook
+    from mlcycle.notebooks.execute.runner import run_notebook
+    from mlcycle.notebooks.follow.watch import HEAD, TAIL
 
     project.write("import time\nfor i in range(20):\n    for j in range(1000):\n        print(i, j, 'x' * 1000)\n    time.sleep(0.1)")
     seen: list[tuple[int, int]] = []
@@ -162,7 +162,7 @@ def test_follow_on_a_terminal_and_in_a_pipe(shared: Shared):
 
 
 LOOP = """
-from mlcycle.notebooks.runner import run_notebook
+from mlcycle.notebooks.execute.runner import run_notebook
 for i in range(2):
     try:
         print(run_notebook('train.ipynb', {'seconds': [90, 0][i]}, name=f'run{i}').status, flush=True)

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from mlcycle.errors import NotebookRunError
-from mlcycle.notebooks.runner import run_notebook
+from mlcycle.notebooks.execute.runner import run_notebook
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="kernels are forked on Linux only")
 
@@ -247,7 +247,7 @@ def test_debugger_attaches(project):
 
     from jupyter_client.manager import AsyncKernelManager
 
-    from mlcycle.notebooks.kernels import spec_manager
+    from mlcycle.notebooks.document.kernels import spec_manager
     from mlcycle.notebooks.warm.manager import until_ready
     from mlcycle.notebooks.warm.provisioner import ForkProvisioner
 

@@ -9,8 +9,8 @@ import pytest
 
 from mlcycle.entities import RunError
 from mlcycle.errors import NotebookFormatError, NotebookRunError, NotFoundError, ParameterError, UsageError
-from mlcycle.notebooks.result import NotebookRun
-from mlcycle.notebooks.runner import run_notebook
+from mlcycle.notebooks.execute.runner import run_notebook
+from mlcycle.notebooks.record.result import NotebookRun
 from mlcycle.store import facts, runs
 
 

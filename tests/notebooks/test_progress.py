@@ -8,10 +8,10 @@ import re
 import subprocess
 import sys
 
-from mlcycle.notebooks.runner import run_notebook
+from mlcycle.notebooks.execute.runner import run_notebook
 from mlcycle.store import runs
 
-RUN = "from mlcycle.notebooks.runner import run_notebook\nrun_notebook('train.ipynb')"
+RUN = "from mlcycle.notebooks.execute.runner import run_notebook\nrun_notebook('train.ipynb')"
 
 
 def on_terminal(project) -> str:

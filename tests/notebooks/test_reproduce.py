@@ -18,13 +18,13 @@ from typing import Any
 import pytest
 
 from mlcycle.errors import NotebookRunError, ReproductionError
-from mlcycle.notebooks.rebuild import build, environment_in, plan_for
-from mlcycle.notebooks.reproduce import reproduce, reproductions
-from mlcycle.notebooks.runner import run_notebook
+from mlcycle.notebooks.execute.runner import run_notebook
+from mlcycle.notebooks.reproduce.rebuild import build, environment_in, plan_for
+from mlcycle.notebooks.reproduce.runner import reproduce, reproductions
 from mlcycle.store import artifacts, events, facts, models, runs
 from mlcycle.track.begin import start
 from mlcycle.ui.tree import Face, invoke
-from mlcycle.ui.widgets.things import VersionView
+from mlcycle.ui.widgets.detail_pages import VersionView
 
 
 def git(folder: Path, *words: str) -> str:

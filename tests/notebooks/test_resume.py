@@ -13,11 +13,11 @@ import psutil
 import pytest
 
 from mlcycle.errors import NotebookRunError, UsageError
-from mlcycle.notebooks.debugging import debug_kernel
-from mlcycle.notebooks.kept import home
-from mlcycle.notebooks.reaching import NotKept, kept_of, reach
-from mlcycle.notebooks.rerun import rerun
-from mlcycle.notebooks.runner import run_notebook
+from mlcycle.notebooks.checkpoints.detached import home
+from mlcycle.notebooks.checkpoints.reach import NotKept, kept_of, reach
+from mlcycle.notebooks.execute.runner import run_notebook
+from mlcycle.notebooks.resume.debugging import debug_kernel
+from mlcycle.notebooks.resume.runner import rerun
 from mlcycle.notebooks.warm.wire import Gone, receive, send
 from mlcycle.store import facts, inputs, metrics, runs
 from mlcycle.ui.tree import Face, invoke
@@ -239,7 +239,7 @@ def test_nothing_is_left_after_its_time(project):
 def test_a_killed_manager_leaves_nothing(project, wait_for):
     "SIGKILL of the process that runs the notebook ends its checkpoints with its kernel: nobody asked to keep a run that was killed."
     project.write(MARK, "open('pids', 'w').write(str(__import__('os').getpid()))", "import time; time.sleep(60)")
-    process = project.start("from mlcycle.notebooks.runner import run_notebook as r; r('train.ipynb', keep=600, progress=False)")
+    process = project.start("from mlcycle.notebooks.execute.runner import run_notebook as r; r('train.ipynb', keep=600, progress=False)")
     wait_for(lambda: (project.folder / "pids").exists() and (project.folder / "pids").read_text())
     kernel = int((project.folder / "pids").read_text())
     time.sleep(0.5)

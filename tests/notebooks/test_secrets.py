@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from mlcycle.errors import NotebookRunError, UsageError
-from mlcycle.notebooks.runner import run_notebook
+from mlcycle.notebooks.execute.runner import run_notebook
 from mlcycle.store import facts, runs
 
 TOKEN = "tok/4f9a2b+d07\"e1&13"
@@ -107,6 +107,7 @@ def test_value_on_the_command_line_is_not_repeated(project):
 
 def test_import_of_the_runner_is_light(project):
     "`mlc.run_notebook` can be named without paying for Papermill."
-    code = "import sys, mlcycle.notebooks.runner; print(sorted({'papermill', 'nbformat', 'nbclient', 'pandas', 'IPython'} & set(sys.modules)))"
+    code = "import sys, mlcycle.notebooks.execute.runner\n" \
+           "print(sorted({'papermill', 'nbformat', 'nbclient', 'pandas', 'IPython'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], env={**os.environ}, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -14,9 +14,9 @@ import psutil
 import pytest
 
 from mlcycle.errors import NotebookRunError
-from mlcycle.notebooks.runner import run_notebook
-from mlcycle.notebooks.shared import NotShared, share_cells, sharing
-from mlcycle.notebooks.sweep import run_many
+from mlcycle.notebooks.execute.runner import run_notebook
+from mlcycle.notebooks.sweep.runner import run_many
+from mlcycle.notebooks.sweep.shared_cells import NotShared, share_cells, sharing
 from mlcycle.store import inputs, runs
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="kernels are forked on Linux only")

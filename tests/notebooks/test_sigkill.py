@@ -17,7 +17,7 @@ RUNS = 100
 MANAGER = """
 import sys, threading, time
 from mlcycle.errors import MlcycleError
-from mlcycle.notebooks.runner import run_notebook
+from mlcycle.notebooks.execute.runner import run_notebook
 from mlcycle.store.connect import current_store
 current_store()
 def work(number):

@@ -10,8 +10,8 @@ import pytest
 
 RUN = """
 import json, os, sys
-from mlcycle.notebooks.result import NotebookInterrupted, NotebookTerminated
-from mlcycle.notebooks.runner import run_notebook
+from mlcycle.notebooks.execute.runner import run_notebook
+from mlcycle.notebooks.record.result import NotebookInterrupted, NotebookTerminated
 try:
     run_notebook("train.ipynb", fresh=bool(os.environ.get("FRESH")))
 except (NotebookInterrupted, NotebookTerminated) as e:
@@ -77,7 +77,8 @@ def test_killed_manager_leaves_no_kernel(project, wait_for, kernels):
 def test_interrupt_stops_a_loop_over_notebooks(project, wait_for):
     "Ctrl-C is no failed run: `except Exception` around `run_notebook` does not swallow it."
     project.write("open('running', 'a').write('x')\n__import__('time').sleep(120)")
-    process = project.start("from mlcycle.notebooks.runner import run_notebook\nfor i in range(3):\n    try:\n        run_notebook('train.ipynb')\n"
+    process = project.start("from mlcycle.notebooks.execute.runner import run_notebook\nfor i in range(3):\n    try:\n"
+                            "        run_notebook('train.ipynb')\n"
                             "    except Exception:\n        pass")
     wait_for((project.folder / "running").exists)
     process.send_signal(signal.SIGINT)

@@ -10,7 +10,7 @@ from sklearn.utils._test_common.instance_generator import _construct_instances
 
 from mlcycle.errors import ModelError, UnsafeModelError
 from mlcycle.registry.flavours.sklearn import flavour
-from mlcycle.registry.trusted import ALLOWED
+from mlcycle.registry.safety.trusted import ALLOWED
 
 NEVER_STORED = {"Birch"}  # skops says so itself
 NOT_BUILT = {"FrozenEstimator"}  # scikit-learn's own generator makes none

@@ -18,10 +18,10 @@ import pytest
 import mlcycle as mlc
 from mlcycle.config import ENV_TRIAL
 from mlcycle.errors import NotebookRunError
-from mlcycle.notebooks.drive import Control
-from mlcycle.notebooks.runner import run_notebook
-from mlcycle.notebooks.shared import sharing
-from mlcycle.notebooks.tasks import Task, execute_task
+from mlcycle.notebooks.execute.drive import Control
+from mlcycle.notebooks.execute.runner import run_notebook
+from mlcycle.notebooks.sweep.shared_cells import sharing
+from mlcycle.notebooks.sweep.tasks import Task, execute_task
 from mlcycle.store import artifacts, metrics, runs
 from mlcycle.track.trial import trialing
 from mlcycle.tune.listener import Listener

@@ -15,14 +15,14 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from mlcycle.errors import UsageError
-from mlcycle.notebooks.parameters import infer
-from mlcycle.tune.domain_text import read_domain
-from mlcycle.tune.domains import Domain, reading
-from mlcycle.tune.domains import range_of as checked_range
-from mlcycle.tune.expressions import Expression
-from mlcycle.tune.space import Constraint, Dimension, Space
-from mlcycle.tune.space_cells import check_against, space_of
-from mlcycle.tune.space_files import parse_options, read_space
+from mlcycle.notebooks.params.declared import infer
+from mlcycle.tune.spaces.cells import check_against, space_of
+from mlcycle.tune.spaces.domain_text import read_domain
+from mlcycle.tune.spaces.domains import Domain, reading
+from mlcycle.tune.spaces.domains import range_of as checked_range
+from mlcycle.tune.spaces.expressions import Expression
+from mlcycle.tune.spaces.files import parse_options, read_space
+from mlcycle.tune.spaces.space import Constraint, Dimension, Space
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 FEW = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])

@@ -300,7 +300,7 @@ def test_time_and_flatness(local: Store) -> None:
 STUDY = """
 import json, os, sys, time
 import mlcycle as mlc
-from mlcycle.notebooks.result import NotebookInterrupted
+from mlcycle.notebooks.record.result import NotebookInterrupted
 def objective(x):
     open('begun', 'a').write(f'{x!r}\\n')
     time.sleep(float(os.environ.get('SLEEP', 0.05)))

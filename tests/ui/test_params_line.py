@@ -10,7 +10,7 @@ import nbformat
 import pytest
 
 from mlcycle.errors import NotebookFormatError, ParameterError
-from mlcycle.notebooks.runner import run_notebook
+from mlcycle.notebooks.execute.runner import run_notebook
 from mlcycle.store.connect import open_store
 from tests.ui.kernels import Kernel, shown
 

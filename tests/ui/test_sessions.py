@@ -7,7 +7,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from mlcycle.notebooks.runner import run_notebook
+from mlcycle.notebooks.execute.runner import run_notebook
 from mlcycle.store import artifacts, facts, runs
 from mlcycle.store.connect import Store, open_store
 from tests.ui.kernels import Kernel, shown

@@ -154,7 +154,7 @@ def test_pictures_that_make_no_sense_have_a_reason(tmp_path: Path) -> None:
     from mlcycle.errors import UsageError
     from mlcycle.tune.pictures import kinds, live_picture, picture
     from mlcycle.tune.storage import open_study
-    from mlcycle.ui.studies import study_view
+    from mlcycle.ui.views.studies import study_view
 
     store = connect(tmp_path / "mlcycle.db")
 

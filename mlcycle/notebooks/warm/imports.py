@@ -9,7 +9,7 @@ import ast
 import re
 from typing import Any
 
-from ..source import runnable
+from ..document.source import runnable
 
 # %% auto #0
 __all__ = ['warmable']
@@ -68,7 +68,7 @@ def _tracking(nb: Any) -> tuple[str, ...]:
     "What a notebook that tracks will need of mlcycle, of which the waiting process is made: nothing can change what that is."
     text = "\n".join(cell.source for cell in nb.cells if runnable(cell))
     found = ("mlcycle",) if re.search(r"^\s*(import|from)\s+mlcycle\b", text, re.M) else ()
-    return (*found, "mlcycle.ui.magics") if re.search(r"^\s*%(re)?load_ext\s+mlcycle\b", text, re.M) else found
+    return (*found, "mlcycle.ui.magics.magics") if re.search(r"^\s*%(re)?load_ext\s+mlcycle\b", text, re.M) else found
 
 # %% ../../../nbs/notebooks/warm/01_imports.ipynb #warmable
 def _ordinary(nb: Any) -> tuple[str, ...]:

@@ -19,9 +19,9 @@ from typing import Any
 
 from ipykernel.kernelapp import IPKernelApp
 
-from .chance import states
 from .forking import Birth
 from .identity import no_handlers, own_chance, own_environment, own_plots, own_session
+from .random_state import states
 from .wire import Gone, receive, send
 
 # %% auto #0

@@ -29,7 +29,7 @@ KERNEL = ("ipykernel.kernelapp", "ipykernel.ipkernel", "ipykernel.zmqshell", "ip
           "IPython.core.oinspect", "IPython.core.pylabtools", "IPython.core.ultratb", "IPython.extensions.storemagic", "IPython.lib.pretty",
           "pygments.lexers.python", "pygments.formatters.terminal256", "stack_data", "sqlite3", "pdb", "comm",
           "tornado.platform.asyncio", "concurrent.futures.thread", "multiprocessing.queues", "zmq.eventloop.zmqstream", "asyncio", "encodings.idna",
-          "mlcycle.notebooks.warm.revival")
+          "mlcycle.notebooks.warm.checkpointing")
 
 # what `import mlcycle` puts off until it is used
 TRACKING = ("mlcycle.track.current", "mlcycle.track.trial", "mlcycle.track.active", "mlcycle.store.metrics", "psutil")
@@ -136,8 +136,8 @@ def main() -> None:
     sys.path.remove("")
     made = {name: value for name, value in os.environ.items() if before.get(name) != value}
     os.chdir("/")
+    from mlcycle.notebooks.warm.checkpointing import take
     from mlcycle.notebooks.warm.kernel import Warmed, become, live
-    from mlcycle.notebooks.warm.revival import take
 
     matplotlib = sys.modules.get("matplotlib")
     warmed = Warmed(made, matplotlib.matplotlib_fname() if matplotlib else None)

@@ -10,8 +10,8 @@ from typing import Any
 
 from ...errors import ModelError, UnsafeModelError
 from .base import Flavour
-from ..soundness import check_sound
-from ..trusted import refused
+from ..safety.soundness import check_sound
+from ..safety.trusted import refused
 
 # %% auto #0
 __all__ = ['flavour', 'SklearnFlavour']

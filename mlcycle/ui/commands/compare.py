@@ -22,7 +22,7 @@ def compare(runs: tuple[str, ...]) -> Result:
     "Put RUNS side by side: params, metrics, files, environment and code; what differs from the first one is marked."
     from mlcycle.evaluate.comparison import compare as gather
     from mlcycle.store.connect import current_store
-    from mlcycle.ui.widgets.sidebyside import compare_view
+    from mlcycle.ui.widgets.comparison_parts import compare_view
 
     store = current_store()
     found = gather(store, *runs)

@@ -47,7 +47,7 @@ def _note(face: Face, text: str) -> None:
 
 # %% ../../../nbs/ui/commands/08_demo.ipynb #steps
 def _train(face: Face, store: Store, folder: Path) -> None:
-    from mlcycle.notebooks.runner import run_notebook
+    from mlcycle.notebooks.execute.runner import run_notebook
 
     for params in TRIES:
         words = " ".join(f"-p {k} {v}" for k, v in params.items())
@@ -75,7 +75,8 @@ def demo(face: Face, folder: Path) -> Result:
     from mlcycle.store.connect import open_store
     from mlcycle.track.queries import runs
     from mlcycle.ui.sample import write_project
-    from mlcycle.ui.views import model_view, runs_view
+    from mlcycle.ui.views.models import model_view
+    from mlcycle.ui.views.runs import runs_view
 
     if folder.exists() and any(folder.iterdir()):
         raise UsageError(f"The folder {str(folder)!r} is not empty. Choose another one with --dir, or remove it.")

@@ -23,14 +23,14 @@ __all__ = ['register', 'promote', 'rollback', 'models']
 def register(run: str, name: str, artifact: str) -> Result:
     "Make the model that RUN logged the next version of NAME."
     from mlcycle.registry.versions import register as make
-    from mlcycle.ui.views import version_data
+    from mlcycle.ui.views.models import version_data
 
     version = make(run, name, artifact)
     return Result(version_data(version), [Text(f"Registered {version.ref} from run {version.run[:8]}", "good")])
 
 # %% ../../../nbs/ui/commands/04_models.ipynb #move
 def _moved(move: AliasMove) -> Result:
-    from mlcycle.ui.views import move_data
+    from mlcycle.ui.views.models import move_data
 
     before = f" (was {move.model}/{move.before})" if move.before and move.before != move.after else ""
     where = f"now points to {move.model}/{move.after}" if move.after else "was removed"
@@ -62,7 +62,7 @@ def rollback(name: str, why: str) -> Result:
 def models() -> Result:
     "List registered models."
     from mlcycle.store.connect import current_store
-    from mlcycle.ui.views import models_view
+    from mlcycle.ui.views.models import models_view
 
     return models_view(current_store())
 

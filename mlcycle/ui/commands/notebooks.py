@@ -12,25 +12,12 @@ import click
 
 from ...display import Result, Text
 from ...errors import UsageError
+from .run_options import NOTEBOOK, Pairs
 from ..completion import complete_experiment, complete_model
 from ..tree import Command, Face
 
-NOTEBOOK = click.Path(path_type=Path)
-
 # %% auto #0
-__all__ = ['NOTEBOOK', 'Pairs', 'run', 'params']
-
-# %% ../../../nbs/ui/commands/02_notebooks.ipynb #pairs
-class Pairs(Command):
-    "Takes NAME=VALUE where an option wants NAME VALUE."
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        split: list[str] = []
-        for i, word in enumerate(args):
-            name, equals, value = word.partition("=")
-            after = i > 0 and args[i - 1] in ("-p", "--param")
-            split += [name, value] if after and equals and name.isidentifier() else [word]
-        return super().parse_args(ctx, split)
+__all__ = ['run', 'params']
 
 # %% ../../../nbs/ui/commands/02_notebooks.ipynb #run
 @click.command("run", cls=Pairs)
@@ -66,9 +53,9 @@ def run(face: Face, notebook: Path, pairs: tuple[tuple[str, str], ...], texts: t
     In a notebook, `this` is the one you are in: the result is held against yours."""
     import warnings
 
-    from mlcycle.notebooks.checks import gather
-    from mlcycle.notebooks.keeping import seconds_of
-    from mlcycle.notebooks.runner import notebook_parameters, run_notebook
+    from mlcycle.notebooks.checkpoints.keeper import seconds_of
+    from mlcycle.notebooks.execute.runner import notebook_parameters, run_notebook
+    from mlcycle.notebooks.params.values import gather
 
     if options["keep"] is not None:
         options["keep"] = seconds_of(options["keep"])
@@ -80,8 +67,8 @@ def run(face: Face, notebook: Path, pairs: tuple[tuple[str, str], ...], texts: t
     if this and not face.notebook:
         raise UsageError("`this` is the notebook one is in, as %mlcycle run this. On the command line, name the file.")
     if this:
-        from mlcycle.ui.here import in_batch
-        from mlcycle.ui.this import notebook_here
+        from mlcycle.ui.session.batch_run import notebook_here
+        from mlcycle.ui.session.this_notebook import in_batch
 
         if in_batch():
             return Result({"run": None}, [Text("This is the batch run of the notebook itself: nothing more is run.", "dim")])
@@ -98,7 +85,7 @@ def run(face: Face, notebook: Path, pairs: tuple[tuple[str, str], ...], texts: t
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the result shows them
         if this:
-            from mlcycle.ui.this import run_this
+            from mlcycle.ui.session.batch_run import run_this
 
             return run_this(notebook, values, secrets=secrets, **options)
         return run_notebook(notebook, values, secrets=secrets, **options).result()
@@ -109,11 +96,11 @@ def run(face: Face, notebook: Path, pairs: tuple[tuple[str, str], ...], texts: t
 @click.option("--write", is_flag=True, help="Turn its line %params into a cell tagged `parameters`, as Papermill by itself wants one.")
 def params(notebook: Path, write: bool) -> Result:
     "Show the parameters that NOTEBOOK declares."
-    from mlcycle.notebooks.parameters import Parameters
-    from mlcycle.notebooks.runner import notebook_parameters
+    from mlcycle.notebooks.execute.runner import notebook_parameters
+    from mlcycle.notebooks.params.declared import Parameters
 
     if write:
-        from mlcycle.notebooks.params_file import write_parameters
+        from mlcycle.notebooks.params.cell import write_parameters
 
         return write_parameters(notebook).result()
     return (notebook_parameters(notebook) or Parameters()).result()

@@ -25,7 +25,7 @@ __all__ = ['runs', 'artifacts']
 def runs(query: str | None, experiment: str | None, order_by: str, limit: int) -> Result:
     """List runs that fit QUERY, such as "metrics.auc > 0.9 and params.model == 'hgb'"."""
     from mlcycle.track.queries import runs as find
-    from mlcycle.ui.views import runs_view
+    from mlcycle.ui.views.runs import runs_view
 
     def live():
         from mlcycle.ui.widgets.runs_table import RunsTable

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -32,23 +32,37 @@ def show(ref: str) -> Result:
     from mlcycle.registry.versions import resolve_version
     from mlcycle.store import models
     from mlcycle.store.connect import current_store
-    from mlcycle.ui import views
+    from mlcycle.ui.views.models import model_view, version_view
 
     store, ref = current_store(), ref.strip()
     if ref.startswith(STUDY):
         return _study(store, ref.removeprefix(STUDY))
     if "@" in ref or "/" in ref:
-        return views.version_view(store, resolve_version(ref, store=store))
-    for model in models.list_models(store):
-        if model.name == ref:
-            return views.model_view(store, model)
+        version = resolve_version(ref, store=store)
+        return replace(version_view(store, version), live=lambda: _page("VersionView", version, store))
+    model = next((model for model in models.list_models(store) if model.name == ref), None)
+    if model is not None:
+        return replace(model_view(store, model), live=lambda: _page("ModelView", model, store))
     return _run_or_study(store, ref)
 
 # %% ../../../nbs/ui/commands/03_show.ipynb #which
-def _study(store: Store, name: str) -> Result:
-    from mlcycle.ui.studies import study_view
+def _page(widget: str, shown: Any, store: Store) -> Any:
+    "The page that a person at a notebook works with."
+    from mlcycle.ui.widgets import detail_pages
 
-    return study_view(store, name)
+    return getattr(detail_pages, widget)(shown, store)
+
+
+def _study(store: Store, name: str) -> Result:
+    from mlcycle.ui.views.studies import study_view
+
+    return replace(study_view(store, name), live=lambda: _study_page(name, store))
+
+
+def _study_page(name: str, store: Store) -> Any:
+    from mlcycle.ui.widgets.study import StudyView
+
+    return StudyView(name, store)
 
 
 def _run_or_study(store: Store, ref: str) -> Result:
@@ -56,7 +70,7 @@ def _run_or_study(store: Store, ref: str) -> Result:
     from mlcycle.store.query import page
     from mlcycle.tune.overview import sessions
     from mlcycle.tune.storage import study_names
-    from mlcycle.ui import views
+    from mlcycle.ui.views.runs import run_view
 
     held = sessions(store, ref)
     own = {run.id for run in held}
@@ -75,6 +89,6 @@ def _run_or_study(store: Store, ref: str) -> Result:
         raise AmbiguousError(f"{e} The study of that name is `mlcycle show {STUDY}{ref}`.") from None
     if run.id in own and run.name == ref:
         return _study(store, ref)
-    found = views.run_view(store, run)
+    found = run_view(store, run)
     note = [Text(f"There is a study of this name too: `mlcycle show {STUDY}{ref}`.", "dim")] if held else []
-    return replace(found, parts=[*found.parts, *note])
+    return replace(found, parts=[*found.parts, *note], live=lambda: _page("RunView", run, store))

@@ -15,7 +15,8 @@ from ...display import STATES, Facts, Result, Table, Text, show_seconds, show_va
 from ...entities import Run
 from ...store import facts, runs
 from .busy import answer_while_busy
-from .view import Picture, View
+from ..views.parts import Picture
+from .view import View
 
 if TYPE_CHECKING:
     from mlcycle.store.connect import Store

@@ -5,21 +5,15 @@
 # %% ../../../nbs/ui/widgets/01_view.ipynb #imports
 from __future__ import annotations
 
-import base64
-import html
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...display import Result, Text, is_live
 
-if TYPE_CHECKING:
-    from rich.console import RenderableType
-
 # %% auto #0
-__all__ = ['asset', 'Picture', 'View']
+__all__ = ['asset', 'View']
 
 # %% ../../../nbs/ui/widgets/01_view.ipynb #asset
 @cache
@@ -31,30 +25,6 @@ def asset(
 
     folder = files("mlcycle.ui.widgets") / "static"
     return "\n".join((folder / name).read_text(encoding="utf-8") for name in names)
-
-# %% ../../../nbs/ui/widgets/01_view.ipynb #picture
-_TURN = "<style>:is([data-jp-theme-light='false'],.vscode-dark,.quarto-dark) img.mlc-drawn{filter:invert(.933) hue-rotate(180deg)}</style>"
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    "A picture as a part of a result."
-    data: bytes                     # SVG or PNG
-    alt: str                        # What it shows, in words
-    mime: str = "image/svg+xml"     # `image/svg+xml` or `image/png`
-    drawn: bool = False             # Dark on white, to be turned around on a dark page
-
-    def html(self) -> str:
-        "As HTML."
-        data, (before, look) = base64.b64encode(self.data).decode(), (_TURN, "mlc-drawn") if self.drawn else ("", "")
-        return (f"{before}<img class='{look}' alt='{html.escape(self.alt)}' src='data:{self.mime};base64,{data}' "
-                "style='max-width:100%;height:auto;display:block;margin:4px 0'>")
-
-    def rich(self) -> RenderableType:
-        "For a terminal."
-        from rich.text import Text as RichText
-
-        return RichText(f"[{self.alt}]", style="dim")
 
 # %% ../../../nbs/ui/widgets/01_view.ipynb #view
 class View:

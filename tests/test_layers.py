@@ -1,0 +1,100 @@
+"The order of the packages: no import runs up it, none goes in a circle, imports inside of functions and for annotations included."
+from __future__ import annotations
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+from tests.tree import ROOT
+
+# From the foundations up. Packages on one line do not import each other. `""` is mlcycle itself: errors, display, entities, config, redact.
+LAYERS = [
+    [""],
+    ["store"],
+    ["data", "registry.safety"],
+    ["registry.flavours"],
+    ["registry"],
+    ["track.capture"],
+    ["track"],
+    ["track.autolog", "notebooks.document"],
+    ["notebooks.params"],
+    ["notebooks.record", "notebooks.warm"],
+    ["notebooks.checkpoints", "notebooks.follow"],
+    ["notebooks.execute"],
+    ["notebooks.sweep", "notebooks.resume", "notebooks.reproduce"],
+    ["notebooks"],
+    ["evaluate", "tune.spaces"],
+    ["tune"],
+    ["ui"],
+    ["ui.views"],
+    ["ui.widgets"],
+    ["ui.session"],
+    ["ui.commands"],
+    ["ui.magics"],
+]
+HEIGHT = {package: height for height, layer in enumerate(LAYERS) for package in layer}
+ENTRANCES = {"__main__": "`python -m mlcycle` starts the command line"}  # Modules above all layers
+
+
+def package_of(module: str) -> str:
+    "The package that a module lies in."
+    return module.rpartition(".")[0]
+
+
+def imports(path: Path, module: str, modules: set[str]) -> set[str]:
+    "Modules of mlcycle that a module imports anywhere in its text."
+    here = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+    named: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            parts = (node.module or "").split(".") if node.module else []
+            if node.level:
+                parts = [*here[: len(here) - node.level + 1], *parts]
+            elif parts[:1] != ["mlcycle"]:
+                continue
+            else:
+                parts = parts[1:]
+            source = ".".join(filter(None, parts))
+            named |= {full if (full := f"{source}.{alias.name}".strip(".")) in modules else source for alias in node.names}
+        elif isinstance(node, ast.Import):
+            named |= {alias.name.removeprefix("mlcycle.") for alias in node.names if alias.name.startswith("mlcycle.")}
+    return (named & modules) - {module}
+
+
+def graph() -> dict[str, set[str]]:
+    "What each module imports. A package is left out: its `__init__` only names what its modules offer, and loads it when asked."
+    paths = {}
+    for path in (ROOT / "mlcycle").rglob("*.py"):
+        if path.name not in ("_modidx.py", "__init__.py") and "versions" not in path.parts:
+            paths[path.relative_to(ROOT / "mlcycle").with_suffix("").as_posix().replace("/", ".")] = path
+    return {module: imports(path, module, set(paths)) for module, path in paths.items()}
+
+
+def test_every_package_has_its_layer() -> None:
+    "A new package is put into the list above before anything imports it."
+    packages = {package_of(module) for module in graph()} - {"store.migrations"}
+    assert sorted(packages - set(HEIGHT)) == [] and sorted(set(HEIGHT) - packages - {"notebooks"}) == []
+
+
+def test_imports_run_down() -> None:
+    "A module imports from its own package and from packages below it."
+    wrong = [f"{module} -> {other}" for module, others in graph().items() for other in others
+             if module not in ENTRANCES and package_of(module) != package_of(other) and "migrations" not in module
+             and HEIGHT[package_of(module)] <= HEIGHT[package_of(other)]]
+    assert sorted(wrong) == []
+
+
+def test_no_circle_of_modules() -> None:
+    "Modules can be read in one order: none needs another that needs it."
+    TopologicalSorter({module: others - set(ENTRANCES) for module, others in graph().items()}).prepare()  # raises CycleError
+
+
+def test_packages_import_nothing_up_front() -> None:
+    "An `__init__` loads what it offers when it is asked for, so that any module below can be imported alone."
+    for path in (ROOT / "mlcycle").rglob("__init__.py"):
+        package = path.parent.relative_to(ROOT / "mlcycle").as_posix().replace("/", ".").strip(".")
+        modules = {"lazy", *graph()}
+        top = ast.Module([node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.Import | ast.ImportFrom)], [])
+        source = ast.unparse(top)
+        named = [module for module in modules if f"mlcycle.{module} " in source.replace("\n", " ") and module != "lazy"]
+        assert named == [], f"{package}: {source}"
