@@ -45,7 +45,7 @@ class Settings:
     artifacts: str    # fsspec URL or local folder of the artifacts
     experiment: str = "default"  # Experiment of runs that name none
 
-
+# %% ../nbs/06_config.ipynb #table
 def table(
     root: Path,  # The project's root
 ) -> dict[str, str]:  # Its `[tool.mlcycle]` table, empty without one

@@ -43,7 +43,7 @@ def show_value(
         return ", ".join(f"{k}={show_value(v)}" for k, v in value.items())
     return str(value)
 
-
+# %% ../nbs/04_display.ipynb #show-bytes
 def show_bytes(
     size: float,  # Bytes
 ) -> str:
@@ -54,7 +54,7 @@ def show_bytes(
         size /= 1024
     return f"{size:.1f} TiB"
 
-
+# %% ../nbs/04_display.ipynb #show-seconds
 def show_seconds(
     seconds: float | None,  # A duration
 ) -> str:
@@ -261,7 +261,7 @@ class Result:
             warnings.warn(f"mlcycle: the live view could not be made ({type(e).__name__}: {e}); this is its static form.", stacklevel=2)
             return {}
 
-
+# %% ../nbs/04_display.ipynb #finite
 def _finite(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None

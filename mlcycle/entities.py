@@ -25,7 +25,7 @@ class Process:
     pid: int       # Process id on that host
     started: float  # When the process started, seconds since the epoch; tells a reused pid apart
 
-
+# %% ../nbs/05_entities.ipynb #run-error
 @dataclass(frozen=True, slots=True)
 class RunError:
     "Why a run failed."
@@ -35,7 +35,7 @@ class RunError:
     cell: int | None = None       # Number of the code cell that raised, counted from 1, for notebook runs
     cell_id: str | None = None    # Id of that cell
 
-
+# %% ../nbs/05_entities.ipynb #run-run
 @dataclass(frozen=True, slots=True)
 class Run:
     "One tracked execution, as the store knows it."
@@ -66,7 +66,7 @@ class MetricPoint:
     value: float     # Exact float64; NaN and infinities allowed
     time: datetime   # UTC, when it was logged
 
-
+# %% ../nbs/05_entities.ipynb #artifact
 @dataclass(frozen=True, slots=True)
 class Artifact:
     "A named file of a run; its content is stored once, by digest."
@@ -75,7 +75,7 @@ class Artifact:
     size: int        # Bytes
     kind: str = "file"  # What it is to mlcycle: file, model, notebook, source, environment, figure, table, text
 
-
+# %% ../nbs/05_entities.ipynb #dataset
 @dataclass(frozen=True, slots=True)
 class Dataset:
     "A named, digested reference to data that a run read."
@@ -114,7 +114,7 @@ class Version:
         names = "".join(f" @{alias}" for alias in self.aliases)
         return f"Version {self.ref}{names} ({self.flavour}, run {self.run[:8]}{', ' + show_value(few) if few else ''})"
 
-
+# %% ../nbs/05_entities.ipynb #model-model
 @dataclass(frozen=True, slots=True)
 class Model:
     "A registered name with its versions."
@@ -123,7 +123,7 @@ class Model:
     versions: tuple[int, ...] = ()     # Numbers in use, ascending
     aliases: dict[str, int] = field(default_factory=dict)  # Alias to version number
 
-
+# %% ../nbs/05_entities.ipynb #alias-move
 @dataclass(frozen=True, slots=True)
 class AliasMove:
     "One move of an alias: the history of who promoted what, and why."

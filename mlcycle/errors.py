@@ -19,31 +19,31 @@ class UsageError(MlcycleError):
     "Wrong use: nothing was run and nothing was written."
     exit_code = 2
 
-
+# %% ../nbs/02_errors.ipynb #config-error
 class ConfigError(UsageError):
     "A setting that cannot be used: a bad URL, an unknown key, a missing extra."
 
-
+# %% ../nbs/02_errors.ipynb #not-found-error
 class NotFoundError(UsageError):
     "A run, model, version, artifact or file that does not exist."
 
-
+# %% ../nbs/02_errors.ipynb #ambiguous-error
 class AmbiguousError(UsageError):
     "A reference that fits more than one thing."
 
-
+# %% ../nbs/02_errors.ipynb #no-active-run-error
 class NoActiveRunError(UsageError):
     "A tracking verb used outside a run."
 
-
+# %% ../nbs/02_errors.ipynb #parameter-error
 class ParameterError(UsageError):
     "A parameter that the notebook does not declare, or a value of the wrong type."
 
-
+# %% ../nbs/02_errors.ipynb #query-error
 class QueryError(UsageError):
     "A run query that cannot be parsed or names something unknown."
 
-
+# %% ../nbs/02_errors.ipynb #notebook-format-error
 class NotebookFormatError(UsageError):
     "A file that is no valid notebook, or one that no installed kernel can run."
 
@@ -51,15 +51,15 @@ class NotebookFormatError(UsageError):
 class StoreError(MlcycleError):
     "The store could not do what was asked; what was acknowledged before is safe."
 
-
+# %% ../nbs/02_errors.ipynb #store-format-error
 class StoreFormatError(StoreError):
     "A file or database that is not an mlcycle store, or a damaged one. It is left untouched."
 
-
+# %% ../nbs/02_errors.ipynb #store-version-error
 class StoreVersionError(StoreError):
     "A store written by a newer mlcycle than this one."
 
-
+# %% ../nbs/02_errors.ipynb #store-full-error
 class StoreFullError(StoreError):
     "No space left where the store lives."
 
@@ -67,15 +67,15 @@ class StoreFullError(StoreError):
 class ArtifactError(MlcycleError):
     "An artifact could not be stored or read."
 
-
+# %% ../nbs/02_errors.ipynb #artifact-name-error
 class ArtifactNameError(ArtifactError, UsageError):
     "An artifact name that could escape its folder or clash on another system."
 
-
+# %% ../nbs/02_errors.ipynb #corrupt-artifact-error
 class CorruptArtifactError(ArtifactError):
     "Stored bytes that no longer have the digest they were stored under."
 
-
+# %% ../nbs/02_errors.ipynb #secret-error
 class SecretError(ArtifactError):
     "Content that holds the value of a secret and was therefore not stored."
 
@@ -95,23 +95,23 @@ class NotebookRunError(MlcycleError):
 class ModelError(MlcycleError):
     "A model that could not be stored, loaded or used."
 
-
+# %% ../nbs/02_errors.ipynb #unsafe-model-error
 class UnsafeModelError(ModelError):
     "A model file that asks for types outside the allow-list, or a pickle without opt-in."
 
-
+# %% ../nbs/02_errors.ipynb #data-error
 class DataError(MlcycleError):
     "Data that does not fit what was asked of it."
 
-
+# %% ../nbs/02_errors.ipynb #signature-error
 class SignatureError(DataError):
     "Input columns that do not match a model's signature."
 
-
+# %% ../nbs/02_errors.ipynb #gate-error
 class GateError(MlcycleError):
     "A check that a version did not pass, so its alias did not move."
 
-
+# %% ../nbs/02_errors.ipynb #reproduction-error
 class ReproductionError(MlcycleError):
     "A run that cannot be reproduced here, so that there is no verdict; `result` holds what was looked at."
 

@@ -180,7 +180,7 @@ class Redactor:
         listed = os.environ.get(ENV_SECRETS, "")
         return _made(tuple((name, os.environ[name]) for name in listed.split(",") if os.environ.get(name)))
 
-
+# %% ../nbs/03_redact.ipynb #made
 @lru_cache(maxsize=8)
 def _made(values: tuple[tuple[str, str], ...]) -> Redactor:
     return Redactor(dict(values))

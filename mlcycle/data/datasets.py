@@ -35,7 +35,7 @@ def frame_digest(
                         "log the file that it came from instead.") from e
     return sha.hexdigest()
 
-
+# %% ../../nbs/data/01_datasets.ipynb #array-digest
 def array_digest(
     array: Any,  # numpy array or scipy sparse matrix
 ) -> str:        # SHA-256, 64 hexadecimal digits

@@ -30,7 +30,7 @@ class Piece:
     kind: str = "code"  # code, markdown or raw
     number: int = 0  # Place in the notebook, from 1; 0 for a script
 
-
+# %% ../../nbs/evaluate/01_code_changes.ipynb #change
 @dataclass(frozen=True, slots=True)
 class Change:
     "What became of one piece."
@@ -44,7 +44,7 @@ class Change:
         "Its lines, each marked as in a diff: a space, `-` or `+`."
         return marked(self.before.text if self.before else "", self.after.text if self.after else "")
 
-
+# %% ../../nbs/evaluate/01_code_changes.ipynb #marked
 def marked(
     before: str,  # A text
     after: str,   # Another text
@@ -58,7 +58,7 @@ def marked(
             lines += [("-", line) for line in old[i:j]] + [("+", line) for line in new[k:end]]
     return lines
 
-# %% ../../nbs/evaluate/01_code_changes.ipynb #pair
+# %% ../../nbs/evaluate/01_code_changes.ipynb #by-id
 def _by_id(old: Sequence[Piece], new: Sequence[Piece]) -> dict[int, int]:
     "Places in `new` to places in `old`, for ids that occur once in each."
     def places(pieces: Sequence[Piece]) -> dict[str, int]:
@@ -68,7 +68,7 @@ def _by_id(old: Sequence[Piece], new: Sequence[Piece]) -> dict[int, int]:
     known = places(old)
     return {i: known[name] for name, i in places(new).items() if name in known}
 
-
+# %% ../../nbs/evaluate/01_code_changes.ipynb #by-text
 def _by_text(old: Sequence[Piece], new: Sequence[Piece], left: list[int], right: list[int]) -> Iterator[tuple[int, int]]:
     "Pairs (new, old) among the pieces that are left."
     matcher = SequenceMatcher(None, [(old[i].kind, old[i].text) for i in left], [(new[i].kind, new[i].text) for i in right], autojunk=False)
@@ -84,7 +84,7 @@ def _alike(a: Piece, b: Piece) -> bool:
     named = bool(a.id and b.id and a.number and b.number)
     return a.kind == b.kind and (not named or SequenceMatcher(None, a.text, b.text).quick_ratio() > 0.6)
 
-
+# %% ../../nbs/evaluate/01_code_changes.ipynb #pair
 def difference(
     before: Sequence[Piece],  # Cells of one notebook
     after: Sequence[Piece],   # Cells of another one
@@ -119,7 +119,7 @@ def cells(
             found.append(Piece("".join(text), str(cell.get("id", "")) if named else "", cell.get("cell_type", "code"), number))
     return found
 
-
+# %% ../../nbs/evaluate/01_code_changes.ipynb #documents
 def _documents(files: list[Artifact]) -> list[Artifact]:
     "What holds the code of a run: the notebook, else the cell, else the script or the session."
     by_name = {a.name: a for a in files}
@@ -128,7 +128,7 @@ def _documents(files: list[Artifact]) -> list[Artifact]:
             return [by_name[name]]
     return [a for a in files if a.name.startswith("source/")]
 
-
+# %% ../../nbs/evaluate/01_code_changes.ipynb #pieces
 def pieces(
     store: Store,  # The store
     run: Run,      # A run
@@ -143,7 +143,7 @@ def pieces(
             found.append(Piece(data.decode("utf-8", "replace"), artifact.name.removeprefix("source/")))
     return found
 
-
+# %% ../../nbs/evaluate/01_code_changes.ipynb #between
 def between(
     store: Store,  # The store
     before: Run,   # A run

@@ -38,7 +38,7 @@ class Line:
         "Is it not the same everywhere? NaN equals NaN; 1 and 1.0 are the same, 1 and True are not."
         return any(not _same(self.values[0], value) for value in self.values[1:])
 
-
+# %% ../../nbs/evaluate/02_comparison.ipynb #side-by-side
 def _same(a: Any, b: Any) -> bool:
     if isinstance(a, float) and isinstance(b, float) and math.isnan(a) and math.isnan(b):
         return True
@@ -80,7 +80,7 @@ class Comparison:
                      for run, changes in zip(others, self.code, strict=True)],
         }
 
-
+# %% ../../nbs/evaluate/02_comparison.ipynb #change
 def _change(change: code_changes.Change) -> dict[str, Any]:
     piece = change.after or change.before
     return {"id": piece.id, "number": piece.number, "kind": piece.kind, "change": change.how, "moved": change.moved,

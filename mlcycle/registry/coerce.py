@@ -173,7 +173,7 @@ def _known(
         raise Misfit(f"unknown category {_at(bad, series, first_row)}. It was trained on {listed}")
     return known
 
-
+# %% ../../nbs/registry/03_coerce.ipynb #category-category
 def _category(
     series: pd.Series,  # Values
     column: Column,     # What is wanted, with its categories

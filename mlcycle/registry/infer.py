@@ -29,7 +29,7 @@ def _plain(
     items = [value for value in items if value is not None and value == value]  # NaN is not a category, it is a null
     return tuple(items) if all(isinstance(value, (str, int, float, bool)) for value in items) else None
 
-
+# %% ../../nbs/registry/05_infer.ipynb #columns-columns
 def _columns(
     X: pd.DataFrame,  # Example rows
 ) -> list[Column]:    # What can be read off them
@@ -112,7 +112,7 @@ def _with_nulls(
         made[column.name] = cast(series, column)
     return type(X)(made, index=X.index)
 
-
+# %% ../../nbs/registry/05_infer.ipynb #frame-inputs
 def _frame_inputs(
     X: pd.DataFrame,  # Example rows
     model: Any,       # A fitted model, None to read the example alone

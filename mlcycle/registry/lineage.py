@@ -35,7 +35,7 @@ class Node:
     detail: str = ""  # A few words more
     facts: dict[str, Any] = field(default_factory=dict)  # Digest, path, commit: what a program wants
 
-
+# %% ../../nbs/registry/17_lineage.ipynb #edge
 @dataclass(frozen=True, slots=True)
 class Edge:
     "One thing that led to another."
@@ -43,7 +43,7 @@ class Edge:
     target: str  # Id of the effect
     role: str    # What the first is to the second: `read by`, `source of`, `searched with`, `environment of`, `code of`, `parent of`, `made`, `is`
 
-
+# %% ../../nbs/registry/17_lineage.ipynb #graph-lineage
 @dataclass(frozen=True, slots=True)
 class Lineage:
     "Where one thing came from and what came of it."
@@ -98,7 +98,7 @@ def _below(lineage: Lineage, id: str, indent: str = "") -> Iterator[str]:
         yield f"{indent}{'└─' if last else '├─'} {_line(node, _BACK.get(role, ''))}"
         yield from _below(lineage, node.id, indent + ("   " if last else "│  "))
 
-
+# %% ../../nbs/registry/17_lineage.ipynb #tree-tree
 def _tree(lineage: Lineage) -> Iterator[str]:
     subject = lineage.node(lineage.subject)
     yield _line(subject)
@@ -116,7 +116,7 @@ def _digest(store: Store, run: Run, *names: str) -> tuple[str, str]:
     held = {file.name: file.digest for file in artifacts.listing(store, run)}
     return next(((name, held[name]) for name in names if name in held), ("", ""))
 
-
+# %% ../../nbs/registry/17_lineage.ipynb #source
 def _source(store: Store, run: Run, found: dict[str, dict[str, Any]]) -> Node | None:
     "The notebook, script or cell that was executed."
     notebook, script = facts.tags(store, run).get("notebook"), found.get("code", {}).get("script")
@@ -129,7 +129,7 @@ def _source(store: Store, run: Run, found: dict[str, dict[str, Any]]) -> Node | 
     label = {"source/cell.py": "the cell", "source/session.py": "the session"}.get(name, script)
     return Node(f"source:{digest[:16]}", "source", label, digest[:8], {"artifact": name, "digest": digest, "path": script})
 
-
+# %% ../../nbs/registry/17_lineage.ipynb #environment
 def _environment(store: Store, run: Run, found: dict[str, dict[str, Any]]) -> Node | None:
     captured = found.get("environment", {})
     if not captured.get("python"):
@@ -139,7 +139,7 @@ def _environment(store: Store, run: Run, found: dict[str, dict[str, Any]]) -> No
     return Node(f"environment:{digest[:16]}", "environment", f"Python {captured['python']}", f"{count} distributions" if count else "",
                 {"digest": digest or None, "python": captured["python"], "platform": captured.get("platform"), "distributions": count})
 
-
+# %% ../../nbs/registry/17_lineage.ipynb #code
 def _code(found: dict[str, dict[str, Any]]) -> Node | None:
     git, modules = found.get("git", {}), found.get("code", {}).get("modules", {})
     commit, snapshot = git.get("commit"), git.get("snapshot")
@@ -180,7 +180,7 @@ def study_of(
         return {}
     return {"study": tags["study"], "trial": int(tags["trial"]), "space": _space(store, run, tags["study"])}
 
-
+# %% ../../nbs/registry/17_lineage.ipynb #space-words
 def _space(store: Store, run: Run, study: str) -> dict[str, Any]:
     held: list[Run] = []
     with suppress(NotFoundError):  # the session was deleted
@@ -198,7 +198,7 @@ def space_words(
     "What was varied, in a line."
     return ", ".join(f"{each['name']} {each['text']}" for each in space.get("dimensions", ()))
 
-
+# %% ../../nbs/registry/17_lineage.ipynb #study-study
 def _study(store: Store, run: Run) -> Node | None:
     found = study_of(store, run)
     if not found:

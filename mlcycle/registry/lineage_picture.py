@@ -32,7 +32,7 @@ class Placed:
     y: int                      # Upper edge
     notes: tuple[str, ...] = ()  # Aliases, or where data came from
 
-
+# %% ../../nbs/registry/18_lineage_picture.ipynb #fewer
 def _fewer(
     nodes: list[Node],  # A column
     keep: str,          # Id of a node that must stay
@@ -48,7 +48,7 @@ def _middle(lineage: Lineage) -> Node | None:
     subject = lineage.node(lineage.subject)
     return subject if subject.kind == "run" else next((node for role, node in lineage.causes(subject.id) if role == "made"), None)
 
-
+# %% ../../nbs/registry/18_lineage_picture.ipynb #place
 def place(
     lineage: Lineage,  # What to draw
 ) -> tuple[list[Placed], int, int]:  # The boxes; width and height of the picture
@@ -72,7 +72,7 @@ def place(
             boxes.append(Placed(node, 1 + i * (BOX + GAP), top + j * STEP, notes))
     return boxes, len(columns) * (BOX + GAP) - GAP + 2, height
 
-# %% ../../nbs/registry/18_lineage_picture.ipynb #icons
+# %% ../../nbs/registry/18_lineage_picture.ipynb #cut
 _ICONS = {  # In a square of 16
     "notebook": "M4 2h9v12H4zM4 2v12M7 5h3M2.5 5h2M2.5 8h2M2.5 11h2",
     "source": "M4 1.5h5.5L13 5v9.5H4zM9.5 1.5V5H13M6 8h5M6 11h5",
@@ -90,7 +90,7 @@ _FINE = 24  # Letters of the smaller line
 def _cut(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1].rstrip() + "…"
 
-
+# %% ../../nbs/registry/18_lineage_picture.ipynb #icons
 def words(
     placed: Placed,  # A box
 ) -> str:            # `data calls, train, 455 rows, written by prepare`
@@ -103,7 +103,7 @@ def words(
 def _run_line(placed: Placed) -> str:
     return " ".join((placed.node.facts.get("status", placed.node.detail), *placed.notes))
 
-
+# %% ../../nbs/registry/18_lineage_picture.ipynb #box
 def _box(placed: Placed, subject: str) -> str:
     node, x, y = placed.node, placed.x, placed.y
     said = html.escape(words(placed), quote=True)
@@ -184,7 +184,7 @@ class LineagePart:
 
         return Text(f"{self.title}\n{self.lineage}" if self.title else str(self.lineage))
 
-
+# %% ../../nbs/registry/18_lineage_picture.ipynb #live-parts
 def live_parts(
     parts: Any,  # Parts of a result
 ) -> list[Any]:

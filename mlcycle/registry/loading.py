@@ -38,7 +38,7 @@ class Found:
         "What it takes and gives; None when it was logged without an example."
         return self.manifest.signature
 
-
+# %% ../../nbs/registry/13_loading.ipynb #of-version
 def _of_version(
     store: Store,      # The store
     version: Version,  # A version
@@ -54,7 +54,7 @@ def _of_run(
     _, digest = run_model(store, run, artifact)
     return Found(f"run {run.id[:8]} ({run.name})", digest, read_manifest(store, digest), None)
 
-
+# %% ../../nbs/registry/13_loading.ipynb #find-model
 def find_model(
     ref: str | Version | Run,  # `name`, `name/3`, `name@alias`, a run's id or name, or the thing itself
     *,
@@ -86,7 +86,7 @@ class OpenModel:
     model: Any    # The model itself
     found: Found  # Where it came from
 
-
+# %% ../../nbs/registry/13_loading.ipynb #open-model
 def open_model(
     ref: str | Version | Run,    # `name`, `name/3`, `name@alias`, a run's id or name, or the thing itself
     *,
@@ -99,7 +99,7 @@ def open_model(
     found = find_model(ref, artifact=artifact, store=store)
     return OpenModel(load_packaged(store, found.manifest, allow_pickle, found.label), found)
 
-
+# %% ../../nbs/registry/13_loading.ipynb #load-model
 def load_model(
     ref: str | Version | Run,    # `name`, `name/3`, `name@alias`, a run's id or name, or the thing itself
     *,

@@ -35,7 +35,7 @@ def check_model_name(
         raise UsageError(f"{name!r} cannot be an alias: it reads as a version number. Use a name such as {example!r}.")
     return name
 
-
+# %% ../../nbs/registry/10_names.ipynb #a
 def _a(
     what: str,  # A noun
 ) -> str:       # With its article
@@ -49,7 +49,7 @@ class Ref:
     number: int | None = None  # Set for `name/3`
     alias: str | None = None   # Set for `name@alias`
 
-
+# %% ../../nbs/registry/10_names.ipynb #parse-ref
 def parse_ref(
     text: str,  # What a person typed
 ) -> Ref:

@@ -62,7 +62,7 @@ def read_manifest(
     "A stored manifest, verified. Raises `NotFoundError`, `CorruptArtifactError`, `ModelError`."
     return from_bytes(store.blobs.read(digest))
 
-
+# %% ../../nbs/registry/09_packaging.ipynb #files
 @contextmanager
 def _files(
     store: Store,        # The store
@@ -74,7 +74,7 @@ def _files(
             store.blobs.fetch(digest, Path(folder) / artifacts.check_name(name))
         yield Path(folder)
 
-
+# %% ../../nbs/registry/09_packaging.ipynb #load-packaged
 def load_packaged(
     store: Store,                # The store
     manifest: Manifest,          # From `read_manifest`

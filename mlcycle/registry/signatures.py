@@ -117,7 +117,7 @@ def to_dict(
         "outputs": [_plain(column) for column in signature.outputs],
     }
 
-
+# %% ../../nbs/registry/01_signatures.ipynb #plain
 def _plain(
     part: Column | Tensor,  # A column or a tensor
 ) -> dict[str, Any]:        # Its fields, without the ones that say nothing
@@ -142,7 +142,7 @@ def from_dict(
         raise ModelError(f"A stored signature cannot be read ({e!r}). Its model was not written by mlcycle, or was changed since; "
                          "log it again.") from e
 
-
+# %% ../../nbs/registry/01_signatures.ipynb #from-dict-column
 def _column(
     fields: Mapping[str, Any],  # One column's JSON
 ) -> Column:                    # That column

@@ -89,7 +89,7 @@ def check_sink(
         raise NotFoundError(f"There is no folder {str(path.parent)!r} to write {path.name} into. Make it first.")
     return path
 
-
+# %% ../../nbs/registry/15_sinks.ipynb #open-sink
 @contextmanager
 def open_sink(
     path: str | Path,  # File to write, in the format of its ending

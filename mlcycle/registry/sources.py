@@ -49,7 +49,7 @@ def _is_text(
         return all(isinstance(value, str) for value in column.categories)
     return column.dtype in ("str", "category") or column.dtype.startswith("datetime64")
 
-
+# %% ../../nbs/registry/14_sources.ipynb #renumber
 def _renumber(
     series: pd.Series,  # A column that should hold numbers, read as text
 ) -> pd.Series:         # Its numbers as numbers, the rest as it was
@@ -87,7 +87,7 @@ def _columns_of(
     known = {str(column.name): column for column in signature.columns}
     return {name: known.get(name) for name in names}
 
-
+# %% ../../nbs/registry/14_sources.ipynb #csv-csv
 def _csv(
     path: Path,                   # A CSV file
     signature: Signature | None,  # What the model takes

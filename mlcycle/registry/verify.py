@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-# %% ../../nbs/registry/08_verify.ipynb #differs
+# %% ../../nbs/registry/08_verify.ipynb #differs-differs
 def _differs(
     was: pd.Series,  # One output of the model in memory
     now: pd.Series,  # The same of the stored copy
@@ -30,7 +30,7 @@ def _differs(
         return ~np.isclose(was, now, rtol=loose, atol=loose * 1e-2, equal_nan=True)
     return ~((was == now) | (was.isna() & now.isna())).to_numpy()
 
-
+# %% ../../nbs/registry/08_verify.ipynb #differs
 def differences(
     was: pd.DataFrame,  # Outputs of the model in memory
     now: pd.DataFrame,  # Outputs of the stored copy

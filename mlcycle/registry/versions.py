@@ -78,7 +78,7 @@ def resolve_version(
     "The version that a person means. Raises `NotFoundError` with what is close, `UsageError` for what is no reference."
     return _resolve(use_store(store), parse_ref(ref))
 
-
+# %% ../../nbs/registry/11_versions.ipynb #resolve-resolve
 def _resolve(
     store: Store,  # The store
     ref: Ref,      # A reference, taken apart

@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['check_name', 'fold', 'put_file', 'put_bytes', 'listing', 'get', 'makers', 'download']
 
-# %% ../../nbs/store/10_artifacts.ipynb #names
+# %% ../../nbs/store/10_artifacts.ipynb #names-constants
 _DEVICES = {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$", "CLOCK$", *(f"{d}{n}" for d in ("COM", "LPT") for n in "0123456789¹²³")}
 _UNSAFE = re.compile(r'[\x00-\x1f\x7f<>:"|?*\\]')
 
-
+# %% ../../nbs/store/10_artifacts.ipynb #names
 def check_name(
     name: str,  # What a person calls a file: relative, forward slashes
 ) -> str:       # The name in Unicode normal form C
@@ -70,7 +70,7 @@ def fold(
     "The name as a file system that ignores case sees it."
     return unicodedata.normalize("NFC", name.casefold())
 
-
+# %% ../../nbs/store/10_artifacts.ipynb #clash
 _LOCK = select(schema.runs.c.pk).where(schema.runs.c.pk == bindparam("run")).with_for_update(key_share=True)
 
 
@@ -84,14 +84,14 @@ def _clash(depth: int) -> Any:
     found = select(t.name).where(t.run == bindparam("run"), or_(same, *parents, inside))
     return found.limit(literal_column("1")).offset(literal_column("0"))
 
-
+# %% ../../nbs/store/10_artifacts.ipynb #insert
 @functools.cache
 def _insert(sqlite: bool) -> Any:
     made = (sqlite_insert if sqlite else postgresql_insert)(schema.artifacts)
     made = made.values({c.name: bindparam(c.name) for c in schema.artifacts.c})
     return made.on_conflict_do_update(index_elements=["run", "name"], set_={c: made.excluded[c] for c in ("digest", "size", "kind", "time")})
 
-
+# %% ../../nbs/store/10_artifacts.ipynb #link-link
 def _link(store: Store, run: Run, artifact: Artifact) -> None:
     db, folded = store.db, fold(artifact.name)
     parents = {f"parent{i}": "/".join(folded.split("/")[:i + 1]) for i in range(folded.count("/"))}
@@ -107,7 +107,7 @@ def _link(store: Store, run: Run, artifact: Artifact) -> None:
             raise ArtifactNameError(f"{artifact.name!r} cannot be stored next to {clash!r} of the same run: it {how}. Choose another name.")
         cur.execute(db.sql(_insert(db.sqlite)), row)
 
-
+# %% ../../nbs/store/10_artifacts.ipynb #link-put
 def _put(store: Store, run: Run, source: Path | bytes, name: str, kind: str, watch: Callable[[bytes], None] | None) -> Artifact:
     name = check_name(name)
     digest, size = store.blobs.put(source, watch)
@@ -129,7 +129,7 @@ def put_file(
     "Store a file under a name; the name's former content is replaced. Raises `ArtifactError`, `ArtifactNameError`, `StoreError`."
     return _put(store, run, Path(path), name, kind, watch)
 
-
+# %% ../../nbs/store/10_artifacts.ipynb #put-bytes
 def put_bytes(
     store: Store,         # The store
     run: Run,             # Run that it belongs to
@@ -152,7 +152,7 @@ def listing(
     rows = store.db.all(select(t.name, t.digest, t.size, t.kind).where(t.run == run.pk).order_by(t.name))
     return [Artifact(*row) for row in rows if row.name.startswith(prefix)]
 
-
+# %% ../../nbs/store/10_artifacts.ipynb #get
 def get(
     store: Store,  # The store
     run: Run,      # A run
@@ -166,7 +166,7 @@ def get(
         raise NotFoundError(f"Run {run.id[:8]} ({run.name}) has no artifact {name!r}. It has: {have}.")
     return Artifact(*rows[0])
 
-
+# %% ../../nbs/store/10_artifacts.ipynb #makers
 def makers(
     store: Store,  # The store
     digest: str,   # Digest of a content
@@ -179,7 +179,7 @@ def makers(
     query = select(r, t.name.label("artifact")).join(schema.artifacts, t.run == r.c.pk).where(t.digest == digest).order_by(t.time).limit(limit)
     return [(to_run(row), row.artifact) for row in store.db.all(query)]
 
-
+# %% ../../nbs/store/10_artifacts.ipynb #download
 def download(
     store: Store,     # The store
     run: Run,         # A run

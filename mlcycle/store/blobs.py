@@ -268,7 +268,7 @@ class Blobs:
             raise ArtifactError(f"The artifact store at {self.url} cannot be used: {e}. Check its address, its endpoint "
                                 "and the credentials in the environment.") from e
 
-
+# %% ../../nbs/store/04_blobs.ipynb #make-folder
 def _make_folder(fs: Any, path: str) -> None:
     "Object stores have no folders; asked for one, s3fs would make a misspelled bucket."
     names = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)

@@ -36,14 +36,14 @@ class Part:
     status: Status = "finished"                             # What became of it
     reason: str | None = None                               # One line on why it did not finish
 
-# %% ../../nbs/store/21_bulk.ipynb #add
+# %% ../../nbs/store/21_bulk.ipynb #add-constants
 _COLUMNS = ("id", "name", "experiment", "kind", "status", "started", "parent", "actor", "host", "pid", "process_started")
 _INSERT = insert(schema.runs).values({c: bindparam(c) for c in _COLUMNS})
 _KEYS = select(schema.runs.c.id, schema.runs.c.pk).where(schema.runs.c.parent == bindparam("parent"))
 _END = (update(schema.runs).where(schema.runs.c.pk == bindparam("key"))
         .values(status=bindparam("status"), ended=bindparam("ended"), reason=bindparam("reason")))
 
-
+# %% ../../nbs/store/21_bulk.ipynb #add
 def add_parts(
     store: Store,           # The store
     parent: Run,            # The run that they are part of

@@ -32,7 +32,7 @@ class Problem:
     what: str           # What is wrong, and what it means
     repaired: bool = False  # Mended just now
 
-
+# %% ../../nbs/store/14_check.ipynb #report-report
 @dataclass(frozen=True, slots=True)
 class Report:
     "What `fsck` found."
@@ -57,7 +57,7 @@ def _users(store: Store) -> dict[str, list[str]]:
         found.setdefault(digest, []).append(f"{name} of {model}/{number}")
     return found
 
-
+# %% ../../nbs/store/14_check.ipynb #check-content
 def _check_content(store: Store, repair: bool, users: dict[str, list[str]], progress: Callable[[int, int], None]) -> tuple[int, int, list[Problem]]:
     stored, problems, done = sorted(store.blobs.digests()), [], 0
     have, total = {digest for digest, _ in stored}, sum(size for _, size in stored)
@@ -76,7 +76,7 @@ def _check_content(store: Store, repair: bool, users: dict[str, list[str]], prog
         progress(done, total)
     return len(stored), total, problems + _check_references(store, repair, have)
 
-
+# %% ../../nbs/store/14_check.ipynb #check-references
 def _check_references(store: Store, repair: bool, have: set[str]) -> list[Problem]:
     problems, a, v = [], schema.artifacts.c, schema.version_files.c
     rows = store.db.all(select(schema.runs.c.pk, schema.runs.c.id, a.name, a.digest).join_from(schema.artifacts, schema.runs))
@@ -103,7 +103,7 @@ def _check_database(store: Store) -> list[Problem]:
         orphans = [f"a row of {row[0]} refers to a row of {row[2]} that is gone" for row in con.exec_driver_sql("PRAGMA foreign_key_check")]
     return [Problem("database", store.db.where, text) for text in broken + orphans]
 
-
+# %% ../../nbs/store/14_check.ipynb #check-aliases
 def _check_aliases(store: Store, repair: bool) -> list[Problem]:
     problems, a, v = [], schema.aliases.c, schema.versions.c
     rows = store.db.all(select(a.model, a.alias, a.number).outerjoin_from(
@@ -114,7 +114,7 @@ def _check_aliases(store: Store, repair: bool) -> list[Problem]:
         problems.append(Problem("alias", f"{model}@{alias}", f"it points to {model}/{number}, which does not exist", repair))
     return problems
 
-
+# %% ../../nbs/store/14_check.ipynb #check-runs
 def _check_runs(store: Store, repair: bool) -> list[Problem]:
     keys = runs.lost_keys(store)
     rows = store.db.all(select(schema.runs).where(schema.runs.c.pk.in_(keys))) if keys else []

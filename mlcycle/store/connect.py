@@ -78,7 +78,7 @@ def connect(
     _connected = None if address is None else open_store(address, artifacts)
     return current_store()
 
-
+# %% ../../nbs/store/05_connect.ipynb #current-store
 def current_store() -> Store:
     "The store in use. Raises `ConfigError`, `StoreError`."
     if _connected is not None:
@@ -89,13 +89,13 @@ def current_store() -> Store:
         _found[key] = _open(settings)
     return _found[key]
 
-
+# %% ../../nbs/store/05_connect.ipynb #rest
 def rest() -> None:
     "Give back the connections of the stores in use; what comes next opens new ones."
     for store in {id(each): each for each in (_connected, *_found.values()) if each is not None}.values():
         store.close()
 
-
+# %% ../../nbs/store/05_connect.ipynb #store-there
 def store_there() -> Store | None:  # None where nothing was ever tracked
     "The store in use, if there is one: who only looks must not make one. Raises `ConfigError`, `StoreError`."
     from sqlalchemy.engine import make_url

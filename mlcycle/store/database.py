@@ -23,7 +23,7 @@ from ..errors import ConfigError, DataError, MlcycleError, StoreError, StoreForm
 # %% auto #0
 __all__ = ['BUSY_SECONDS', 'FULL', 'CHECKPOINT_PAGES', 'explain', 'storable', 'mended', 'display_url', 'make_engine', 'Database']
 
-# %% ../../nbs/store/02_database.ipynb #errors
+# %% ../../nbs/store/02_database.ipynb #no-room
 BUSY_SECONDS = 60.0  # How long a writer waits for the others before it gives up
 FULL = (errno.ENOSPC, errno.EDQUOT)  # What the system says when there is no space left
 
@@ -35,7 +35,7 @@ def _no_room(where: str) -> bool:
     except OSError:
         return False
 
-
+# %% ../../nbs/store/02_database.ipynb #errors
 def explain(
     error: BaseException,  # What the driver raised
     where: str,            # The store's address, without a password
@@ -69,7 +69,7 @@ def storable(
         raise DataError(f"{what} {text!r} cannot be stored: remove NUL characters and halves of surrogate pairs from it.")
     return text
 
-
+# %% ../../nbs/store/02_database.ipynb #mended
 def mended(
     text: str,  # A message
 ) -> str:       # The same, with marks in place of what a database cannot hold
@@ -92,7 +92,7 @@ def display_url(
     parsed = make_url(url)
     return str(parsed.database) if parsed.get_backend_name() == "sqlite" else parsed.render_as_string(hide_password=True)
 
-# %% ../../nbs/store/02_database.ipynb #engine
+# %% ../../nbs/store/02_database.ipynb #sqlite-connect
 CHECKPOINT_PAGES = 4000  # Pages of WAL (16 MB) between two checkpoints, the only moments that wait for the disk
 
 
@@ -107,7 +107,7 @@ def _sqlite_connect(path: str) -> sqlite3.Connection:
         raise
     return con
 
-
+# %% ../../nbs/store/02_database.ipynb #engine
 def make_engine(
     url: str,  # SQLAlchemy URL
 ) -> Engine:
@@ -128,10 +128,10 @@ def make_engine(
     except (NoSuchModuleError, ModuleNotFoundError) as e:
         raise ConfigError("PostgreSQL needs its driver: pip install 'mlcycle[postgres]'") from e
 
-# %% ../../nbs/store/02_database.ipynb #database
+# %% ../../nbs/store/02_database.ipynb #database-constants
 _compiled: dict[tuple[bool, Executable], str] = {}  # By whether it is for SQLite, and statement
 
-
+# %% ../../nbs/store/02_database.ipynb #database
 class Database:
     "An open database. Safe to use from threads, and from a forked child."
 

@@ -31,7 +31,7 @@ BATCH = 500  # Ids in one statement
 def _batches(ids: list[str]) -> list[list[str]]:
     return [ids[i:i + BATCH] for i in range(0, len(ids), BATCH)]
 
-
+# %% ../../nbs/store/16_deletion.ipynb #family-family
 def _family(con: Connection, roots: list[str]) -> tuple[list[Run], list[Run]]:
     "The runs of these ids and whatever is part of them, locked, each once."
     t = schema.runs.c
@@ -47,7 +47,7 @@ def _family(con: Connection, roots: list[str]) -> tuple[list[Run], list[Run]]:
         level = [run.id for run in new]
     return asked, below
 
-
+# %% ../../nbs/store/16_deletion.ipynb #called
 def _called(run: Run) -> str:
     return f"{run.name} ({run.id[:8]})"
 

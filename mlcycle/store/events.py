@@ -44,7 +44,7 @@ def entry(
     "One line of the log, by the person or process that acts."
     return {"time": time_ or time.time(), "actor": actor(), "action": action, "subject": subject, "data": json.dumps(data)}
 
-
+# %% ../../nbs/store/06_events.ipynb #append-append
 def append(
     con: Connection,       # The transaction that makes the change
     action: str,           # `run.start`, `alias.move`, …

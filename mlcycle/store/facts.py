@@ -44,7 +44,7 @@ def plain(
         return plain(value.tolist())
     return str(value)
 
-
+# %% ../../nbs/store/09_facts.ipynb #encode-encode
 _JSON = json.JSONEncoder(ensure_ascii=False, sort_keys=True)  # one for all: making it costs more than using it
 
 
@@ -59,7 +59,7 @@ def encode(
         return json.dumps(value, sort_keys=True)
     return text
 
-# %% ../../nbs/store/09_facts.ipynb #write
+# %% ../../nbs/store/09_facts.ipynb #put
 @cache
 def _put(sqlite: bool, table: Any, *columns: str) -> Any:
     if sqlite:
@@ -70,7 +70,7 @@ def _put(sqlite: bool, table: Any, *columns: str) -> Any:
     changed = {c: statement.excluded[c] for c in columns if c not in ("name", "provider")}
     return statement.on_conflict_do_update(index_elements=["run", columns[0]], set_=changed)
 
-
+# %% ../../nbs/store/09_facts.ipynb #write
 _WARNING = insert(schema.warnings).values({c: bindparam(c) for c in ("run", "time", "message")})
 
 
@@ -90,7 +90,7 @@ def put_params(
     if steps := param_steps(store, [(run, values)]):
         store.db.transact(*steps)
 
-
+# %% ../../nbs/store/09_facts.ipynb #param-steps
 def param_steps(
     store: Store,                                       # The store
     given: Iterable[tuple[int, Mapping[str, Any]]],     # A run's row number, and its params
@@ -104,7 +104,7 @@ def param_steps(
         rows += [{"run": run, "name": name, "value": encode(value), "number": _number(value)} for name, value in sorted(found.items())]
     return [(store.db.sql(_put(store.db.sqlite, schema.params, "name", "value", "number")), rows)] if rows else []
 
-
+# %% ../../nbs/store/09_facts.ipynb #put-tags
 def put_tags(
     store: Store,               # The store
     run: int,                   # The run's row number
@@ -116,7 +116,7 @@ def put_tags(
     if rows:
         store.db.transact((store.db.sql(_put(store.db.sqlite, schema.tags, "name", "value")), rows))
 
-
+# %% ../../nbs/store/09_facts.ipynb #put-captures
 def put_captures(
     store: Store,                            # The store
     run: int,                                # The run's row number
@@ -144,7 +144,7 @@ def params(
     "A run's params, with their types."
     return {name: json.loads(value) for name, value in store.db.fetch(_PARAMS, {"run": run.pk})}
 
-
+# %% ../../nbs/store/09_facts.ipynb #tags
 def tags(
     store: Store,  # The store
     run: Run,      # A run
@@ -152,7 +152,7 @@ def tags(
     "A run's tags."
     return dict(store.db.fetch(_TAGS, {"run": run.pk}))
 
-
+# %% ../../nbs/store/09_facts.ipynb #captures
 def captures(
     store: Store,  # The store
     run: Run,      # A run
@@ -161,7 +161,7 @@ def captures(
     t = schema.captures.c
     return {provider: json.loads(data) for provider, data in store.db.all(select(t.provider, t.data).where(t.run == run.pk))}
 
-
+# %% ../../nbs/store/09_facts.ipynb #warnings
 def warnings(
     store: Store,  # The store
     run: Run,      # A run

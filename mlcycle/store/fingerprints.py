@@ -31,7 +31,7 @@ def put(
     "Write down a run's fingerprint. Raises `StoreError`."
     store.db.transact((store.db.sql(_PUT), {"run": run.pk, "digest": digest}))
 
-
+# %% ../../nbs/store/24_fingerprints.ipynb #finished
 def finished(
     store: Store,      # The store
     digest: str,       # A fingerprint

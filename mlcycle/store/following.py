@@ -33,7 +33,7 @@ class Summary:
     high: float | None  # The greatest
     count: int          # Points so far
 
-
+# %% ../../nbs/store/17_following.ipynb #summaries
 def summaries(
     store: Store,  # The store
     run: Run,      # A run

@@ -37,7 +37,7 @@ def logged_tables(
 def _any(name: str) -> Any:
     return _others(name, [literal_column("1")]).limit(literal_column("1")).offset(literal_column("0"))
 
-
+# %% ../../nbs/store/19_inheriting.ipynb #others
 def _others(name: str, columns: Iterable[Any]) -> Any:
     t = schema.metadata.tables[name].c
     rows = select(*columns).where(t.run == bindparam("source"))
@@ -59,7 +59,7 @@ def inherit(
     if steps := [(db.sql(_copy(db.sqlite, name, before is not None)), values) for name in tables]:
         db.transact(*steps)
 
-
+# %% ../../nbs/store/19_inheriting.ipynb #copy
 @cache
 def _copy(sqlite: bool, name: str, until: bool) -> Any:
     "What copies the rows of one table, all of them or those until a time."

@@ -36,7 +36,7 @@ def put(
         con.execute(insert.on_conflict_do_update(index_elements=["run", "name", "role"],
                                                  set_={c: row[c] for c in ("digest", "source", "rows", "schema", "time")}))
 
-
+# %% ../../nbs/store/11_inputs.ipynb #listing
 def listing(
     store: Store,  # The store
     run: Run,      # A run
@@ -46,7 +46,7 @@ def listing(
     rows = store.db.all(select(schema.inputs).where(t.run == run.pk).order_by(t.time))
     return [Dataset(r.name, r.digest, r.source, r.rows, json.loads(r.schema), r.role) for r in rows]
 
-
+# %% ../../nbs/store/11_inputs.ipynb #readers
 def readers(
     store: Store,  # The store
     digest: str,   # Digest of a dataset

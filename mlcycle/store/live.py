@@ -55,7 +55,7 @@ def append(
         steps.append((db.sql(_THIN), {"key": run, "low": left_out[0], "high": left_out[1]}))
     db.transact(*steps)
 
-
+# %% ../../nbs/store/22_live.ipynb #forget
 def forget(
     store: Store,  # The store
     run: int,      # The run's row number

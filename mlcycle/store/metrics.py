@@ -39,7 +39,7 @@ def _point() -> Any:
 
 _POINT = _point()
 
-
+# %% ../../nbs/store/08_metrics.ipynb #summary
 @cache
 def _summary(sqlite: bool) -> Any:
     if sqlite:
@@ -83,11 +83,11 @@ def point_steps(
             for run, name, step, value in points]
     return [(db.sql(_summary(db.sqlite)), rows), (db.sql(_POINT), rows)] if rows else []
 
-# %% ../../nbs/store/08_metrics.ipynb #read
+# %% ../../nbs/store/08_metrics.ipynb #value
 def _value(stored: float | None) -> float:
     return math.nan if stored is None else float(stored)
 
-
+# %% ../../nbs/store/08_metrics.ipynb #read
 _HISTORY = (select(schema.points.c.step, schema.points.c.value, schema.points.c.time)
             .where(schema.points.c.run == bindparam("run"), schema.points.c.name == bindparam("name"))
             .order_by(schema.points.c.step, schema.points.c.seq))
@@ -101,7 +101,7 @@ def history(
     "Every point of one metric."
     return [MetricPoint(step, _value(value), moment(at)) for step, value, at in store.db.fetch(_HISTORY, {"run": run.pk, "name": name})]
 
-
+# %% ../../nbs/store/08_metrics.ipynb #frame
 def frame(
     store: Store,  # The store
     run: Run,      # A run
@@ -117,7 +117,7 @@ def frame(
     return pd.DataFrame({"step": np.array(step, dtype="int64"), "value": np.array(value, dtype="float64"),
                          "time": pd.DatetimeIndex(stamps).tz_localize("UTC")})
 
-
+# %% ../../nbs/store/08_metrics.ipynb #latest
 _LATEST = (select(schema.metrics.c.name, schema.metrics.c.value).where(schema.metrics.c.run == bindparam("run"))
            .order_by(schema.metrics.c.name))
 
@@ -129,7 +129,7 @@ def latest(
     "The last value of every metric."
     return {name: _value(value) for name, value in store.db.fetch(_LATEST, {"run": run.pk})}
 
-
+# %% ../../nbs/store/08_metrics.ipynb #next-step
 _STEP = select(schema.metrics.c.step).where(schema.metrics.c.run == bindparam("run"), schema.metrics.c.name == bindparam("name"))
 
 

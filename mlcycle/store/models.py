@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 __all__ = ['create_version', 'versions', 'versions_of', 'get_version', 'version_files', 'list_models', 'get_model', 'move_alias',
            'alias_history']
 
-# %% ../../nbs/store/12_models.ipynb #create
+# %% ../../nbs/store/12_models.ipynb #next-number
 def _next_number(con: Connection, store: Store, model: str, now: float) -> int:
     con.execute(store.db.insert(schema.models).values(name=model, created=now, last_number=0).on_conflict_do_nothing())
     raised = update(schema.models).where(schema.models.c.name == model).values(last_number=schema.models.c.last_number + 1)
     return con.execute(raised.returning(schema.models.c.last_number)).scalar_one()
 
-
+# %% ../../nbs/store/12_models.ipynb #create
 def create_version(
     store: Store,                                # The store
     model: str,                                  # Registered name, made if it is new
@@ -63,7 +63,7 @@ def create_version(
         append(con, "version.create", f"{model}/{number}", run=run.id, digest=digest)
     return get_version(store, model, number)
 
-# %% ../../nbs/store/12_models.ipynb #read
+# %% ../../nbs/store/12_models.ipynb #aliases
 def _aliases(store: Store, model: str | None = None) -> dict[str, dict[str, int]]:
     t = schema.aliases.c
     query = select(schema.aliases).order_by(t.alias)
@@ -78,7 +78,7 @@ def _version(row: Any, aliases: Mapping[str, int]) -> Version:
                    json.loads(row.signature) if row.signature else None, json.loads(row.metrics),
                    tuple(a for a, n in aliases.items() if n == row.number))
 
-
+# %% ../../nbs/store/12_models.ipynb #read
 def versions(
     store: Store,  # The store
     model: str,    # Registered name
@@ -87,7 +87,7 @@ def versions(
     aliases, t = _aliases(store, model).get(model, {}), schema.versions.c
     return [_version(r, aliases) for r in store.db.all(select(schema.versions).where(t.model == model).order_by(t.number))]
 
-
+# %% ../../nbs/store/12_models.ipynb #versions-of
 def versions_of(
     store: Store,  # The store
     run: Run,      # A run
@@ -97,7 +97,7 @@ def versions_of(
     rows = store.db.all(select(schema.versions).where(t.run == run.id).order_by(t.created))
     return [_version(r, aliases.get(r.model, {})) for r in rows]
 
-
+# %% ../../nbs/store/12_models.ipynb #get-version
 def get_version(
     store: Store,  # The store
     model: str,    # Registered name
@@ -110,7 +110,7 @@ def get_version(
         raise NotFoundError(f"There is no version {model}/{number}. `mlcycle models` lists what is registered.")
     return _version(rows[0], _aliases(store, model).get(model, {}))
 
-
+# %% ../../nbs/store/12_models.ipynb #version-files
 def version_files(
     store: Store,      # The store
     version: Version,  # A version
@@ -120,7 +120,7 @@ def version_files(
     rows = store.db.all(select(t.name, t.digest, t.size).where(t.model == version.model, t.number == version.number).order_by(t.name))
     return [Artifact(*row, "model") for row in rows]
 
-
+# %% ../../nbs/store/12_models.ipynb #list-models
 def list_models(
     store: Store,  # The store
 ) -> list[Model]:  # By name
@@ -131,7 +131,7 @@ def list_models(
     rows = store.db.all(select(schema.models).order_by(schema.models.c.name))
     return [Model(r.name, moment(r.created), tuple(numbers.get(r.name, ())), aliases.get(r.name, {})) for r in rows]
 
-
+# %% ../../nbs/store/12_models.ipynb #get-model
 def get_model(
     store: Store,  # The store
     name: str,     # Registered name
@@ -167,7 +167,7 @@ def move_alias(
         append(con, "alias.move", f"{model}@{alias}", before=before, after=number, why=why)
     return AliasMove(model, alias, before, number, moment(now), who, why)
 
-
+# %% ../../nbs/store/12_models.ipynb #alias-history
 def alias_history(
     store: Store,              # The store
     model: str,                # Registered name

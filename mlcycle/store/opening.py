@@ -26,10 +26,10 @@ from .schema import HEAD, VERSION_TABLE, metadata
 # %% auto #0
 __all__ = ['APPLICATION_ID', 'MIGRATIONS', 'check_file', 'create_sqlite', 'stored_version', 'backup', 'migrate', 'open_database']
 
-# %% ../../nbs/store/03_opening.ipynb #header
+# %% ../../nbs/store/03_opening.ipynb #header-constants
 APPLICATION_ID = int.from_bytes(b"mlcy", "big")
 
-
+# %% ../../nbs/store/03_opening.ipynb #header
 def check_file(
     path: Path,  # An existing, non-empty file
 ) -> None:
@@ -107,7 +107,7 @@ def create_sqlite(
         for leftover in path.parent.glob(part.name + "*"):
             leftover.unlink(missing_ok=True)
 
-
+# %% ../../nbs/store/03_opening.ipynb #link
 def _link(part: Path, path: Path) -> None:
     try:
         os.link(part, path)
@@ -134,7 +134,7 @@ def stored_version(
         rows = db.fetch(_VERSION, {})  # another process has just made it
     return rows[0][0] if rows else None
 
-
+# %% ../../nbs/store/03_opening.ipynb #backup
 def backup(
     db: Database,   # An SQLite store
     version: str,   # The version it is at, for the copy's name
@@ -146,7 +146,7 @@ def backup(
         source.backup(copy)
     return target
 
-# %% ../../nbs/store/03_opening.ipynb #migrate
+# %% ../../nbs/store/03_opening.ipynb #upgrading
 MIGRATIONS = Path(__file__).parent / "migrations" if "__file__" in globals() else Path("migrations")
 _UPGRADE_LOCK = 0x6D6C6379  # PostgreSQL advisory lock: one process migrates, the others wait
 _one_thread = threading.Lock()  # Alembic keeps what it works on in globals
@@ -168,7 +168,7 @@ def _upgrading(db: Database) -> Iterator[Connection]:
     finally:
         engine.dispose()
 
-
+# %% ../../nbs/store/03_opening.ipynb #migrate
 def migrate(
     db: Database,                # A store of an older version, or an empty database
     scripts: Path = MIGRATIONS,  # Folder with the migrations
@@ -229,7 +229,7 @@ def open_database(
         raise
     return db
 
-
+# %% ../../nbs/store/03_opening.ipynb #check-version
 def _check_version(db: Database, scripts: Path, head: str) -> None:
     found = stored_version(db)
     if found is None:
@@ -240,7 +240,7 @@ def _check_version(db: Database, scripts: Path, head: str) -> None:
     if found < head:
         migrate(db, scripts, head)
 
-
+# %% ../../nbs/store/03_opening.ipynb #create-postgres
 def _create_postgres(db: Database) -> None:
     with db.write() as con:
         con.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _UPGRADE_LOCK})

@@ -245,7 +245,7 @@ def page(
     translator, conditions = _translate(store, query, experiment)
     return _ordered(store, translator, conditions, order_by.strip(), limit, offset)
 
-
+# %% ../../nbs/store/13_query.ipynb #translate
 def _translate(store: Store, query: str | None, experiment: str | None) -> tuple[Translator, list[ColumnElement]]:
     translator = Translator(store, query or "")
     conditions = [translator.where()] if query and query.strip() else []
@@ -253,7 +253,7 @@ def _translate(store: Store, query: str | None, experiment: str | None) -> tuple
         conditions.append(schema.runs.c.experiment == experiment)
     return translator, conditions
 
-
+# %% ../../nbs/store/13_query.ipynb #ordered
 def _ordered(store: Store, translator: Translator, conditions: list[ColumnElement], order: str, limit: int | None, offset: int) -> list[Any]:
     down, name = order.startswith("-"), order.lstrip("+-")
     translator.text = order
@@ -281,7 +281,7 @@ def _ordered(store: Store, translator: Translator, conditions: list[ColumnElemen
         rows += store.db.all(rest.limit(None if limit is None else limit - len(rows)))
     return rows
 
-
+# %% ../../nbs/store/13_query.ipynb #page-count
 def _count(store: Store, translator: Translator, conditions: list[ColumnElement]) -> int:
     return store.db.all(select(func.count()).select_from(translator.source).where(*conditions))[0][0]
 

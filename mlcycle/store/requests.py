@@ -37,7 +37,7 @@ def ask(
         con.execute(store.db.insert(schema.requests).values(row).on_conflict_do_nothing())
         append(con, f"run.{action}", run.id)
 
-
+# %% ../../nbs/store/23_requests.ipynb #asked-by
 def asked_by(
     store: Store,         # The store
     run: int,             # The run's row number

@@ -45,7 +45,7 @@ def this_process() -> Process:
 
     return _this_process(os.getpid())
 
-
+# %% ../../nbs/store/07_runs.ipynb #is-gone
 def is_gone(
     process: Process | None,  # Owner of a run
 ) -> bool:
@@ -73,7 +73,7 @@ def to_run(
     return Run(row.pk, row.id, row.name, row.experiment, row.kind, status, moment(row.started), moment(row.ended), row.parent, row.actor,
                process, error, row.reason)
 
-
+# %% ../../nbs/store/07_runs.ipynb #lost-keys
 def lost_keys(
     store: Store,  # The store
 ) -> list[int]:    # Row numbers
@@ -81,7 +81,7 @@ def lost_keys(
     rows = store.db.all(select(schema.runs).where(schema.runs.c.status == "running"))
     return [row.pk for row in rows if to_run(row).status == "lost"]
 
-# %% ../../nbs/store/07_runs.ipynb #create
+# %% ../../nbs/store/07_runs.ipynb #create-constants
 _COLUMNS = ("id", "name", "experiment", "kind", "status", "started", "parent", "actor", "host", "pid", "process_started")
 _INSERT = insert(schema.runs).values({c: bindparam(c) for c in _COLUMNS})
 # SQLite would give the number of a deleted run to the next one, and whoever still holds the deleted run would see another in its place. Every run
@@ -90,7 +90,7 @@ _NEXT = func.max(*(select(func.coalesce(func.max(t.c.pk), literal_column("0"))).
 _INSERT_SQLITE = _INSERT.values(pk=_NEXT + literal_column("1"))
 _BY_ID = select(schema.runs.c.pk).where(schema.runs.c.id == bindparam("id"))
 
-
+# %% ../../nbs/store/07_runs.ipynb #create
 def create(
     store: Store,               # The store
     experiment: str,            # Experiment it belongs to
@@ -128,7 +128,7 @@ def finish(
     values = {"key": run.pk, "status": status, "ended": now, "error": json.dumps(asdict(error)) if error else None, "reason": reason}
     db.transact((db.sql(_END), values), (db.sql(APPEND), entry("run.end", run.id, {"status": status, "reason": reason}, now)))
 
-
+# %% ../../nbs/store/07_runs.ipynb #settle
 def settle(
     store: Store,         # The store
     keys: Iterable[int],  # Row numbers from `lost_keys`
@@ -157,7 +157,7 @@ def get(
         raise NotFoundError(f"There is no run {run_id!r}. `mlcycle runs` lists them.")
     return to_run(_Row(*rows[0]))
 
-
+# %% ../../nbs/store/07_runs.ipynb #named
 _NAMED = select(schema.runs).where(schema.runs.c.parent == bindparam("parent"), schema.runs.c.name == bindparam("name")).order_by(schema.runs.c.pk)
 
 
@@ -169,7 +169,7 @@ def named(
     "The parts of a run that have a name."
     return [to_run(_Row(*row)) for row in store.db.fetch(_NAMED, {"parent": parent, "name": name})]
 
-
+# %% ../../nbs/store/07_runs.ipynb #resolve-resolve
 def resolve(
     store: Store,  # The store
     ref: str,      # Beginning of an id, or a name
@@ -189,7 +189,7 @@ def resolve(
     fitting = ", ".join(f"{r.id[:8]} ({r.name})" for r in rows[:5]) + (", …" if len(rows) > 5 else "")
     raise AmbiguousError(f"{ref!r} fits {'several' if len(rows) > 5 else len(rows)} runs: {fitting}. Give more of the id.")
 
-
+# %% ../../nbs/store/07_runs.ipynb #children
 def children(
     store: Store,  # The store
     run: Run,      # A run

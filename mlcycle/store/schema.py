@@ -28,7 +28,7 @@ class Float64(TypeDecorator):
     def result_processor(self, dialect, coltype):
         return None
 
-
+# %% ../../nbs/store/01_schema.ipynb #types-constants
 Words = Text().with_variant(Text(collation="C"), "postgresql")
 Key = BigInteger().with_variant(Integer, "sqlite")
 metadata = MetaData(naming_convention={"ix": "ix_%(table_name)s_%(column_0_N_name)s"})

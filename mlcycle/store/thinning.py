@@ -29,7 +29,7 @@ _RUN, _NAME, _WIDTH = bindparam("run"), bindparam("name"), bindparam("width", ty
 def _of_metric(table: Any) -> Any:
     return and_(table.c.run == _RUN, table.c.name == _NAME)
 
-
+# %% ../../nbs/store/20_thinning.ipynb #extremes
 @cache
 def _extremes(sqlite: bool) -> Any:
     "Least and greatest point of each range: its step, its number within the step, its value."
@@ -50,13 +50,13 @@ def _extremes(sqlite: bool) -> Any:
 
     return union(first(False), first(True))
 
-
+# %% ../../nbs/store/20_thinning.ipynb #end
 def _end(down: bool) -> Any:
     t = schema.points.c
     order = (t.step.desc(), t.seq.desc()) if down else (t.step, t.seq)
     return select(t.step, t.seq, t.value).where(_of_metric(schema.points)).order_by(*order).limit(literal_column("1"))
 
-
+# %% ../../nbs/store/20_thinning.ipynb #query-constants
 _COUNT = select(schema.metrics.c.count).where(_of_metric(schema.metrics))
 
 # %% ../../nbs/store/20_thinning.ipynb #thinned

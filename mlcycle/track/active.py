@@ -275,7 +275,7 @@ class ActiveRun:
     def _repr_html_(self) -> str:
         return self._shown()._repr_html_()
 
-
+# %% ../../nbs/track/02_active.ipynb #files-below
 def _files_below(folder: Path) -> list[tuple[Path, str]]:
     found, root = [], folder.resolve()
     for path in sorted(folder.rglob("*")):

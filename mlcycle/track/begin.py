@@ -57,7 +57,7 @@ def start(
         raise
     return active
 
-
+# %% ../../nbs/track/03_begin.ipynb #attach
 def attach(
     run_id: str,                 # Full id of a run
     store: Store | None = None,  # Where it is stored; the one in use by default
@@ -73,7 +73,7 @@ def _capture(active: ActiveRun, kind: Kind, source: str | None, cwd: Path) -> No
     context = CaptureContext(run_id=active.id, kind=kind, root=active.store.settings.root, cwd=cwd, cell_source=source)
     keep_captures(active, *capture_all(context))
 
-
+# %% ../../nbs/track/03_begin.ipynb #keep-captures
 def keep_captures(
     active: ActiveRun,                  # A run
     found: Mapping[str, Captured],      # What each provider found

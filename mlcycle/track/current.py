@@ -51,7 +51,7 @@ def current_run() -> ActiveRun:
     raise NoActiveRunError("No run is active here. Start one with `with mlc.run(\"name\", experiment=\"...\"):`, track a cell with %%track, "
                            "or execute the notebook with `mlcycle run`.")
 
-
+# %% ../../nbs/track/04_current.ipynb #parent
 def _parent() -> str | None:
     try:
         return current_run().id
@@ -67,12 +67,12 @@ def hold(
         raise UsageError(f"The run {_held[-1].name!r} ({_held[-1].id[:8]}) is held already. End it first.")
     _held.append(active)
 
-
+# %% ../../nbs/track/04_current.ipynb #held-run
 def held_run() -> ActiveRun | None:  # None where there is none
     "The run that this process holds."
     return _held[-1] if _held else None
 
-
+# %% ../../nbs/track/04_current.ipynb #let-go
 def let_go() -> None:
     "Hold no run any more; the run itself goes on until it is finished."
     _held.clear()
@@ -81,7 +81,7 @@ def let_go() -> None:
 class Terminated(SystemExit):
     "SIGTERM, as an exception: the process still leaves with code 143."
 
-
+# %% ../../nbs/track/04_current.ipynb #catch-sigterm
 def _catch_sigterm() -> Callable[[], None]:
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         return lambda: None
@@ -194,7 +194,7 @@ def log_metric(
     "Log one value of a metric to the current run. Raises `NoActiveRunError`, `DataError`."
     current_run().log_metric(name, value, step)
 
-
+# %% ../../nbs/track/04_current.ipynb #log-metrics
 def log_metrics(
     values: Mapping[str, Any],  # Metric name to value
     step: int | None = None,    # The same step for all; one more than the last of each by default
@@ -202,21 +202,21 @@ def log_metrics(
     "Log several metrics to the current run in one transaction. Raises `NoActiveRunError`, `DataError`."
     current_run().log_metrics(values, step)
 
-
+# %% ../../nbs/track/04_current.ipynb #log-params
 def log_params(
     values: Mapping[str, Any],  # Param name to value; a value keeps its type
 ) -> None:
     "Log params to the current run. Raises `NoActiveRunError`, `DataError`."
     current_run().log_params(values)
 
-
+# %% ../../nbs/track/04_current.ipynb #set-tags
 def set_tags(
     values: Mapping[str, Any],  # Tag name to text
 ) -> None:
     "Set tags of the current run. Raises `NoActiveRunError`."
     current_run().set_tags(values)
 
-
+# %% ../../nbs/track/04_current.ipynb #log-artifact
 def log_artifact(
     path: str | Path,         # A file, or a folder with all that is in it
     name: str | None = None,  # What to call it; its own name by default
@@ -224,7 +224,7 @@ def log_artifact(
     "Store a file or folder with the current run. Raises `NoActiveRunError`, `ArtifactError`."
     return current_run().log_artifact(path, name)
 
-
+# %% ../../nbs/track/04_current.ipynb #log-text
 def log_text(
     text: str,  # Content
     name: str,  # What to call it
@@ -232,7 +232,7 @@ def log_text(
     "Store a text with the current run. Raises `NoActiveRunError`, `ArtifactError`."
     return current_run().log_text(text, name)
 
-
+# %% ../../nbs/track/04_current.ipynb #log-figure
 def log_figure(
     figure: Any,  # matplotlib figure or axes, plotly figure, or PIL image
     name: str,    # What to call it; its ending is the format, PNG by default
@@ -240,7 +240,7 @@ def log_figure(
     "Store a figure with the current run. Raises `NoActiveRunError`, `DataError`."
     return current_run().log_figure(figure, name)
 
-
+# %% ../../nbs/track/04_current.ipynb #log-table
 def log_table(
     table: Any,  # DataFrame, dict of columns, or list of rows
     name: str,   # What to call it; .parquet (the default), .csv or .json
@@ -248,7 +248,7 @@ def log_table(
     "Store a table with the current run. Raises `NoActiveRunError`, `DataError`."
     return current_run().log_table(table, name)
 
-
+# %% ../../nbs/track/04_current.ipynb #log-input
 def log_input(
     data: Any,                # DataFrame, array, or path of a file
     name: str | None = None,  # What to call it; a file's name by default
@@ -258,7 +258,7 @@ def log_input(
     "Note which data the current run reads, by digest. Raises `NoActiveRunError`, `DataError`."
     return current_run().log_input(data, name, role, source)
 
-
+# %% ../../nbs/track/04_current.ipynb #log-model
 def log_model(
     model: Any,                 # A fitted model
     name: str = "model",        # What to call it among the run's artifacts

@@ -34,13 +34,13 @@ class EnvironmentDifference:
     def __bool__(self) -> bool:
         return bool(self.added or self.removed or self.changed or self.system or self.missing)
 
-
+# %% ../../nbs/track/06_environments.ipynb #version
 def _version(distribution: Mapping[str, Any]) -> str:
     "The version, with where it came from if that was no package index."
     origin = ", ".join(str(v) for k, v in sorted(distribution.items()) if k not in ("name", "version") and v not in (None, "", False))
     return f"{distribution.get('version') or '?'}{f' ({origin})' if origin else ''}"
 
-
+# %% ../../nbs/track/06_environments.ipynb #difference-difference
 def difference(
     before: Mapping[str, Any],  # An environment document
     after: Mapping[str, Any],   # Another one

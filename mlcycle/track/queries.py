@@ -67,7 +67,7 @@ def runs(
         data[name] = [held.get(key) for key in keys]
     return pd.DataFrame(data)
 
-
+# %% ../../nbs/track/05_queries.ipynb #history
 def history(
     run: str,                    # Beginning of a run's id, or its name
     metric: str,                 # A metric of it

@@ -39,7 +39,7 @@ def _over(run: Run) -> Stopped:
                                   "`mlcycle fsck --repair` writes that down.")
     return Stopped(run, True, f"{_called(run)} has ended already: {run.status}.")
 
-# %% ../../nbs/track/08_stopping.ipynb #signals
+# %% ../../nbs/track/08_stopping.ipynb #alone
 PATIENCE = 5.0  # Seconds that a process is given before the next, stronger means
 
 
@@ -48,7 +48,7 @@ def _alone(store: Store, run: Run) -> bool:
     others = [runs.to_run(row) for row in query.page(store, "status == 'running'", limit=None)]
     return all(o.id == run.id or o.process is None or (o.process.host, o.process.pid) != (run.process.host, run.process.pid) for o in others)
 
-
+# %% ../../nbs/track/08_stopping.ipynb #signals
 def send_signal(
     run: Run,      # A run of this machine
     signum: int,   # `signal.SIGINT` or `signal.SIGTERM`
@@ -66,7 +66,7 @@ def send_signal(
         raise UsageError(f"{_called(run)} belongs to a process of another user ({run.process.pid}), which may not be signalled. Ask its owner: "
                          f"{run.actor}.") from e
 
-
+# %% ../../nbs/track/08_stopping.ipynb #wait
 def _wait(store: Store, run: Run, seconds: float) -> Run:
     "The run, when it has ended or the time is over."
     end = time.monotonic() + seconds
@@ -122,7 +122,7 @@ def stop_run(
     return Stopped(found, False, f"{_called(found)} was asked to stop and has not ended within {wait:g} s. It runs on {where}; if its process is "
                                  "stuck or cut off from the store, end it there" + (f": kill {process.pid}" if process else "."))
 
-
+# %% ../../nbs/track/08_stopping.ipynb #signal
 def _signal(store: Store, run: Run, here: bool, wait: float) -> Run:
     if run.process is None:
         raise UsageError(f"{_called(run)} cannot be stopped: it is not known which process it belongs to.")

@@ -35,7 +35,7 @@ class Handler(Protocol):
     ) -> bool:         # Whether to stop
         "Note a value, and say whether it was the last."
 
-
+# %% ../../nbs/track/07_trial.ipynb #handler-trial
 @dataclass
 class _Trial:
     handler: Handler
@@ -55,7 +55,7 @@ class _Trial:
 
 _current: ContextVar[_Trial | None] = ContextVar("mlcycle_trial", default=None)
 
-
+# %% ../../nbs/track/07_trial.ipynb #trialing
 @contextmanager
 def trialing(
     handler: Handler,  # Decides for the trial
@@ -70,7 +70,7 @@ def trialing(
 # %% ../../nbs/track/07_trial.ipynb #remote
 _PATIENCE = 60.0  # Seconds to wait for an answer; a study that waits for its database is slow, not gone
 
-
+# %% ../../nbs/track/07_trial.ipynb #remote-remote
 class _Remote:
     "The handler of a trial in another process, which listens there."
 
@@ -97,7 +97,7 @@ class _Remote:
             raise MlcycleError(f"The study that this trial belongs to could not take the report: {answer}")
         return answer
 
-
+# %% ../../nbs/track/07_trial.ipynb #remote-trial
 _remote: dict[str, _Trial] = {}  # The trial of this process; a fork may be another's
 
 

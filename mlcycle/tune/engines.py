@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['SAMPLERS', 'PRUNERS', 'UNINFORMED', 'make_sampler', 'make_pruner']
 
-# %% ../../nbs/tune/04_engines.ipynb #samplers
+# %% ../../nbs/tune/04_engines.ipynb #samplers-constants
 SAMPLERS = {"tpe": "Bayesian: a tree of Parzen estimators", "random": "each by chance", "grid": "every combination, once",
             "gp": "Bayesian: a Gaussian process", "cmaes": "evolution: CMA-ES", "qmc": "a quasi-random sequence", "nsga2": "evolution: NSGA-II"}
 PRUNERS = {"median": "worse than the median of the trials before", "hyperband": "successive halving, hedged", "percentile": "not in the best quarter",
@@ -26,7 +26,7 @@ PRUNERS = {"median": "worse than the median of the trials before", "hyperband": 
 UNINFORMED = ("random", "grid", "qmc")  # They propose without a look at what came of other trials
 _NEEDS = {"gp": "torch", "cmaes": "cmaes"}
 
-
+# %% ../../nbs/tune/04_engines.ipynb #samplers
 def make_sampler(
     spec: Any = "tpe",           # A name, or one of Optuna's samplers
     seed: int | None = None,     # The same seed and one job give the same trials

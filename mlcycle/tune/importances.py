@@ -29,7 +29,7 @@ def finished(
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     return [trial for trial in trials if trial.values and math.isfinite(trial.values[objective])]
 
-
+# %% ../../nbs/tune/16_importances.ipynb #varied
 def varied(
     study: Study,  # A study
 ) -> list[str]:    # In the order in which they were first tried

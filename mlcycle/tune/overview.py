@@ -44,7 +44,7 @@ def _runs(store: Store, query: str) -> list[Run]:
     except QueryError:  # no run has such a tag
         return []
 
-
+# %% ../../nbs/tune/18_overview.ipynb #trial-run
 def trial_run(
     store: Store,  # The store
     name: str,     # Name of a study
@@ -53,7 +53,7 @@ def trial_run(
     "The run of a trial, also while it goes on."
     return next(iter(_runs(store, f"tags.study == {name!r} and tags.trial == '{number}' and kind != 'study'")), None)
 
-
+# %% ../../nbs/tune/18_overview.ipynb #at-work
 def at_work(
     tuned: Tuned,        # A study
     held: list[Run],     # Its sessions
@@ -113,7 +113,7 @@ class Summary:
                 "best": {"value": values[0] if len(values) == 1 else values, "params": best.params, "run": best.run} if best else None,
                 "worked": self.worked.isoformat() if self.worked else None, "running": list(self.running)}
 
-
+# %% ../../nbs/tune/18_overview.ipynb #summary-summary
 def summary(
     store: Store,  # The store
     study: Study,  # One of its studies
@@ -123,7 +123,7 @@ def summary(
     running = tuple(run.id for run in sessions(store, study.study_name) if run.status == "running")
     return Summary(read_study(study), max(times).astimezone() if times else None, running)
 
-
+# %% ../../nbs/tune/18_overview.ipynb #summaries
 def summaries(
     store: Store,  # The store
 ) -> list[Summary]:  # The one that was worked on last comes first

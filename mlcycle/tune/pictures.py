@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 __all__ = ['KINDS', 'CHOOSE', 'ROOM', 'RECENT', 'MOST', 'kinds', 'metric_names', 'chosen', 'picture', 'has_plotly',
            'live_picture']
 
-# %% ../../nbs/tune/17_pictures.ipynb #kinds
+# %% ../../nbs/tune/17_pictures.ipynb #kinds-constants
 KINDS = {"history": "History", "front": "Pareto front", "importances": "Importances", "slice": "Slices", "contour": "Contour",
          "parallel": "Parallel", "steps": "Steps", "timeline": "Timeline"}
 CHOOSE = ("slice", "contour", "parallel")  # Kinds that take a choice of params
 ROOM = {"slice": 4, "contour": 2, "parallel": 7, "importances": 12}  # Params in a picture
 
-
+# %% ../../nbs/tune/17_pictures.ipynb #kinds
 def kinds(
     study: Study,  # A study
 ) -> dict[str, str]:  # Kind to why it cannot be drawn; empty where it can
@@ -65,7 +65,7 @@ def metric_names(
     known = study.user_attrs.get(FACTS, {}).get("metrics")
     return list(known or (f"objective {i}" if len(study.directions) > 1 else "objective" for i in range(len(study.directions))))
 
-
+# %% ../../nbs/tune/17_pictures.ipynb #chosen
 def chosen(
     study: Study,                        # A study
     kind: str,                           # Of picture
@@ -82,7 +82,7 @@ def chosen(
         return sorted([*picked, *(name for name in there if name not in picked)][:2])
     return (picked or there)[: ROOM.get(kind)]
 
-
+# %% ../../nbs/tune/17_pictures.ipynb #options
 def _options(study: Study, kind: str, params: Sequence[str] | None, objective: int) -> dict[str, Any]:
     if kind not in KINDS:
         raise UsageError(f"There is no picture {kind!r} of a study. There are: {', '.join(KINDS)}.")
@@ -125,7 +125,7 @@ def picture(
         _settle(figure, axes, kind)
     return figure
 
-
+# %% ../../nbs/tune/17_pictures.ipynb #settle
 def _settle(figure: Figure, axes: list[Any], kind: str) -> None:
     "On white, with the room that the labels need."
     from matplotlib.patheffects import withStroke
@@ -168,7 +168,7 @@ def has_plotly() -> bool:
 
     return find_spec("plotly") is not None
 
-
+# %% ../../nbs/tune/17_pictures.ipynb #live-picture
 def live_picture(
     study: Study,                         # A study
     kind: str,                            # One of `kinds`

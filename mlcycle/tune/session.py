@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import StoreError, UsageError
 from ..track.active import ActiveRun
 from .progress import StudyState
-from .storage import FACTS, HEARTBEAT, bury, quietly
+from .storage import FACTS, HEARTBEAT, fail_stale_trials, quietly
 from .targets import Ended
 from .trials import to_row, trial_rows
 
@@ -38,7 +38,7 @@ class Budget:
     failures: int | None = None      # Failed trials of this session
     flat: int | None = None          # Finished trials without a better one
 
-# %% ../../nbs/tune/10_session.ipynb #session
+# %% ../../nbs/tune/10_session.ipynb #own
 _HOPELESS = 1000  # Params in a row that break a constraint
 
 
@@ -46,7 +46,7 @@ def _own(trial: FrozenTrial) -> bool:
     "Whether a trial was not given its params: neither enqueued nor tried again."
     return "fixed_params" not in trial.system_attrs and "retry_history" not in trial.system_attrs
 
-
+# %% ../../nbs/tune/10_session.ipynb #session
 @dataclass
 class Session:
     "One process at work on a study."
@@ -73,7 +73,7 @@ class Session:
         "Run trials until it is enough, or until somebody asks to stop."
         from optuna.trial import TrialState
 
-        bury(self.study, self.active.store, self.active.id)
+        fail_stale_trials(self.study, self.active.store, self.active.id)
         self._recount()  # one that was tried again already has failed now
         self.crowd = bool(self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
         over = threading.Event()
@@ -99,7 +99,7 @@ class Session:
                 self._look()
             if self.crowd and time.monotonic() >= graves:
                 graves = time.monotonic() + HEARTBEAT
-                bury(self.study, self.active.store, self.active.id)
+                fail_stale_trials(self.study, self.active.store, self.active.id)
                 self._recount()
             for signum in self.asked[told:]:
                 self.target.stop(signum)
@@ -200,7 +200,7 @@ class Session:
         if self.asked or self.why or not self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             return False
         before = len(self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
-        bury(self.study, self.active.store, self.active.id)
+        fail_stale_trials(self.study, self.active.store, self.active.id)
         self._recount()
         return self._room() and len(self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))) > before
 

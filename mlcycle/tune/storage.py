@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['HEARTBEAT', 'GRACE', 'RETRIES', 'FACTS', 'quietly', 'study_storage', 'study_names', 'open_study', 'make_study',
-           'bury']
+           'fail_stale_trials']
 
 # %% ../../nbs/tune/03_storage.ipynb #quiet
 _inside, _door = 0, threading.Lock()
@@ -50,7 +50,7 @@ def quietly() -> Iterator[None]:
             if not _inside:
                 _around.close()
 
-
+# %% ../../nbs/tune/03_storage.ipynb #hush
 def _hush() -> None:
     import optuna
 
@@ -71,7 +71,7 @@ def study_storage(
     "Optuna's storage in a store's database; its tables are made where there are none. Raises `StoreError`."
     return _storage(store.db.url, store.db.where, os.getpid())
 
-
+# %% ../../nbs/tune/03_storage.ipynb #storage-storage
 @functools.lru_cache(4)
 def _storage(url: str, where: str, pid: int) -> TrialStorage:
     from optuna.storages import RetryHeartbeatStaleTrialCallback
@@ -113,7 +113,7 @@ def study_names(
         return []
     return [study.study_name for study in study_storage(store).get_all_studies()]
 
-
+# %% ../../nbs/tune/03_storage.ipynb #open-study
 def open_study(
     store: Store,  # The store
     name: str,     # Name of a study
@@ -153,7 +153,7 @@ def make_study(
     return study
 
 # %% ../../nbs/tune/03_storage.ipynb #dead
-def bury(
+def fail_stale_trials(
     study: Study,  # The study
     store: Store,  # Where its runs are
     own: str = "",  # Id of the session's run at hand
@@ -175,7 +175,7 @@ def bury(
             if (alone or any(run.status == "lost" for run in found)) and (failed := _fail(study, trial.number)) is not None:
                 again(study, failed)
 
-
+# %% ../../nbs/tune/03_storage.ipynb #runs
 def _runs(store: Store, query: str) -> list[Run]:
     from mlcycle.store.query import page
     from mlcycle.store.runs import to_run
@@ -185,7 +185,7 @@ def _runs(store: Store, query: str) -> list[Run]:
     except QueryError:  # no run has such a tag
         return []
 
-
+# %% ../../nbs/tune/03_storage.ipynb #fail
 def _fail(study: Study, number: int) -> FrozenTrial | None:  # None where somebody else was quicker
     from optuna.trial import TrialState
 

@@ -43,10 +43,10 @@ def goals(
                          "give one direction, or one for each.")
     return tuple(metrics), directions
 
-# %% ../../nbs/tune/13_study_setup.ipynb #open
+# %% ../../nbs/tune/13_study_setup.ipynb #open-constants
 _MOMENT = 5.0  # Seconds in which a process that makes a study has told what it is, unless it died
 
-
+# %% ../../nbs/tune/13_study_setup.ipynb #open
 def take_up(
     store: Store,           # The store
     name: str,              # Name of the study
@@ -97,7 +97,7 @@ def check_first(
     if from_study:
         open_study(store, from_study)
 
-
+# %% ../../nbs/tune/13_study_setup.ipynb #try-first
 def try_first(
     study: Study,           # The study
     space: Space | None,    # What is varied

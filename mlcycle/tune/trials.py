@@ -66,7 +66,7 @@ def to_row(
     attempt = len(trial.system_attrs.get("retry_history", ())) + 1
     return TrialRow(trial.number, status, exact(trial.params), values, known.get("run"), took, reason, attempt)
 
-
+# %% ../../nbs/tune/06_trials.ipynb #trial-rows
 def trial_rows(
     study: Study,  # A study
 ) -> list[TrialRow]:  # By number
@@ -107,7 +107,7 @@ class Counts:
         self.since += 1
         return False
 
-
+# %% ../../nbs/tune/06_trials.ipynb #count
 def count(
     study: Study,  # A study
 ) -> Counts:

@@ -155,7 +155,7 @@ def _endless() -> UsageError:
 def _called(engine: Any) -> str:
     return engine if isinstance(engine, str) else type(engine).__name__
 
-
+# %% ../../nbs/tune/15_tuning.ipynb #suggests
 def _suggests(function: Callable[..., Any]) -> bool:
     from inspect import signature
 
@@ -171,7 +171,7 @@ def _free_name(store: Store, stem: str) -> str:
     taken = set(study_names(store))
     return next(name for i in range(1, len(taken) + 2) if (name := f"{stem}-{i}") not in taken)
 
-
+# %% ../../nbs/tune/15_tuning.ipynb #space-in
 def _space_in(path: str | Path, given: Any, kernel: str | None) -> Space:
     "What a notebook says that is to be varied, with what is given on top."
     from mlcycle.notebooks.document.kernels import pick_kernel
@@ -185,7 +185,7 @@ def _space_in(path: str | Path, given: Any, kernel: str | None) -> Space:
     check_against(found, infer(source.nb, choice.language, choice.name))
     return found
 
-
+# %% ../../nbs/tune/15_tuning.ipynb #begin
 def _begin(store: Store, study: Study, target: Any, title: str, known: dict[str, Any], limits: dict[str, Any], experiment: str | None,
            tags: Mapping[str, Any] | None) -> ActiveRun:
     from mlcycle.notebooks.execute.engine import parent_in
@@ -200,7 +200,7 @@ def _begin(store: Store, study: Study, target: Any, title: str, known: dict[str,
     active.log_text(json.dumps(known["space"], indent=1), "space.json")
     return active
 
-
+# %% ../../nbs/tune/15_tuning.ipynb #target
 def _target(target: Any, metrics: tuple[str, ...], jobs: int, fixed: Mapping[str, Any] | None, executor: Any, store: Store, *,
             share: bool, **options: Any) -> Callable[[ActiveRun], Any]:  # Makes it, once there is a run
     "Refuse what cannot be carried out."

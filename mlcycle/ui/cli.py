@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 
 from ..errors import MlcycleError
-from .tree import Face, Quiet, invoke
+from .tree import Face, NothingToShow, invoke
 
 # %% auto #0
 __all__ = ['main']
@@ -21,7 +21,7 @@ def main(
     face = Face()
     try:
         result = invoke(sys.argv[1:] if words is None else words, face)
-    except Quiet:
+    except NothingToShow:
         sys.exit(0)
     except MlcycleError as e:
         _complain(e, face)
@@ -43,13 +43,13 @@ def main(
         _hush()
     sys.exit(result.exit_code)
 
-
+# %% ../../nbs/ui/05_cli.ipynb #hush
 def _hush() -> None:
     import os
 
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
-
+# %% ../../nbs/ui/05_cli.ipynb #complain
 def _complain(error: BaseException, face: Face) -> None:
     "A run that ended badly has a result to show; anything else has a message."
     outcome = getattr(error, "result", None)

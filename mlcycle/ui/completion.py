@@ -40,7 +40,7 @@ def _runs(store: Any, incomplete: str) -> list[CompletionItem]:
     rows = store.db.all(select(t.id, t.name, t.status).where(fits).order_by(t.pk.desc()).limit(30))
     return [CompletionItem(r.id[:8] if r.id.startswith(incomplete) else r.name, help=f"{r.name} ({r.status})") for r in rows]
 
-
+# %% ../../nbs/ui/04_completion.ipynb #models
 def _models(store: Any, incomplete: str) -> list[CompletionItem]:
     from mlcycle.store import models
 
@@ -52,7 +52,7 @@ def _models(store: Any, incomplete: str) -> list[CompletionItem]:
             found += [CompletionItem(f"{model.name}/{n}") for n in reversed(model.versions)]
     return [item for item in found if item.value.startswith(incomplete)]
 
-
+# %% ../../nbs/ui/04_completion.ipynb #experiments
 def _experiments(store: Any, incomplete: str) -> list[CompletionItem]:
     from sqlalchemy import select
 
@@ -69,7 +69,7 @@ def _aliases(store: Any, incomplete: str) -> list[CompletionItem]:
     used = {alias for model in models.list_models(store) for alias in model.aliases}
     return [CompletionItem(a) for a in sorted(used | {"champion", "challenger"}) if a.startswith(incomplete)]
 
-
+# %% ../../nbs/ui/04_completion.ipynb #studies
 def _studies(store: Any, incomplete: str) -> list[CompletionItem]:
     from sqlalchemy import func, select
 
@@ -80,7 +80,7 @@ def _studies(store: Any, incomplete: str) -> list[CompletionItem]:
                         .group_by(t.name).order_by(func.max(t.pk).desc()).limit(30))
     return [CompletionItem(row.name, help="study") for row in rows]
 
-
+# %% ../../nbs/ui/04_completion.ipynb #anything
 def _anything(store: Any, incomplete: str) -> list[CompletionItem]:
     start = incomplete.removeprefix("study:")
     if start != incomplete:
@@ -89,7 +89,7 @@ def _anything(store: Any, incomplete: str) -> list[CompletionItem]:
     known = {item.value for item in found}
     return found + [item for item in _runs(store, incomplete) if item.value not in known]
 
-
+# %% ../../nbs/ui/04_completion.ipynb #find-constants
 complete_run, complete_model, complete_experiment, complete_alias = map(_offer, (_runs, _models, _experiments, _aliases))
 complete_study, complete_anything = map(_offer, (_studies, _anything))
 
@@ -116,7 +116,7 @@ def complete_line(
         return []
     return [item.value for item in found if item.type == "plain"] + _files(found, incomplete)
 
-
+# %% ../../nbs/ui/04_completion.ipynb #files
 def _files(found: list[CompletionItem], incomplete: str) -> list[str]:
     if not any(item.type in ("file", "dir") for item in found):
         return []

@@ -62,7 +62,7 @@ class Help:
         return (f"{STYLE}<div class='mlc'><p class='head'><code>{html.escape(self.usage)}</code></p>{paragraphs}"
                 f"{_rows('Commands', self.commands)}{_rows('Options', self.options)}</div>")
 
-
+# %% ../../nbs/ui/02_help.ipynb #paragraph
 def _paragraph(text: str) -> str:
     "click keeps the lines of a paragraph that begins with \\b."
     if text.startswith("\b"):
@@ -86,7 +86,7 @@ def show_help(
         click.echo(ctx.get_help(), color=ctx.color)
     ctx.exit()
 
-
+# %% ../../nbs/ui/02_help.ipynb #with-page
 def with_page(
     option: Any,  # click's own option, None where a command has none
 ) -> Any:

@@ -17,7 +17,7 @@ from ..errors import MlcycleError, NotFoundError
 from .help import with_page
 
 # %% auto #0
-__all__ = ['COMMANDS', 'BEGIN', 'Face', 'Command', 'Tree', 'tree', 'CommandError', 'Quiet', 'invoke']
+__all__ = ['COMMANDS', 'BEGIN', 'Face', 'Command', 'Tree', 'tree', 'CommandError', 'NothingToShow', 'invoke']
 
 # %% ../../nbs/ui/03_tree.ipynb #commands
 COMMANDS = {  # In the order in which the cycle meets them
@@ -59,7 +59,7 @@ class Face:
     notebook: bool = False  # Shown by Jupyter; else by a terminal
     json: bool = False      # Asked for with --json
 
-
+# %% ../../nbs/ui/03_tree.ipynb #command
 class Command(click.Command):
     "A command that takes `--json` and returns a `Result`."
 
@@ -77,7 +77,7 @@ class Command(click.Command):
             _look()
         return super().invoke(ctx)
 
-
+# %% ../../nbs/ui/03_tree.ipynb #look
 def _look() -> None:
     "Who only looks makes no store."
     from mlcycle.store.connect import store_there
@@ -109,7 +109,7 @@ class Tree(click.Group):
             raise click.UsageError(f"There is no command {args[0]!r}.{hint}", ctx)
         return super().resolve_command(ctx, args)
 
-
+# %% ../../nbs/ui/03_tree.ipynb #tree-tree
 def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
         from importlib.metadata import version
@@ -128,21 +128,21 @@ class CommandError(MlcycleError):
     "A command line that could not be understood."
     exit_code = 2
 
-
-class Quiet(Exception):
+# %% ../../nbs/ui/03_tree.ipynb #quiet
+class NothingToShow(Exception):
     "A command that has said all it had to say, such as `--help`."
 
-
+# %% ../../nbs/ui/03_tree.ipynb #invoke-invoke
 def invoke(
     words: list[str],  # The command line, split
     face: Face,        # Where the result goes
 ) -> Result:
-    "Run one command. Raises `CommandError`, `Quiet`, and whatever the command raises."
+    "Run one command. Raises `CommandError`, `NothingToShow`, and whatever the command raises."
     try:
         result = tree.main(words, prog_name="mlcycle", standalone_mode=False, obj=face)
     except click.exceptions.NoArgsIsHelpError as e:
         click.echo(e.format_message())
-        raise Quiet from None
+        raise NothingToShow from None
     except click.UsageError as e:
         where = f"\nSee `{e.ctx.command_path} --help`." if e.ctx else ""
         raise CommandError(e.format_message() + where) from None
@@ -151,5 +151,5 @@ def invoke(
     except click.Abort as e:  # click turns Ctrl-C into this
         raise (e.__cause__ or e.__context__ or KeyboardInterrupt()) from None
     if not isinstance(result, Result):  # --help and --version print, and leave with 0
-        raise Quiet
+        raise NothingToShow
     return result

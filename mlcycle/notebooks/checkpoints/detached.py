@@ -55,7 +55,7 @@ def detach(
         checkpoint.close()
     return path
 
-
+# %% ../../../nbs/notebooks/checkpoints/02_detached.ipynb #attach
 def attach(
     path: str,  # Path of a checkpoint's socket
     pid: int,   # Its process

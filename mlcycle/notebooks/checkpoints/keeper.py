@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mlcycle.track.active import ActiveRun
 
 # %% auto #0
-__all__ = ['LONGEST', 'KEPT', 'MOST', 'SCARCE', 'seconds_of', 'check_keep', 'Kept', 'least', 'Keeper', 'kept_line']
+__all__ = ['LONGEST', 'KEPT', 'MOST', 'SCARCE', 'seconds_of', 'check_keep', 'Kept', 'least', 'CheckpointKeeper', 'kept_line']
 
 # %% ../../../nbs/notebooks/checkpoints/03_keeper.ipynb #seconds
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -71,7 +71,7 @@ class Kept:
     worked: float            # Seconds of work until then
     checkpoint: Checkpoint   # The kernel
 
-
+# %% ../../../nbs/notebooks/checkpoints/03_keeper.ipynb #least
 def least(
     worked: list[float],  # Seconds of work that each checkpoint holds, oldest first
 ) -> int:                 # Position of one that is not the newest
@@ -85,8 +85,8 @@ def _scarce() -> bool:
     memory = psutil.virtual_memory()
     return memory.available < SCARCE * memory.total
 
-
-class Keeper:
+# %% ../../../nbs/notebooks/checkpoints/03_keeper.ipynb #keeper-keeper
+class CheckpointKeeper:
     "Keeps checkpoints of one run."
 
     def __init__(
@@ -171,7 +171,7 @@ class Keeper:
             each.checkpoint.close()
         self.kept.clear()
 
-
+# %% ../../../nbs/notebooks/checkpoints/03_keeper.ipynb #number
 def _number(nb: Any, index: int) -> int:
     return max(1, cell_number(nb, index))
 

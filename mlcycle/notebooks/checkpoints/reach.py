@@ -27,7 +27,7 @@ __all__ = ['NotKept', 'kept_of', 'still_kept', 'reach']
 class NotKept(Exception):
     "No checkpoint can be gone on from; why."
 
-
+# %% ../../../nbs/notebooks/checkpoints/04_reach.ipynb #kept-of
 def kept_of(
     store: Store,  # Where the run is
     run: Run,      # A run
@@ -37,7 +37,7 @@ def kept_of(
 
     return still_kept(facts.captures(store, run).get(KEPT, {}), run.id[:8], time.time())
 
-
+# %% ../../../nbs/notebooks/checkpoints/04_reach.ipynb #still-kept
 def still_kept(
     captured: Mapping[str, Any],  # What a run captured under `kept`; empty for one that kept nothing
     run: str,                     # What to call it
@@ -58,7 +58,7 @@ def still_kept(
         raise NotKept(f"run {run} is kept by another Python. Go on with {captured['python']}")
     return dict(captured)
 
-
+# %% ../../../nbs/notebooks/checkpoints/04_reach.ipynb #reach
 def reach(
     each: Mapping[str, Any],  # One of the checkpoints of a run
     run: str,                 # What to call it

@@ -27,7 +27,7 @@ class Ending:
     index: int | None = None        # Position in the notebook of the cell where it ended
     exception: BaseException | None = None  # What Papermill is given to raise; None where the outputs tell it
 
-
+# %% ../../../nbs/notebooks/document/03_endings.ipynb #finished
 def finished() -> Ending:
     "Every cell ran."
     return Ending("finished")
@@ -51,7 +51,7 @@ def cell_number(
     found = [n for n in numbers(nb)[: index + 1] if n is not None]
     return found[-1] if found else 0
 
-
+# %% ../../../nbs/notebooks/document/03_endings.ipynb #is-last
 def is_last(
     nb: Any,     # A notebook node
     index: int,  # Position of a cell
@@ -134,7 +134,7 @@ def kernel_died(
     number = cell_number(nb, index)
     return _failed(nb, index, f"the kernel died{how}", "DeadKernelError", f"The kernel died{how}, while cell {number} was running.")
 
-
+# %% ../../../nbs/notebooks/document/03_endings.ipynb #not-started
 def not_started(
     nb: Any,                    # The notebook node
     exception: BaseException,   # What the attempt raised
@@ -163,7 +163,7 @@ def too_long(
     return _failed(nb, index, f"{what} took longer than {seconds:g} s", kind,
                    f"{what[0].upper()}{what[1:]} took longer than {seconds:g} s.{where}{after}")
 
-
+# %% ../../../nbs/notebooks/document/03_endings.ipynb #too-large
 def too_large(
     nb: Any,                    # The notebook node
     index: int | None,          # Position of the cell that was running, None before the first
@@ -176,7 +176,7 @@ def too_large(
         return Ending("failed", reason, RunError("MemoryLimitError", message))
     return _failed(nb, index, reason, "MemoryLimitError", message)
 
-
+# %% ../../../nbs/notebooks/document/03_endings.ipynb #interrupted
 def interrupted(
     nb: Any,               # The notebook node
     index: int | None,     # Position of the cell that was running, None before the first

@@ -40,10 +40,10 @@ def _files(
             found.append((path, info.st_mtime_ns, info.st_size, info.st_ino))
     return found
 
-# %% ../../../nbs/notebooks/document/01_kernels.ipynb #own
+# %% ../../../nbs/notebooks/document/01_kernels.ipynb #own-constants
 NATIVE = "python3"  # Jupyter's name for the kernel of the interpreter at hand
 
-
+# %% ../../../nbs/notebooks/document/01_kernels.ipynb #kind
 @cache
 def _kind() -> type[KernelSpecManager]:
     from jupyter_client.kernelspec import KernelSpecManager
@@ -75,7 +75,7 @@ def _kind() -> type[KernelSpecManager]:
 
     return Specs
 
-
+# %% ../../../nbs/notebooks/document/01_kernels.ipynb #own
 _last: tuple[Any, Any] = (None, None)  # What decides where kernels are looked for, and the manager that looks there
 
 

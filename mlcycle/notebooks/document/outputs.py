@@ -51,7 +51,7 @@ _PICTURES = ("image/png", "image/jpeg", "image/svg+xml")
 def _plain(value: Any) -> str:
     return value if isinstance(value, str) else "".join(value) if isinstance(value, list) else json.dumps(value, sort_keys=True)
 
-
+# %% ../../../nbs/notebooks/document/04_outputs.ipynb #picture-picture
 def _picture(kind: str, text: str, pixels: bool) -> str:
     "A word for a picture: from its bytes, or from what is seen."
     data = text.strip().encode()
@@ -85,7 +85,7 @@ def pieces(
     said = [calm(text) for text in streams.values()]  # a stream comes in pieces of any size
     return [text for text in (*said, *found) if text]
 
-
+# %% ../../../nbs/notebooks/document/04_outputs.ipynb #shown
 def _shown(data: dict[str, Any], pixels: bool) -> list[str]:
     if "application/vnd.jupyter.widget-view+json" in data or "class='mlc'" in _plain(data.get("text/html", "")):
         return []
@@ -111,7 +111,7 @@ def close(
         return math.isnan(a) and math.isnan(b)
     return a == b or (tolerance > 0 and math.isclose(a, b, rel_tol=tolerance, abs_tol=1e-12))
 
-
+# %% ../../../nbs/notebooks/document/04_outputs.ipynb #alike
 def alike(
     a: str,            # A text
     b: str,            # Another one
@@ -146,7 +146,7 @@ class Difference:
     before: str   # The first thing that differs, as saved
     after: str    # The same thing, as executed
 
-
+# %% ../../../nbs/notebooks/document/04_outputs.ipynb #differences-differences
 def differences(
     saved: Any,              # The notebook as saved
     executed: Any,           # The same notebook as executed
@@ -169,7 +169,7 @@ def differences(
             found.append(Difference(number, cell["id"], *_first(before, after, tolerance)))
     return found
 
-
+# %% ../../../nbs/notebooks/document/04_outputs.ipynb #installs
 def _installs(source: str) -> bool:
     return all(map(_INSTALL.match, source.splitlines()))
 

@@ -58,7 +58,7 @@ class ConditionError(Exception):
         super().__init__(ending.reason)
         self.ending = ending
 
-
+# %% ../../../nbs/notebooks/document/05_skipping.ipynb #reason-to-skip
 async def reason_to_skip(
     client: Any,  # A `TrackedClient` whose kernel is ready
     index: int,   # Position of a cell
@@ -80,7 +80,7 @@ async def reason_to_skip(
         return f"skip-if: {text}" if found["data"]["text/plain"] == "True" else None
     raise ConditionError(_refused(client.nb, index, text, found))
 
-
+# %% ../../../nbs/notebooks/document/05_skipping.ipynb #refused
 def _refused(nb: Any, index: int, text: str, found: dict[str, Any]) -> Ending:
     import nbformat
 
@@ -107,7 +107,7 @@ def mark(
     else:
         cell.metadata.pop("mlcycle", None)
 
-
+# %% ../../../nbs/notebooks/document/05_skipping.ipynb #was-skipped
 def was_skipped(
     cell: Any,  # A cell of an executed notebook
 ) -> bool:

@@ -52,7 +52,7 @@ def parse_notebook(
     "Read and validate a notebook. Raises `NotebookFormatError` that says what is wrong."
     return deepcopy(_parsed(data, name))  # whoever asks may change it
 
-
+# %% ../../../nbs/notebooks/document/02_source.ipynb #parsed
 @lru_cache(maxsize=2)  # each run of a sweep asks for the same one; few, since notebooks can be large
 def _parsed(data: bytes, name: str) -> Any:
     import nbformat
@@ -79,7 +79,7 @@ def _parsed(data: bytes, name: str) -> Any:
         raise NotebookFormatError(f"{name} has no code cell to run.")
     return nb
 
-
+# %% ../../../nbs/notebooks/document/02_source.ipynb #ids
 def _ids(content: dict[str, Any]) -> dict[int, str]:
     "Every cell has an id: its own, or one that depends on its position only, so that reading twice gives the same."
     cells = content.get("cells", [])
@@ -90,7 +90,7 @@ def _ids(content: dict[str, Any]) -> dict[int, str]:
             cell["id"] = ids[i]
     return ids
 
-
+# %% ../../../nbs/notebooks/document/02_source.ipynb #today
 def _today(nb: Any, ids: dict[int, str]) -> Any:
     for i, cell in enumerate(nb.cells):
         cell["id"] = ids.get(i, f"cell-{i}")
@@ -137,7 +137,7 @@ def headings(
         found.append(now)
     return found
 
-
+# %% ../../../nbs/notebooks/document/02_source.ipynb #numbers
 def numbers(
     nb: Any,  # A notebook node
 ) -> list[int | None]:  # For each cell, its number among the code cells, from 1; None for others and the injected cell

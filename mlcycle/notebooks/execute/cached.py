@@ -26,7 +26,7 @@ __all__ = ['CannotCheck', 'changed', 'Earlier', 'find_same', 'as_result']
 class CannotCheck(Exception):
     "Data that cannot be compared; the message says why."
 
-
+# %% ../../../nbs/notebooks/execute/06_cached.ipynb #file-digest
 def _file_digest(source: str, folder: Path) -> str:
     if "://" not in source:
         with open(folder / source, "rb") as f:
@@ -41,7 +41,7 @@ def _file_digest(source: str, folder: Path) -> str:
     with fsspec.open(source, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
-
+# %% ../../../nbs/notebooks/execute/06_cached.ipynb #table-digest
 def _table_digest(source: str, folder: Path) -> str:
     import pandas as pd
 
@@ -53,7 +53,7 @@ def _table_digest(source: str, folder: Path) -> str:
         raise CannotCheck("it was a table in memory, and its source is no CSV, Parquet, Feather or JSON file")
     return frame_digest(reader(source if "://" in source else folder / source))
 
-
+# %% ../../../nbs/notebooks/execute/06_cached.ipynb #changed
 def changed(
     dataset: Dataset,   # What an earlier run read
     folder: Path,       # Where relative paths begin
@@ -90,7 +90,7 @@ def _doubt(read: list[Dataset], sourced: list[Dataset]) -> str | None:
         return f"Data in memory ({names}) is taken to come from {sources}, which is the same."
     return None
 
-
+# %% ../../../nbs/notebooks/execute/06_cached.ipynb #find-same
 def find_same(
     store: Store,       # Where to look
     digest: str,        # Fingerprint of the run that is asked for
@@ -140,7 +140,7 @@ def as_result(
         reason = f"the run of before was not registered as {register!r}: {e}"
         raise NotebookRunError(f"{notebook}: {reason}", replace(result, reason=reason)) from e
 
-
+# %% ../../../nbs/notebooks/execute/06_cached.ipynb #written
 def _written(store: Store, run: Run, output: str | None) -> Path | None:
     if output is None:
         return None

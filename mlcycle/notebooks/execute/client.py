@@ -83,7 +83,7 @@ class TrackedClient(RedactingClient):
         super().__init__(nb_man, redactor, **kwargs)
         self.limits, self.env, self.imports = limits, env, imports
         self.shared = shared
-        self.keeper: Any = None  # A `Keeper` of checkpoints
+        self.keeper: Any = None  # A `CheckpointKeeper` of checkpoints
         self.forked, self.not_forked = False, ""  # Whether the kernel is a fork; why it is not, where it could have been
         self.ending: Ending | None = None
         self._index: int | None = None

@@ -19,7 +19,7 @@ from papermill.log import logger
 
 from ...config import ENV_TRIAL
 from ...errors import NoActiveRunError, NotebookRunError
-from ..checkpoints.keeper import Keeper
+from ..checkpoints.keeper import CheckpointKeeper
 from ..document.endings import Ending
 from ..document.kernels import language_of, pick_kernel
 from ..document.skipping import check_conditions
@@ -28,8 +28,8 @@ from .drive import Control, drive
 from .memory import MemoryWatch
 from .saving import RunManager
 from ..follow.feed import Feed
-from ..follow.progress import Quiet, bar_for, plan
-from ..follow.watch import Attendant
+from ..follow.progress import NoBar, bar_for, plan
+from ..follow.watch import RunWatcher
 from ..record.executed import CELLS, EXECUTED, SOURCE, TAG, cell_times, keep, last_times, notebook_tag, parameters_in, tag_of
 from ..record.result import NotebookInterrupted, NotebookTerminated
 from ..warm.imports import warmable
@@ -58,7 +58,7 @@ class Session:
     asked_by: str | None = None        # Who asked the run to stop, from elsewhere
     fresh: bool = False                # Whether the kernel is a process of its own, never a fork of a warm one
     shared: Any = None                 # `SharedCells`, executed already, that the run goes on from
-    keeper: Keeper | None = None       # Keeps checkpoints as it goes; None for none
+    keeper: CheckpointKeeper | None = None       # Keeps checkpoints as it goes; None for none
     threads: int | None = None         # Native threads that it may use; None for as many as it likes
     memory: int | None = None          # Most bytes that the kernel and its processes may use
     control: Control | None = None     # Stops it from another thread
@@ -104,11 +104,11 @@ def execute(
     active = session.active
     state = plan(nb, session.title)
     bar = bar_for(state, session.progress)
-    if type(bar) is not Quiet:
+    if type(bar) is not NoBar:
         state.known = last_times(active.store, tag_of(active))
     feed = Feed(session.redactor, state.labels)
-    attendant = Attendant(active, feed, bar, session.follow)
-    bar = attendant.bar
+    watcher = RunWatcher(active, feed, bar, session.follow)
+    bar = watcher.bar
 
     def listen(event: str, index: int) -> None:
         bar.listen(event, index, nb.cells[index])
@@ -116,30 +116,30 @@ def execute(
 
     manager = RunManager(nb, output_path, log_output, session.redactor, listen)
     client = client_for(manager, kernel, session, log_output=log_output, log=log, **settings)
-    client.feed, client.keeper, attendant.client = feed, session.keeper, client
+    client.feed, client.keeper, watcher.client = feed, session.keeper, client
     began, watch = time.monotonic(), MemoryWatch(client, session.memory)
     if session.control is not None:
         session.control.bind(client)
 
     def tick() -> None:
         watch.tick()
-        attendant.tick()
+        watcher.tick()
 
     try:
         manager.notebook_start()
         bar.open()
-        session.ending = attendant.judge(drive(client, tick))
+        session.ending = watcher.judge(drive(client, tick))
     except BaseException as e:  # not the notebook's doing: a bug, or an exception thrown into this thread
         session.ending = client.ending or Ending("failed", f"{type(e).__name__}: {e}", exception=e)
         raise
     finally:
-        session.seconds, session.nb, session.asked_by = time.monotonic() - began - client.waited, nb, attendant.asked_by
+        session.seconds, session.nb, session.asked_by = time.monotonic() - began - client.waited, nb, watcher.asked_by
         nb.metadata["mlcycle"] = client.told() | ({} if session.threads is None else {"threads": session.threads})
-        _conclude(manager, session, attendant)
+        _conclude(manager, session, watcher)
     return manager.nb
 
-
-def _conclude(manager: RunManager, session: Session, attendant: Attendant) -> None:
+# %% ../../../nbs/notebooks/execute/09_engine.ipynb #conclude
+def _conclude(manager: RunManager, session: Session, watcher: RunWatcher) -> None:
     nb, ending, active = manager.nb, session.ending, session.active
     reason = session.redactor.text(ending.reason) if ending.reason else None
     nb.metadata["mlcycle"].update({"run": active.id, "status": ending.status, "reason": reason})
@@ -151,9 +151,9 @@ def _conclude(manager: RunManager, session: Session, attendant: Attendant) -> No
             active.warn(session.problems[-1])
         if session.keeper is not None:
             session.keeper.conclude(active, ending, nb, str(session.folder or os.getcwd()))
-        attendant.rest()
-        attendant.bar.close(ending.status, reason)
-        attendant.keeper.close(keep(active, nbformat.writes(nb).encode(), EXECUTED, "notebook"))
+        watcher.rest()
+        watcher.bar.close(ending.status, reason)
+        watcher.writer.close(keep(active, nbformat.writes(nb).encode(), EXECUTED, "notebook"))
         keep(active, json.dumps(session.redactor.json(cell_times(nb)), indent=1).encode(), CELLS, "file")
     finally:
         if session.keeper is not None:
@@ -171,7 +171,7 @@ def parent_in(
         return None
     return found if store is None or store is found.store else None
 
-
+# %% ../../../nbs/notebooks/execute/09_engine.ipynb #begin-begin
 def begin(
     nb: Any,                 # The notebook node, parameters injected
     path: Path | None,       # Its file, None when it has none

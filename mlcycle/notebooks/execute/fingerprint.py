@@ -36,7 +36,7 @@ class Fingerprint:
     digest: str | None = None   # SHA-256, None where there is a problem
     problem: str | None = None  # Why there is none, for a person
 
-
+# %% ../../../nbs/notebooks/execute/05_fingerprint.ipynb #unknown
 class Unknown(Exception):
     "A part that cannot be known; the message says which."
 
@@ -69,7 +69,7 @@ def imported(
     "What a piece of Python imports, by absolute name."
     return tuple(_imported(source)) if "import" in source else ()
 
-
+# %% ../../../nbs/notebooks/execute/05_fingerprint.ipynb #imported-imported
 def _imported(source: str) -> Iterator[tuple[str, bool]]:
     if source.lstrip().startswith("%%"):
         source = source.lstrip().partition("\n")[2]
@@ -93,7 +93,7 @@ def _imported(source: str) -> Iterator[tuple[str, bool]]:
                 continue
         yield from ((name.partition(".")[0], id(node) in inside) for name in found if name[:1] != ".")
 
-# %% ../../../nbs/notebooks/execute/05_fingerprint.ipynb #files
+# %% ../../../nbs/notebooks/execute/05_fingerprint.ipynb #files-in
 _INSTALLED = ("site-packages", "dist-packages")
 _LIBRARY = os.path.dirname(os.__file__) + os.sep
 _MOST = 5_000  # Files of one project that are looked through or digested
@@ -110,7 +110,7 @@ def _files_in(folder: Path) -> list[Path]:
             raise Unknown(f"{folder} holds more than {_MOST} Python files")
     return found
 
-
+# %% ../../../nbs/notebooks/execute/05_fingerprint.ipynb #spec
 def _spec(name: str, folder: Path) -> ModuleSpec | None:
     beside = PathFinder.find_spec(name, [str(folder)])
     if beside is not None and beside.origin is not None:
@@ -125,7 +125,7 @@ def _spec(name: str, folder: Path) -> ModuleSpec | None:
 def _own(path: str) -> bool:
     return not path.startswith(_LIBRARY) and not any(part in _INSTALLED for part in Path(path).parts)
 
-
+# %% ../../../nbs/notebooks/execute/05_fingerprint.ipynb #located
 def _located(name: str, folder: Path) -> list[Path] | None:  # Empty for what is installed; None for what is not there
     if name in sys.builtin_module_names or name in sys.stdlib_module_names or name == "mlcycle":  # whose version counts with the environment
         return []
@@ -136,7 +136,7 @@ def _located(name: str, folder: Path) -> list[Path] | None:  # Empty for what is
         return [file for place in spec.submodule_search_locations if _own(place) for file in _files_in(Path(place))]
     return [Path(spec.origin)] if spec.origin and os.path.isfile(spec.origin) and _own(spec.origin) else []
 
-
+# %% ../../../nbs/notebooks/execute/05_fingerprint.ipynb #files
 def own_files(
     sources: Iterable[str],  # Sources of a notebook's cells
     folder: Path,            # Its folder
@@ -179,11 +179,11 @@ def own_files(
                     raise Unknown(f"it imports more than {_MOST} files")
     return digests
 
-
+# %% ../../../nbs/notebooks/execute/05_fingerprint.ipynb #cells
 def _cells(data: bytes) -> list[str]:
     return ["".join(cell.get("source", "")) for cell in json.loads(data).get("cells", []) if cell.get("cell_type") == "code"]
 
-# %% ../../../nbs/notebooks/execute/05_fingerprint.ipynb #fingerprint
+# %% ../../../nbs/notebooks/execute/05_fingerprint.ipynb #environment
 def _environment() -> str:
     found = environment.capture(None)  # the same for every run: it asks nothing about the run
     return hashlib.sha256(found.documents[environment.NAME]).hexdigest()
@@ -195,7 +195,7 @@ def _same_interpreter(kernel: str) -> bool:
     command = spec_manager().get_kernel_spec(kernel).argv
     return bool(command) and os.path.abspath(command[0]) == os.path.abspath(sys.executable)
 
-
+# %% ../../../nbs/notebooks/execute/05_fingerprint.ipynb #fingerprint
 def fingerprint(
     nb: Any,                  # The notebook node, as it was read
     folder: Path,             # Where it lies

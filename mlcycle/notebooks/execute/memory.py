@@ -38,7 +38,7 @@ def to_bytes(
         raise UsageError(f"A memory limit is a size such as 2G, 512M or 1.5GiB, and at least 10 MB, not {size!r}.")
     return value
 
-
+# %% ../../../nbs/notebooks/execute/08_memory.ipynb #show-size
 def show_size(
     size: float,  # Bytes
 ) -> str:         # `2 GB`, `2.3 GB`, `512 MB`
@@ -86,7 +86,7 @@ class ProcessTree:
             with contextlib.suppress(psutil.Error):
                 process.kill()
 
-
+# %% ../../../nbs/notebooks/execute/08_memory.ipynb #lives
 def _lives(process: psutil.Process) -> bool:
     import psutil
 
@@ -95,7 +95,7 @@ def _lives(process: psutil.Process) -> bool:
     except psutil.Error:
         return False
 
-
+# %% ../../../nbs/notebooks/execute/08_memory.ipynb #children
 def _children(process: psutil.Process) -> list[psutil.Process]:
     import psutil
 
@@ -109,7 +109,7 @@ def _children(process: psutil.Process) -> list[psutil.Process]:
                 found.append(psutil.Process(pid))
     return found
 
-
+# %% ../../../nbs/notebooks/execute/08_memory.ipynb #used
 def _used(process: psutil.Process, fair: bool) -> int:
     import psutil
 

@@ -53,7 +53,7 @@ def check_limit(
         raise UsageError(f"{name} must be a number of seconds above zero, not {seconds!r}.")
     return seconds
 
-
+# %% ../../../nbs/notebooks/execute/11_runner.ipynb #output
 def _output(out: str | Path | None, source: Path) -> str | None:
     if out is None or "://" in str(out):
         return None if out is None else str(out)
@@ -104,7 +104,7 @@ def run_notebook(
     env: Mapping[str, str] | None = None,     # More for the kernel's environment; nothing of it is kept
 ) -> NotebookRun:                             # What became of it
     "Execute a notebook as a run. Raises `UsageError` before anything ran, `NotebookRunError` (with `.result`) when it did not finish."
-    from mlcycle.notebooks.checkpoints.keeper import Keeper, check_keep
+    from mlcycle.notebooks.checkpoints.keeper import CheckpointKeeper, check_keep
     from mlcycle.notebooks.document.kernels import pick_kernel
     from mlcycle.notebooks.document.skipping import check_conditions
     from mlcycle.notebooks.document.source import Source, read_notebook
@@ -147,10 +147,10 @@ def run_notebook(
             session.shared = shared
         _remember(session, own, notes)
         if keep is not None:
-            session.keeper = Keeper(keep)
+            session.keeper = CheckpointKeeper(keep)
         return carry_out(nb, choice, session, source, output, register)
 
-
+# %% ../../../nbs/notebooks/execute/11_runner.ipynb #carry-out
 def carry_out(
     nb: Any,                       # The notebook node, parameters injected
     choice: KernelChoice,          # The kernel
@@ -163,7 +163,7 @@ def carry_out(
     _execute(nb, choice, session, output)
     return _finish(session, source, output, register)
 
-
+# %% ../../../nbs/notebooks/execute/11_runner.ipynb #execute
 def _execute(nb: Any, choice: KernelChoice, session: Session, output: str | None) -> None:
     "Through Papermill's registry of engines, as any other engine."
     from papermill.engines import papermill_engines
@@ -186,7 +186,7 @@ def _fingerprint(source: Source, params: dict[str, Any], choice: KernelChoice, s
     tag = notebook_tag(source.path, store or current_store())
     return fingerprint(source.nb, source.folder, tag, params, choice.language, choice.name, secrets)
 
-
+# %% ../../../nbs/notebooks/execute/11_runner.ipynb #earlier
 def _earlier(source: Source, own: Fingerprint, experiment: str | None, output: str | None, register: str | None,
              store: Store | None) -> tuple[NotebookRun | None, tuple[str, ...]]:
     from mlcycle.notebooks.execute.cached import as_result, find_same
@@ -201,7 +201,7 @@ def _earlier(source: Source, own: Fingerprint, experiment: str | None, output: s
         return None, found.notes
     return as_result(store, found.run, source.path.name, output, register, found.notes), ()
 
-
+# %% ../../../nbs/notebooks/execute/11_runner.ipynb #remember
 def _remember(session: Session, own: Fingerprint, notes: tuple[str, ...]) -> None:
     from mlcycle.errors import StoreError
     from mlcycle.store import fingerprints
@@ -210,7 +210,6 @@ def _remember(session: Session, own: Fingerprint, notes: tuple[str, ...]) -> Non
     with contextlib.suppress(StoreError):  # a run that is not found again is no reason to fail
         if own.digest is not None:
             fingerprints.put(session.active.store, session.active.run, own.digest)
-
 
 # %% ../../../nbs/notebooks/execute/11_runner.ipynb #follow
 def _stream(follow: bool | TextIO) -> TextIO | None:
@@ -251,7 +250,7 @@ def _finish(session: Session, source: Source, output: str | None, register: str 
         raise error
     return _registered(result, register, session) if register else result
 
-
+# %% ../../../nbs/notebooks/execute/11_runner.ipynb #registered
 def _registered(result: NotebookRun, name: str, session: Session) -> NotebookRun:
     from dataclasses import replace
 

@@ -38,7 +38,7 @@ def write_atomic(
     finally:
         temporary.unlink(missing_ok=True)
 
-
+# %% ../../../nbs/notebooks/execute/01_saving.ipynb #redacted
 def redacted(
     nb: Any,             # A notebook node
     redactor: Redactor,  # What to mask

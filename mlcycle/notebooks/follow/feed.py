@@ -128,11 +128,11 @@ def pieces_of(
                 place = found[-1].end
     return found
 
-# %% ../../../nbs/notebooks/follow/02_feed.ipynb #print
+# %% ../../../nbs/notebooks/follow/02_feed.ipynb #print-constants
 _HARMFUL = re.compile(r"\x1b(?!\[[0-9;]*m)(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-_])?"
                       r"|[\x00-\x07\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f\x80-\x9f]")
 
-
+# %% ../../../nbs/notebooks/follow/02_feed.ipynb #print
 class Printer:
     "Writes pieces to a stream, each cell below a line of its own."
 

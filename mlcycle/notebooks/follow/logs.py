@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['printed', 'follow']
 
-# %% ../../../nbs/notebooks/follow/04_logs.ipynb #printed
+# %% ../../../nbs/notebooks/follow/04_logs.ipynb #executed
 def _executed(store: Store, run: Run) -> list[Piece] | None:
     import nbformat
 
@@ -40,7 +40,7 @@ def _live(store: Store, run: Run, place: int = 0) -> list[Piece]:
         found += new
     return found
 
-
+# %% ../../../nbs/notebooks/follow/04_logs.ipynb #printed
 def printed(
     store: Store,  # Where the run is
     run: Run,      # A notebook's run
@@ -56,7 +56,7 @@ def printed(
             return executed
     return found
 
-# %% ../../../nbs/notebooks/follow/04_logs.ipynb #follow
+# %% ../../../nbs/notebooks/follow/04_logs.ipynb #remainder
 def _remainder(
     seen: list[Piece],   # What a follower has shown
     whole: list[Piece],  # What the executed notebook holds
@@ -83,7 +83,7 @@ def _remainder(
         place = found[-1].end
     return found
 
-
+# %% ../../../nbs/notebooks/follow/04_logs.ipynb #follow
 def follow(
     store: Store,         # Where the run is
     run: Run,             # A notebook's run

@@ -15,7 +15,7 @@ from typing import Any
 from ..document.source import headings, numbers, runnable
 
 # %% auto #0
-__all__ = ['clock', 'RunState', 'plan', 'Quiet', 'TerminalBar', 'NotebookBar', 'in_notebook', 'bar_for']
+__all__ = ['clock', 'RunState', 'plan', 'NoBar', 'TerminalBar', 'NotebookBar', 'in_notebook', 'bar_for']
 
 # %% ../../../nbs/notebooks/follow/01_progress.ipynb #clock
 def clock(
@@ -96,7 +96,7 @@ def plan(
     return RunState(title, [cell["id"] for cell, _, _ in cells], labels, dict(known or {}))
 
 # %% ../../../nbs/notebooks/follow/01_progress.ipynb #quiet
-class Quiet:
+class NoBar:
     "Keeps the state and shows nothing; the base of the bars that do."
 
     def __init__(
@@ -126,7 +126,7 @@ class Quiet:
         self.state.ended, self.state.status, self.state.reason = time.monotonic(), status, reason
 
 # %% ../../../nbs/notebooks/follow/01_progress.ipynb #terminal
-class TerminalBar(Quiet):
+class TerminalBar(NoBar):
     "A bar on standard error."
 
     def open(self) -> None:
@@ -149,7 +149,7 @@ class TerminalBar(Quiet):
         self._bar.stop()
 
 # %% ../../../nbs/notebooks/follow/01_progress.ipynb #notebook
-class NotebookBar(Quiet):
+class NotebookBar(NoBar):
     "An output that is updated; its last state is what a saved notebook shows."
 
     def open(self) -> None:
@@ -173,14 +173,14 @@ def in_notebook() -> bool:
     shell = ipython.get_ipython() if ipython else None
     return getattr(shell, "kernel", None) is not None
 
-
+# %% ../../../nbs/notebooks/follow/01_progress.ipynb #bar-for
 def bar_for(
     state: RunState,               # What to show
     wanted: bool | None = None,    # None where somebody can see it
-) -> Quiet:
+) -> NoBar:
     "Choose how to show progress: in a notebook, in a terminal, or not at all."
     if wanted is False:
-        return Quiet(state)
+        return NoBar(state)
     if in_notebook():
         return NotebookBar(state)
-    return TerminalBar(state) if wanted or (sys.stderr is not None and sys.stderr.isatty()) else Quiet(state)
+    return TerminalBar(state) if wanted or (sys.stderr is not None and sys.stderr.isatty()) else NoBar(state)

@@ -16,23 +16,23 @@ from typing import Any, TextIO
 from ...errors import StoreError
 from ..document.endings import Ending
 from .feed import Feed, Printer
-from .progress import Quiet, RunState, TerminalBar
+from .progress import NoBar, RunState, TerminalBar
 from ...store import live, requests
 from ...store.live import Piece
 from ...track.active import ActiveRun
 
 # %% auto #0
-__all__ = ['EVERY', 'HEAD', 'TAIL', 'Keeper', 'FollowBar', 'Attendant']
+__all__ = ['EVERY', 'HEAD', 'TAIL', 'OutputWriter', 'FollowBar', 'RunWatcher']
 
-# %% ../../../nbs/notebooks/follow/03_watch.ipynb #keeper
+# %% ../../../nbs/notebooks/follow/03_watch.ipynb #keeper-constants
 EVERY = 0.25          # Seconds between two writes
 HEAD = 200_000        # Characters of a run's beginning that are kept
 TAIL = 300_000        # Characters of its latest output that are kept
 _CHUNK = 16_384       # Characters of one row
 _RETRY = 30.0         # Seconds after which a store that failed is tried again
 
-
-class Keeper:
+# %% ../../../nbs/notebooks/follow/03_watch.ipynb #keeper
+class OutputWriter:
     "Writes what a run prints to the store, a few times a second."
 
     def __init__(
@@ -85,7 +85,7 @@ class Keeper:
                 live.forget(self.store, self.run)
 
 # %% ../../../nbs/notebooks/follow/03_watch.ipynb #bar
-class FollowBar(Quiet):
+class FollowBar(NoBar):
     "The state of a run in one line on standard error, out of the way of what the run prints."
 
     def __init__(
@@ -116,17 +116,17 @@ class FollowBar(Quiet):
         sys.stderr.flush()
 
 # %% ../../../nbs/notebooks/follow/03_watch.ipynb #attendant
-class Attendant:
+class RunWatcher:
     "Does what is to be done beside a run, whenever it is woken."
 
     def __init__(
         self,
         active: ActiveRun,           # The run
         feed: Feed,                  # What it prints
-        bar: Quiet,                  # Its progress
+        bar: NoBar,                  # Its progress
         out: TextIO | None = None,   # Where to show what it prints; None for nowhere
     ):
-        self.active, self.feed, self.keeper = active, feed, Keeper(active)
+        self.active, self.feed, self.writer = active, feed, OutputWriter(active)
         self.printer = Printer(out) if out is not None else None
         self.bar = FollowBar(bar.state, self.printer) if self.printer and isinstance(bar, TerminalBar) else bar
         self.client: Any = None            # Set before the run starts: asked to stop
@@ -138,7 +138,7 @@ class Attendant:
         pieces = self.feed.take()
         self._show(pieces)
         self.bar.tick()
-        self.keeper.add(pieces)
+        self.writer.add(pieces)
         if self.asked_by is None and time.monotonic() >= self._poll:
             self._look()
 
@@ -173,4 +173,4 @@ class Attendant:
         "Take what was printed at the very end."
         pieces = self.feed.take()
         self._show(pieces)
-        self.keeper.add(pieces)
+        self.writer.add(pieces)

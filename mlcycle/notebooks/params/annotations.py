@@ -29,7 +29,7 @@ class Kind:
     def __str__(self) -> str:
         return self.source
 
-
+# %% ../../../nbs/notebooks/params/01_annotations.ipynb #kind-constants
 _PLAIN = {"int", "float", "str", "bool", "bytes", "list", "tuple", "set", "dict", "Path", "date", "datetime", "timedelta", "Decimal"}
 _SAME = {"List": "list", "Sequence": "list", "Iterable": "list", "Collection": "list", "Tuple": "tuple", "Set": "set", "frozenset": "set",
          "FrozenSet": "set", "Dict": "dict", "Mapping": "dict", "NoneType": "None"}
@@ -45,7 +45,7 @@ def kind_of(
     except (SyntaxError, ValueError):
         return Kind("any")
 
-
+# %% ../../../nbs/notebooks/params/01_annotations.ipynb #parse-kind
 def _kind(node: ast.expr) -> Kind:
     source = ast.unparse(node)
     match node:
@@ -63,7 +63,7 @@ def _kind(node: ast.expr) -> Kind:
             return _generic(node, source)
     return Kind("any")
 
-
+# %% ../../../nbs/notebooks/params/01_annotations.ipynb #generic
 def _generic(node: ast.Subscript, source: str) -> Kind:
     name = ast.unparse(node.value).rsplit(".", 1)[-1]
     name = _SAME.get(name, name)
@@ -95,7 +95,7 @@ def plain(
         return value.to_pydatetime(warn=False)
     return value
 
-
+# %% ../../../nbs/notebooks/params/01_annotations.ipynb #scalar-scalar
 def _scalar(value: Any, kind: Kind) -> Any:
     cls = _CLASSES[kind.name]
     if kind.name in ("int", "float", "Decimal", "timedelta") and isinstance(value, bool):
@@ -137,7 +137,7 @@ def fit(
         return _union(value, kind)
     return _items(value, kind) if kind.name in ("list", "tuple", "set", "dict") else _scalar(value, kind)
 
-
+# %% ../../../nbs/notebooks/params/01_annotations.ipynb #union
 def _union(value: Any, kind: Kind) -> Any:
     fitting = []
     for member in kind.args:
@@ -151,7 +151,7 @@ def _union(value: Any, kind: Kind) -> Any:
         raise ValueError(f"expects {kind}, got {type(value).__name__} {value!r}")
     return (exact or fitting)[0]
 
-
+# %% ../../../nbs/notebooks/params/01_annotations.ipynb #items
 def _items(value: Any, kind: Kind) -> Any:
     if kind.name == "dict":
         if not isinstance(value, dict):
@@ -183,7 +183,7 @@ def _guess(text: str) -> Any:
         return None
     return _structure(text) if text[:1] in "[{(" and text else text
 
-
+# %% ../../../nbs/notebooks/params/01_annotations.ipynb #structure
 def _structure(text: str) -> Any:
     import yaml
 
@@ -249,14 +249,14 @@ def _read_union(text: str, kind: Kind) -> Any:
             continue
     raise ValueError(f"expects {kind}, got {text!r}")
 
-
+# %% ../../../nbs/notebooks/params/01_annotations.ipynb #read-items
 def _read_items(text: str, kind: Kind) -> Any:
     if kind.name != "dict" and text[:1] not in ("[", "(", "{"):
         text = f"[{text}]"  # 64,32 is a list too
     value = _structure(text)
     return fit(_typed(value, kind), kind)
 
-
+# %% ../../../nbs/notebooks/params/01_annotations.ipynb #typed
 def _typed(value: Any, kind: Kind) -> Any:
     "YAML takes 1e-3 for a text: read the texts inside by their declared type."
     if isinstance(value, str) and kind.name not in ("str", "any", "literal"):

@@ -38,7 +38,7 @@ def update_source(
             source = b"\n".join(lines).decode()
     return source
 
-
+# %% ../../../nbs/notebooks/params/07_cell.ipynb #bare
 def _bare(source: str) -> str:
     "Magics as comments of the same length, so that positions stay."
     return "\n".join("#" + line[1:] if line.startswith(("%", "!")) else line for line in source.splitlines())
@@ -98,7 +98,7 @@ def write_parameters(
     _save(source.path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     return infer(read_notebook(source.path).nb) or Parameters()
 
-
+# %% ../../../nbs/notebooks/params/07_cell.ipynb #save
 def _save(path: Path, text: str) -> None:
     "In one step, so that nobody finds half a notebook; the file keeps its permissions."
     aside = path.with_name(f".{path.name}.{os.getpid()}")

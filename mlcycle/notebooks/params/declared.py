@@ -105,7 +105,7 @@ def _comments(source: str) -> dict[int, tuple[str, bool]]:
             found[token.start[0]] = (token.string.lstrip("#").strip(), not token.line[: token.start[1]].strip())
     return found
 
-
+# %% ../../../nbs/notebooks/params/04_declared.ipynb #help
 def _help(node: ast.stmt, comments: Mapping[int, tuple[str, bool]]) -> str:
     beside = [comments[line][0] for line in range(node.lineno, (node.end_lineno or node.lineno) + 1) if line in comments]
     if beside:
@@ -172,7 +172,7 @@ def parameters_of(
                 found[target.id] = Parameter(target.id, kind, default, written, text, literal, bool(annotation))
     return Parameters(found.values())
 
-
+# %% ../../../nbs/notebooks/params/04_declared.ipynb #pairs
 def _pairs(target: ast.expr, value: ast.expr) -> list[tuple[ast.expr, ast.expr]]:
     "`a, b = 1, 2` declares two."
     if isinstance(target, ast.Tuple) and isinstance(value, ast.Tuple) and len(target.elts) == len(value.elts):

@@ -120,7 +120,7 @@ def code_for(
     imports = [f"import {module} as {name}" for name, module in _MODULES.items() if language == "python" and f"{name}." in text]
     return "\n".join(["# Parameters", *imports, *lines])
 
-
+# %% ../../../nbs/notebooks/params/06_inject.ipynb #translated
 def _translated(values: Mapping[str, Any], language: str, kernel: str) -> list[str]:
     from papermill.exceptions import PapermillException
     from papermill.translators import translate_parameters
@@ -157,7 +157,7 @@ def inject(
         cell["id"] = INJECTED  # the same notebook with the same values is the same file
     return place(nb, cell)
 
-
+# %% ../../../nbs/notebooks/params/06_inject.ipynb #place
 def place(
     nb: Any,    # A notebook node; it is changed
     cell: Any,  # A cell that assigns parameters

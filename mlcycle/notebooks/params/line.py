@@ -29,6 +29,7 @@ def is_declaration(
     found = _LINE.match(line.rstrip())
     return bool(found and (rest := (found["rest"] or "").strip()) and not rest.startswith(("-", "#")))
 
+# %% ../../../nbs/notebooks/params/03_line.ipynb #words-of
 def words_of(
     line: str,  # A line that declares
 ) -> str:
@@ -60,7 +61,7 @@ def _tokens(text: str) -> list[tuple[tokenize.TokenInfo, int]]:
         depth += token.string in ("(", "[", "{")
     return found
 
-
+# %% ../../../nbs/notebooks/params/03_line.ipynb #starts
 def _starts(tokens: list[tuple[tokenize.TokenInfo, int]]) -> list[tuple[int, int]]:
     "Where each assignment begins, and where its `=` stands."
     found, i = [], 0
@@ -100,7 +101,7 @@ def read_line(
         found.append(_checked(Assignment(name, value, annotation)))
     return found
 
-
+# %% ../../../nbs/notebooks/params/03_line.ipynb #checked
 def _checked(one: Assignment) -> Assignment:
     try:
         ast.parse(f"({one.value})", mode="eval")

@@ -49,7 +49,7 @@ def environment(
     names += [s.variable for s in secrets if s.variable not in names]
     return {ENV_SECRETS: ",".join(names)} if names else {}
 
-
+# %% ../../../nbs/notebooks/params/02_secrets.ipynb #redactor-for
 def redactor_for(
     secrets: Iterable[Secret],  # Declared secrets
 ) -> Redactor:                  # Knows their values, and those that this process was told of

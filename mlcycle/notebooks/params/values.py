@@ -46,7 +46,7 @@ def misfit(
     return (f"{text} (its type is that of its default, {parameter.source}; "
             f"write `{parameter.name}: {wider} = {parameter.source}` to allow others)")
 
-
+# %% ../../../nbs/notebooks/params/05_values.ipynb #refuse
 def _refuse(problems: Iterable[str]) -> None:
     problems = list(problems)
     if problems:

@@ -48,7 +48,7 @@ def notebook_tag(
     root = store.settings.root
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
 
-
+# %% ../../../nbs/notebooks/record/02_executed.ipynb #last-times
 def last_times(
     store: Store,  # Where its runs are kept
     tag: str,      # Which notebook
@@ -79,7 +79,7 @@ def cell_times(
              "seconds": cell.metadata.get("papermill", {}).get("duration")}
             for cell, number, heading in zip(nb.cells, numbers(nb), headings(nb), strict=True) if cell.cell_type == "code" and "id" in cell]
 
-
+# %% ../../../nbs/notebooks/record/02_executed.ipynb #keep
 def keep(
     active: ActiveRun,  # The run
     data: bytes,        # Content

@@ -55,7 +55,7 @@ class Recorded:
         "The commit that holds the project's files as they were, None without one."
         return self.git.get("snapshot")
 
-# %% ../../../nbs/notebooks/record/03_recorded.ipynb #read
+# %% ../../../nbs/notebooks/record/03_recorded.ipynb #json
 def _json(store: Store, run: Run, name: str) -> dict[str, Any]:
     "A document that a run kept, empty where it kept none. Raises `CorruptArtifactError`."
     try:
@@ -63,7 +63,7 @@ def _json(store: Store, run: Run, name: str) -> dict[str, Any]:
     except NotFoundError:
         return {}
 
-
+# %% ../../../nbs/notebooks/record/03_recorded.ipynb #read
 def recorded(
     store: Store,  # Where the run is
     run: Run,      # A run
@@ -88,7 +88,7 @@ def recorded(
                     _json(store, run, NAME), inputs.listing(store, run), _above(executed, path),
                     executed.get("metadata", {}).get("mlcycle", {}).get("threads"))
 
-
+# %% ../../../nbs/notebooks/record/03_recorded.ipynb #above
 def _above(executed: Mapping[str, Any], path: PurePath) -> int:
     "Papermill's kernels work where Papermill was called, and its notebook's path is noted from there."
     called = executed.get("metadata", {}).get("papermill", {}).get("input_path")

@@ -84,7 +84,7 @@ class NotebookInterrupted(KeyboardInterrupt):
         super().__init__(message)
         self.result = result
 
-
+# %% ../../../nbs/notebooks/record/01_result.ipynb #notebook-terminated
 class NotebookTerminated(Terminated):
     "A notebook run that SIGTERM ended; `result` holds its outcome."
     exit_code = 1

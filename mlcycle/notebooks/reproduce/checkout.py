@@ -52,7 +52,7 @@ def holder(
                 return repository
     return None
 
-
+# %% ../../../nbs/notebooks/reproduce/03_checkout.ipynb #starts-of
 def starts_of(
     record: Recorded,  # What a run recorded
     store: Store,      # Where it is kept
@@ -74,7 +74,7 @@ def _mapped(repository: Repository, top: Path, document: Mapping[str, Any]) -> s
     given = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry and not Path(entry).is_relative_to(repository.top)]
     return os.pathsep.join([*own, *given])
 
-
+# %% ../../../nbs/notebooks/reproduce/03_checkout.ipynb #brought
 def _brought(datasets: Sequence[Dataset], repository: Repository, top: Path) -> None:
     "Copy in what the run read below the repository's root and what the snapshot does not have."
     for dataset in datasets:
@@ -132,7 +132,7 @@ def here(
     folder = path.parents[record.above]
     return Place(path, folder, [folder, store.settings.root])
 
-
+# %% ../../../nbs/notebooks/reproduce/03_checkout.ipynb #changed-since
 def changed_since(
     commit: str,             # A snapshot
     repository: Repository,  # The repository that holds it

@@ -33,7 +33,7 @@ class Condition:
     found: Found    # How they compare
     blocks: str = ""  # Why the run cannot be repeated with it, and what to do; empty where it can
 
-
+# %% ../../../nbs/notebooks/reproduce/02_conditions.ipynb #table
 def table(
     conditions: Sequence[Condition],  # What was looked at
 ) -> Table:
@@ -48,7 +48,7 @@ def file_digest(
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
-
+# %% ../../../nbs/notebooks/reproduce/02_conditions.ipynb #find-data
 def find_data(
     dataset: Dataset,         # A file that a run read
     folders: Sequence[Path],  # Where it may be by now, the likeliest first
@@ -118,6 +118,6 @@ def of_environment(
     rest = len(moved) - MOST
     return rows + moved[:MOST] + ([Condition("packages", f"and {rest} more that differ", "", "different")] if rest > 0 else [])
 
-
+# %% ../../../nbs/notebooks/reproduce/02_conditions.ipynb #python
 def _python(document: Mapping[str, Any]) -> str:
     return " ".join(str(document.get("python", {}).get(key, "")) for key in ("version", "implementation")).strip()

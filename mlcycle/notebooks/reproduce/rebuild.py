@@ -41,7 +41,7 @@ class Plan:
         "Equal for equal environments."
         return hashlib.sha256(json.dumps([self.python, self.requirements, self.folders]).encode()).hexdigest()[:16]
 
-
+# %% ../../../nbs/notebooks/reproduce/04_rebuild.ipynb #plan-for
 def plan_for(
     document: Mapping[str, Any],  # What a run recorded of its environment
 ) -> Plan:
@@ -66,7 +66,7 @@ def plan_for(
             lacking.append(f"{name} {version} was installed from {local}, which is gone")
     return Plan(document.get("python", {}).get("version", ""), tuple(lines), tuple(folders), tuple(lacking))
 
-# %% ../../../nbs/notebooks/reproduce/04_rebuild.ipynb #tools
+# %% ../../../nbs/notebooks/reproduce/04_rebuild.ipynb #call
 def _call(what: str, *command: str) -> None:
     done = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, errors="replace")
     if done.returncode:
@@ -77,7 +77,7 @@ def _call(what: str, *command: str) -> None:
         error.add_note("\n".join(lines[-20:]))
         raise error
 
-
+# %% ../../../nbs/notebooks/reproduce/04_rebuild.ipynb #tools
 def interpreter_for(
     version: str,  # Such as `3.11.7`; empty for this one's
 ) -> str:          # Path of an interpreter; a version, for uv to find
@@ -91,7 +91,7 @@ def interpreter_for(
         return minor
     raise ReproductionError(f"The run used Python {version}, and there is no python{minor} here. Install it, or install uv, which brings it along.")
 
-
+# %% ../../../nbs/notebooks/reproduce/04_rebuild.ipynb #make
 def _make(plan: Plan, folder: Path) -> None:
     python, listed = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python"), folder / "requirements.txt"
     uv, base = shutil.which("uv"), interpreter_for(plan.python)
@@ -109,7 +109,7 @@ def _make(plan: Plan, folder: Path) -> None:
               "--disable-pip-version-check", "--no-input", "-r", str(listed))
     _connect(python, plan.folders)
 
-
+# %% ../../../nbs/notebooks/reproduce/04_rebuild.ipynb #connect
 def _connect(python: Path, folders: Sequence[str]) -> None:
     "Make this mlcycle, and projects in editable mode, importable."
     import mlcycle
@@ -129,7 +129,7 @@ def cache_folder() -> Path:
     "Where environments are kept: `~/.cache/mlcycle/environments`, or below `XDG_CACHE_HOME`."
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlcycle" / "environments"
 
-
+# %% ../../../nbs/notebooks/reproduce/04_rebuild.ipynb #build-build
 def build(
     plan: Plan,  # How
 ) -> Path:       # Its interpreter
@@ -170,7 +170,7 @@ def environment_in(
         raise ReproductionError(f"The environment that was built does not work: {last}")
     return json.loads(done.stdout)
 
-
+# %% ../../../nbs/notebooks/reproduce/04_rebuild.ipynb #kernel-in
 @contextmanager
 def kernel_in(
     python: Path,  # An interpreter with ipykernel

@@ -16,10 +16,10 @@ from .verdict import Verdict, Word
 # %% auto #0
 __all__ = ['LOOKS', 'Reproduction']
 
-# %% ../../../nbs/notebooks/reproduce/05_reproduction.ipynb #reproduction
+# %% ../../../nbs/notebooks/reproduce/05_reproduction.ipynb #reproduction-constants
 LOOKS = {"identical": "good", "within tolerance": "good", "different": "bad", "not run": ""}
 
-
+# %% ../../../nbs/notebooks/reproduce/05_reproduction.ipynb #reproduction
 @dataclass(frozen=True)
 class Reproduction:
     "A run that was repeated, or was only looked at."
@@ -93,7 +93,7 @@ class Reproduction:
     def _repr_html_(self) -> str:
         return self.result()._repr_html_()
 
-
+# %% ../../../nbs/notebooks/reproduce/05_reproduction.ipynb #exact
 def _exact(value: float | None) -> str | None:
     return None if value is None else repr(value)
 

@@ -56,7 +56,7 @@ def reproductions(
     "What became of it when it was reproduced."
     return events.listing(store, of.ref, VERSION) if isinstance(of, Version) else events.listing(store, of.id, RUN)
 
-
+# %% ../../../nbs/notebooks/reproduce/06_runner.ipynb #last-reproduction
 def last_reproduction(
     store: Store,       # Where it is
     of: Run | Version,  # A run or a version
@@ -67,7 +67,7 @@ def last_reproduction(
         return f"{event.data['verdict']} on {show_value(event.time)} by {event.actor} (run {event.data['run'][:8]}){first}"
     return None
 
-
+# %% ../../../nbs/notebooks/reproduce/06_runner.ipynb #write-down
 def _write_down(store: Store, run: Run, after: Run, found: Reproduction, environment: str) -> list[str]:  # The versions that it stands at
     data = {"verdict": found.verdict, "run": after.id, "first": found.first or None, "tolerance": found.tolerance, "environment": environment}
     facts.put_tags(store, after.pk, {TAG_VERDICT: found.verdict})
@@ -135,7 +135,7 @@ def _conditions(record: Recorded, place: Place, files: Condition, installed: Seq
             *([Condition("parameters", given, "as recorded", "same")] if given else []),
             *of_secrets(record.secrets), *of_data(record.inputs, place.folders), *installed]
 
-
+# %% ../../../nbs/notebooks/reproduce/06_runner.ipynb #look-refuse
 def _refuse(found: Reproduction, anyway: bool) -> None:
     "Raise for what is in the way."
     hard = [condition for condition in found.obstacles if not (anyway and condition.what.startswith("data "))]
@@ -172,7 +172,7 @@ def _again(record: Recorded, place: Place, kernel: str | None, installed: dict[s
     execute(record.nb, kernel or choice.name, session)
     return session
 
-
+# %% ../../../nbs/notebooks/reproduce/06_runner.ipynb #captured
 def _captured(session: Session, installed: dict[str, Any]) -> None:
     "The environment of the run is the one that its kernel works in."
     from mlcycle.track.capture.environment import NAME

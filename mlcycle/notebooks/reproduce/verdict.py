@@ -36,7 +36,7 @@ def named_within(
     "What to call a run that is part of another, the same in both."
     return f"run {place}" if run.name.endswith(f"-{run.id[:4]}") else run.name
 
-
+# %% ../../../nbs/notebooks/reproduce/01_verdict.ipynb #points-of
 def points_of(
     store: Store,  # Where the runs are
     run: Run,      # The run of a notebook
@@ -49,7 +49,7 @@ def points_of(
             found[within, name] = [(p.step, p.value) for p in metrics.history(store, each, name)]
     return found
 
-
+# %% ../../../nbs/notebooks/reproduce/01_verdict.ipynb #is-duration
 _CLOCK = {"second", "seconds", "sec", "secs", "time", "duration", "elapsed", "runtime", "latency"}
 _ERROR = {"mae", "mse", "rmse", "rmsle", "mape", "medae", "error", "errors", "loss", "bias", "r2", "score", "std", "deviation"}  # of a predicted time
 
@@ -71,7 +71,7 @@ class MetricChange:
     step: int | None = None  # Where they part, None for a metric with one point
     near: bool = False    # Whether every point is within the tolerance
 
-
+# %% ../../../nbs/notebooks/reproduce/01_verdict.ipynb #metric-changes
 def metric_changes(
     before: Points,    # Of the first run
     after: Points,     # Of the second
@@ -84,7 +84,7 @@ def metric_changes(
             found.append(change)
     return found
 
-
+# %% ../../../nbs/notebooks/reproduce/01_verdict.ipynb #curve
 def _curve(name: str, old: Sequence[tuple[int, float]], new: Sequence[tuple[int, float]], tolerance: float) -> MetricChange | None:
     near = None
     for (step, a), (other, b) in zip(old, new, strict=False):
@@ -112,7 +112,7 @@ class Verdict:
     near: Sequence[Difference] = ()        # Cells whose numbers are within the tolerance
     compared: tuple[int, int] = (0, 0)     # How many metrics and cells were held against each other
 
-
+# %% ../../../nbs/notebooks/reproduce/01_verdict.ipynb #first-difference
 def first_difference(
     metrics: Sequence[MetricChange] = (),  # What differs among the metrics
     outputs: Sequence[Difference] = (),    # And among the cells
@@ -128,7 +128,7 @@ def first_difference(
         return f"cell {change.number} showed {_short(change.before)} and shows {_short(change.after)}"
     return ""
 
-
+# %% ../../../nbs/notebooks/reproduce/01_verdict.ipynb #short
 def _short(text: str, size: int = 100) -> str:
     return repr(text if len(text) <= size else text[: size - 1] + "…")
 
@@ -155,7 +155,7 @@ def compare_runs(
     word: Word = "different" if first else "within tolerance" if changes or near else "identical"
     return Verdict(word, first or first_difference(changes, near), changes, outputs, near, (sum(not is_duration(name) for _, name in old), cells))
 
-
+# %% ../../../nbs/notebooks/reproduce/01_verdict.ipynb #executed
 def _executed(store: Store, run: Run, moved: Mapping[str, str]) -> Any:
     "The executed notebook, None where a run kept none."
     import nbformat
@@ -168,7 +168,7 @@ def _executed(store: Store, run: Run, moved: Mapping[str, str]) -> Any:
         text = text.replace(json.dumps(here)[1:-1], json.dumps(there)[1:-1])
     return nbformat.reads(text, 4)
 
-
+# %% ../../../nbs/notebooks/reproduce/01_verdict.ipynb #ended
 def _ended(before: Run, after: Run) -> str:
     "Only one of them, or in another cell, or for another reason."
     told = [(run.status, run.error and (run.error.type, calm(run.error.message), run.error.cell_id)) for run in (before, after)]

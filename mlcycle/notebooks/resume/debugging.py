@@ -134,7 +134,7 @@ def debug_kernel(
         raise UsageError(f"No kernel came out of what run {run.id[:8]} kept: {e}.") from e
     return DebugKernel(run, each["cell"], _source(store, run, kept["failed"]), kept["until"], file, folder, checkpoint, kernel)
 
-
+# %% ../../../nbs/notebooks/resume/04_debugging.ipynb #just-before
 def _just_before(kept: Mapping[str, Any], run: Run) -> Mapping[str, Any]:
     newest, refused = kept["checkpoints"][-1], kept.get("refused")
     if newest["index"] == kept["failed"]:

@@ -43,7 +43,7 @@ def source_now(
     place = path if path.parent.is_dir() else Path.cwd() / path.name
     return Source(place, record.data, record.digest, deepcopy(record.nb))
 
-
+# %% ../../../nbs/notebooks/resume/03_runner.ipynb #executed-of
 def executed_of(
     store: Store,  # Where the run is
     run: Run,      # A notebook run
@@ -100,7 +100,7 @@ def rerun(
     store: Store | None = None,               # Where the run is; the store in use by default
 ) -> NotebookRun:                             # What became of it
     "Run the notebook of a run again, from where it failed if it was kept. Raises `NotFoundError`, `UsageError`, `NotebookRunError`."
-    from mlcycle.notebooks.checkpoints.keeper import Keeper, check_keep
+    from mlcycle.notebooks.checkpoints.keeper import CheckpointKeeper, check_keep
     from mlcycle.notebooks.document.kernels import pick_kernel
     from mlcycle.notebooks.document.skipping import check_conditions
     from mlcycle.notebooks.execute.client import Limits
@@ -138,7 +138,8 @@ def rerun(
         active = begin(nb, source.path, source.data, params={n: value for n, value in told.items() if n not in secret}, redactor=redactor,
                        name=_name(run), experiment=run.experiment, tags={TAG: record.path.as_posix(), RERUNS: run.id}, store=store)
         session = Session(active, source.path.name, redactor, environment(record.secrets), limits,
-                          _folder(record, source), progress, follow, shared=taken, keeper=Keeper(keep) if keep else None, threads=record.threads)
+                          _folder(record, source), progress, follow, shared=taken,
+                          keeper=CheckpointKeeper(keep) if keep else None, threads=record.threads)
         if taken is not None:
             taken.active = active
         return _said(carry_out(nb, choice, session, source, None, register), taken, why, session)

@@ -93,7 +93,7 @@ class TakenOver:
             inherit(self.active.store, self.run, self.active.run, self.time)
         self.used = True
 
-
+# %% ../../../nbs/notebooks/resume/01_taken_over.ipynb #taken-cells
 def taken_cells(
     before: Any,  # The notebook as executed
     now: Any,     # The notebook that is to be executed

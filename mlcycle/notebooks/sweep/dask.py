@@ -39,7 +39,7 @@ def worker_store(
             _stores[address] = open_store(*address)
         return _stores[address]
 
-
+# %% ../../../nbs/notebooks/sweep/09_dask.ipynb #run-on-worker
 def run_on_worker(
     task: Task,  # What to run
 ) -> Outcome:
@@ -54,7 +54,7 @@ def run_on_worker(
     except MlcycleError as e:
         return Outcome(task.row, None, str(e))
 
-
+# %% ../../../nbs/notebooks/sweep/09_dask.ipynb #look-around
 def look_around(
     names: list[str],            # Distributions to look for
     address: tuple[str, str],    # Of the store
@@ -72,7 +72,7 @@ def look_around(
         return {"versions": have(names), "problem": f"{type(e).__name__}: {e}"}
     return {"versions": have(names)}
 
-
+# %% ../../../nbs/notebooks/sweep/09_dask.ipynb #one
 def _one() -> Any:
     from sqlalchemy import literal, select
 
@@ -87,7 +87,7 @@ def local_places(
     database = str(Path(url.removeprefix("sqlite:///").partition("?")[0]).resolve().parent) if url.startswith("sqlite:///") else ""
     return database, "" if "://" in artifacts and not artifacts.startswith("file://") else artifacts.removeprefix("file://")
 
-
+# %% ../../../nbs/notebooks/sweep/09_dask.ipynb #marks-marks
 class _Marks:
     "Files that only those see who share a folder; gone when the block ends."
 

@@ -86,7 +86,7 @@ def cores() -> int:
     "How many processors this process may use."
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
-
+# %% ../../../nbs/notebooks/sweep/05_executors.ipynb #pace
 SHORT = 2.0  # Seconds; a run that takes longer is not begun ahead of its turn
 
 
@@ -108,7 +108,7 @@ class Pace:
         "Whether all of them were short."
         return len(self._took) == self._took.maxlen and max(self._took) < SHORT
 
-
+# %% ../../../nbs/notebooks/sweep/05_executors.ipynb #local-executor
 class LocalExecutor(Executor):
     "Threads of this process, each with a kernel."
     name = "local"
@@ -175,7 +175,7 @@ def executors() -> dict[str, str]:  # Name to `module:attribute`
     "Every kind of executor: the built-in ones, then those that installed distributions offer under other names."
     return BUILT_IN | {name: target for name, target, _ in entry_points(GROUP) if name not in BUILT_IN}
 
-
+# %% ../../../nbs/notebooks/sweep/05_executors.ipynb #make-executor
 def make_executor(
     spec: Any = "local",      # `local`, `dask://HOST:PORT`, or an object that is connected already
     jobs: int | None = None,  # Runs at once; the executor's own choice by default

@@ -55,7 +55,7 @@ def read_grid(
                                 "Name a YAML file that maps parameters to lists of values, or write -P 'lr=[0.1, 0.3]'.") from e
     return as_grid(found)
 
-
+# %% ../../../nbs/notebooks/sweep/02_grid.ipynb #as-grid
 def as_grid(
     grid: Mapping[str, Any],  # Name to a list of values, or to one value
 ) -> dict[str, list[Any]]:
@@ -95,7 +95,7 @@ def check_grid(
     refuse(problems)
     return checked
 
-
+# %% ../../../nbs/notebooks/sweep/02_grid.ipynb #refuse
 def refuse(
     problems: Sequence[str],  # What is wrong
     most: int = 20,           # How many of them to say

@@ -107,7 +107,7 @@ class Sweep:
     def _repr_html_(self) -> str:
         return self.result()._repr_html_()
 
-
+# %% ../../../nbs/notebooks/sweep/06_result.ipynb #names
 def _names(rows: tuple[SweepRow, ...], what: str) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in getattr(row, what)))
 

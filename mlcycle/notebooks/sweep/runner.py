@@ -55,7 +55,7 @@ def out_paths(
         raise UsageError("An executed notebook would overwrite the notebook itself. Choose another folder.")
     return found
 
-
+# %% ../../../nbs/notebooks/sweep/07_runner.ipynb #write-out
 def _write_out(store: Store, run_id: str, place: str) -> None:
     from mlcycle.notebooks.execute.saving import write_atomic
     from mlcycle.notebooks.record.executed import EXECUTED
@@ -72,7 +72,7 @@ def _write_out(store: Store, run_id: str, place: str) -> None:
 
 # %% ../../../nbs/notebooks/sweep/07_runner.ipynb #drive
 @dataclass
-class _Course:
+class _SweepLoop:
     "A sweep that goes on."
     active: ActiveRun               # The parent run
     executor: Executor              # Takes the tasks
@@ -192,7 +192,7 @@ def run_many(
     finally:
         taker.close()
 
-
+# %% ../../../nbs/notebooks/sweep/07_runner.ipynb #checked
 def _checked(source: Any, params: Any, fixed: Mapping[str, Any], secrets: list[str],
              kernel: str | None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     "The params of each run and those of all, of the declared types."
@@ -234,7 +234,7 @@ def _begin(store: Store, source: Any, rows: list[dict[str, Any]], redactor: Any,
     keep(active, redactor.text(source.data.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape"), SOURCE, "source")
     return active
 
-
+# %% ../../../nbs/notebooks/sweep/07_runner.ipynb #tasks
 def _tasks(active: ActiveRun, source: Any, rows: list[dict[str, Any]], fixed: dict[str, Any], options: dict[str, Any], scratch: bool,
            versions: dict[str, str]) -> list[Task]:
     from mlcycle.notebooks.record.executed import notebook_tag
@@ -247,7 +247,7 @@ def _tasks(active: ActiveRun, source: Any, rows: list[dict[str, Any]], fixed: di
 
 # %% ../../../nbs/notebooks/sweep/07_runner.ipynb #drive-many
 @contextmanager
-def _shared_cells(course: _Course, source: Source, bar: Any) -> Iterator[None]:
+def _shared_cells(loop: _SweepLoop, source: Source, bar: Any) -> Iterator[None]:
     "Execute the cells above the parameters once, for the time of the sweep."
     from mlcycle.notebooks.record.result import NotebookInterrupted, NotebookTerminated
     from mlcycle.notebooks.sweep.shared_cells import NotShared, above_parameters, share_cells
@@ -255,26 +255,26 @@ def _shared_cells(course: _Course, source: Source, bar: Any) -> Iterator[None]:
     if not above_parameters(source.nb):
         yield
         return
-    options, active = course.tasks[0].options, course.active
-    course.state.preparing = True
+    options, active = loop.tasks[0].options, loop.active
+    loop.state.preparing = True
     try:
-        course.executor.shared = share_cells(source, kernel=options["kernel"], secrets=options["secrets"], timeout=options["timeout"],
+        loop.executor.shared = share_cells(source, kernel=options["kernel"], secrets=options["secrets"], timeout=options["timeout"],
                                              threads=options["threads"], experiment=active.experiment, parent=active.id,
                                              store=active.store, tick=bar.tick)
     except NotShared as e:
-        course.problems.append(f"Each run executed the cells above the parameters itself: {e}.")
+        loop.problems.append(f"Each run executed the cells above the parameters itself: {e}.")
     except (NotebookInterrupted, NotebookTerminated) as e:
-        course.asked.append(signal.SIGINT if isinstance(e, NotebookInterrupted) else signal.SIGTERM)
+        loop.asked.append(signal.SIGINT if isinstance(e, NotebookInterrupted) else signal.SIGTERM)
     finally:
-        course.state.preparing = False
+        loop.state.preparing = False
     try:
         yield
     finally:
-        if course.executor.shared is not None:
-            course.executor.shared.close()
-            course.executor.shared = None
+        if loop.executor.shared is not None:
+            loop.executor.shared.close()
+            loop.executor.shared = None
 
-
+# %% ../../../nbs/notebooks/sweep/07_runner.ipynb #drive-many-drive
 def _drive(active: ActiveRun, executor: Executor, tasks: list[Task], rows: list[dict[str, Any]], outs: list[str], source: Source,
            progress: bool | None, share: bool) -> Sweep:
     from mlcycle.notebooks.execute.drive import stop_on_signals
@@ -283,16 +283,16 @@ def _drive(active: ActiveRun, executor: Executor, tasks: list[Task], rows: list[
 
     title = source.path.name
     state = SweepState(title, len(tasks), executor.slots())
-    course, bar = _Course(active, executor, tasks, state, outs), bar_for(state, progress)
+    loop, bar = _SweepLoop(active, executor, tasks, state, outs), bar_for(state, progress)
     where = f"{state.slots} at once, {executor.name}"
     ended: tuple[str, str | None] = ("failed", "the sweep itself failed")
     try:
-        with stop_on_signals(course.asked.append), warnings.catch_warnings():
+        with stop_on_signals(loop.asked.append), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # the table shows them
             bar.open()
-            with _shared_cells(course, source, bar) if share else nullcontext():
-                course.go(bar)
-        ended = course.ending()
+            with _shared_cells(loop, source, bar) if share else nullcontext():
+                loop.go(bar)
+        ended = loop.ending()
     except BaseException as e:  # a bug, or an exception thrown into this thread
         ended = ("cancelled" if isinstance(e, KeyboardInterrupt) else "failed", f"{type(e).__name__}: {e}")
         executor.stop(None)
@@ -300,23 +300,23 @@ def _drive(active: ActiveRun, executor: Executor, tasks: list[Task], rows: list[
         raise
     finally:
         bar.close(*ended)
-        sweep = _finish(course, rows, title, where, *ended)
+        sweep = _finish(loop, rows, title, where, *ended)
     if sweep.status == "cancelled":
         _interrupted(sweep)
     return sweep
 
-
-def _finish(course: _Course, rows: list[dict[str, Any]], title: str, where: str, status: Any, reason: str | None) -> Sweep:
+# %% ../../../nbs/notebooks/sweep/07_runner.ipynb #finish
+def _finish(loop: _SweepLoop, rows: list[dict[str, Any]], title: str, where: str, status: Any, reason: str | None) -> Sweep:
     import json
 
     from mlcycle.notebooks.params.inject import jsonable
     from mlcycle.notebooks.record.executed import keep
     from mlcycle.notebooks.sweep.result import Sweep, SweepRow
 
-    active, found = course.active, []
+    active, found = loop.active, []
     same = {name for name in rows[0] if len(rows) > 1 and all(repr(row.get(name)) == repr(rows[0][name]) for row in rows)}
-    for task, row in zip(course.tasks, rows, strict=True):
-        varied, outcome = {n: jsonable(value) for n, value in row.items() if n not in same}, course.outcomes.get(task.row)
+    for task, row in zip(loop.tasks, rows, strict=True):
+        varied, outcome = {n: jsonable(value) for n, value in row.items() if n not in same}, loop.outcomes.get(task.row)
         if outcome is None:
             found.append(SweepRow(task.row, varied, "not started", name=task.name))
         elif outcome.result is None:
@@ -324,13 +324,13 @@ def _finish(course: _Course, rows: list[dict[str, Any]], title: str, where: str,
         else:
             r = outcome.result
             found.append(SweepRow(task.row, varied, r.status, r.run, r.name, r.seconds, r.metrics, r.reason, outcome.attempts))
-    sweep = Sweep(active.id, active.name, active.experiment, title, status, time.monotonic() - course.state.began, tuple(found), reason, where,
-                  tuple(course.problems))
+    sweep = Sweep(active.id, active.name, active.experiment, title, status, time.monotonic() - loop.state.began, tuple(found), reason, where,
+                  tuple(loop.problems))
     keep(active, active.redactor.text(json.dumps(sweep.json(), default=str)).encode(), "sweep.json", "table")
     active.finish(status, None, reason)
     return sweep
 
-
+# %% ../../../nbs/notebooks/sweep/07_runner.ipynb #interrupted
 def _interrupted(sweep: Sweep) -> None:
     from mlcycle.notebooks.record.result import NotebookInterrupted, NotebookTerminated
 

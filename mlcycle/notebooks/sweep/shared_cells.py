@@ -94,7 +94,7 @@ class SharedCells:
         self.checkpoint.close()
 
 # %% ../../../nbs/notebooks/sweep/01_shared_cells.ipynb #client
-class _Keeping(TrackedClient):
+class _CheckpointingClient(TrackedClient):
     kept: Checkpoint | None = None
     refused: str = ""
 
@@ -114,7 +114,7 @@ class _Keeping(TrackedClient):
 class NotShared(Exception):
     "The runs of a notebook execute all of its cells; why."
 
-
+# %% ../../../nbs/notebooks/sweep/01_shared_cells.ipynb #share-cells
 def share_cells(
     path: str | Path | Source,    # A notebook file, or one that was read before
     *,
@@ -150,7 +150,7 @@ def share_cells(
     active = begin(nb, source.path, source.data, params={}, redactor=redactor, name=name, experiment=experiment, store=store,
                    parent=parent)
     session = Session(active, source.path.name, redactor, environment(declared), Limits(run=timeout), source.folder, threads=threads)
-    client: Any = client_for(RunManager(nb, None, False, redactor), choice.name, session, _Keeping)
+    client: Any = client_for(RunManager(nb, None, False, redactor), choice.name, session, _CheckpointingClient)
     try:
         client.nb_man.notebook_start()
         ending = drive(client, tick)
@@ -168,7 +168,7 @@ def share_cells(
     seconds = sum(cell.metadata.get("papermill", {}).get("duration") or 0.0 for cell in client.nb_man.nb.cells)
     return SharedCells(_digest(cells), client.nb_man.nb.cells, client.kept, active, seconds, client.widget_state)
 
-
+# %% ../../../nbs/notebooks/sweep/01_shared_cells.ipynb #sharing
 @contextlib.contextmanager
 def sharing(
     path: str | Path | Source,  # A notebook file

@@ -44,7 +44,7 @@ def read_rows(
     frame.columns = [str(column).strip() for column in frame.columns]
     return _typed(frame, parameters) if ending == ".csv" else rows_of(frame)
 
-
+# %% ../../../nbs/notebooks/sweep/03_tables.ipynb #rows-of
 def rows_of(
     frame: Any,  # A DataFrame, a column a parameter
 ) -> list[dict[str, Any]]:

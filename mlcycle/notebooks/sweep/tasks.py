@@ -51,7 +51,7 @@ class Task:
     store: tuple[str, str] = ("", "")                       # Addresses of metadata and artifacts, for another process
     versions: dict[str, str] = field(default_factory=dict)  # What its worker must have installed
 
-
+# %% ../../../nbs/notebooks/sweep/04_tasks.ipynb #outcome
 @dataclass(frozen=True)
 class Outcome:
     "What became of a task."
@@ -74,7 +74,7 @@ def attempts(
     "The runs that were begun for one row."
     return runs.named(store, sweep, name)  # by the name, which a run has from its first moment on; tags come a little later
 
-
+# %% ../../../nbs/notebooks/sweep/04_tasks.ipynb #settle
 def settle(
     store: Store,     # The store
     found: list[Run],  # What `attempts` gave
@@ -87,7 +87,7 @@ def settle(
             runs.finish(store, run, "lost", error, f"its worker ended ({worker})")
     return next((now for run in found if (now := runs.get(store, run.id)).status not in ("running", "lost")), None)
 
-
+# %% ../../../nbs/notebooks/sweep/04_tasks.ipynb #stored-result
 def stored_result(
     store: Store,  # The store
     run: Run,      # A run that has ended
@@ -140,7 +140,7 @@ def execute_task(
     except Exception as e:
         return Outcome(task.row, None, f"{type(e).__name__}: {e}")
 
-
+# %% ../../../nbs/notebooks/sweep/04_tasks.ipynb #run
 def _run(task: Task, store: Store, control: Control, tags: dict[str, Any], shared: SharedPrefix | None) -> NotebookRun:
     from mlcycle.notebooks.execute.runner import run_notebook
 
@@ -183,7 +183,7 @@ def stoppable(
             if not _running[sweep]:
                 del _running[sweep]
 
-
+# %% ../../../nbs/notebooks/sweep/04_tasks.ipynb #stop-here
 def stop_here(
     sweep: str,         # Id of the parent run
     signum: int | None = None,  # The signal that asks for it

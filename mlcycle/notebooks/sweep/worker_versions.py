@@ -36,14 +36,14 @@ def imported(
                 found.add(node.module.partition(".")[0])
     return found
 
-# %% ../../../nbs/notebooks/sweep/08_worker_versions.ipynb #versions
+# %% ../../../nbs/notebooks/sweep/08_worker_versions.ipynb #distributions
 @lru_cache(maxsize=1)
 def _distributions(fingerprint: Any) -> dict[str, list[str]]:
     from importlib.metadata import packages_distributions
 
     return dict(packages_distributions())
 
-
+# %% ../../../nbs/notebooks/sweep/08_worker_versions.ipynb #versions
 def needed(
     nb: Any,  # A notebook node
 ) -> dict[str, str]:  # Name to version
@@ -57,7 +57,7 @@ def needed(
     found = {"python": ".".join(platform.python_version_tuple()[:2])}
     return found | {name: version(name) for name in sorted(names)}
 
-
+# %% ../../../nbs/notebooks/sweep/08_worker_versions.ipynb #have
 def have(
     names: Any,  # Of distributions, and `python`
 ) -> dict[str, str]:  # Name to version, those that are installed
@@ -72,7 +72,7 @@ def have(
             continue
     return found
 
-
+# %% ../../../nbs/notebooks/sweep/08_worker_versions.ipynb #differences
 def differences(
     wanted: Mapping[str, str],  # What is needed
     there: Mapping[str, str],   # What a worker has

@@ -19,7 +19,7 @@ from typing import Any
 
 from ipykernel.iostream import OutStream
 
-from .forking import Birth, serve, settle
+from .forking import ForkRequest, serve, settle
 from .identity import no_handlers, own_chance
 from .kernel import Forked, live
 from .random_state import restore, seeded, states
@@ -29,7 +29,7 @@ from .wire import receive, send
 # %% auto #0
 __all__ = ['unsafe', 'take', 'revive']
 
-# %% ../../../nbs/notebooks/warm/08_checkpointing.ipynb #unsafe
+# %% ../../../nbs/notebooks/warm/08_checkpointing.ipynb #unsafe-streams
 def _streams() -> list[OutStream]:
     return [each for each in {sys.stdout, sys.stderr} if isinstance(each, OutStream)]
 
@@ -41,7 +41,7 @@ def _threads(forked: Forked) -> list[threading.Thread]:
     found += [getattr(stream, "watch_fd_thread", None) for stream in _streams()]
     return [each for each in found if each is not None]
 
-
+# %% ../../../nbs/notebooks/warm/08_checkpointing.ipynb #unsafe
 def unsafe(
     forked: Forked,  # A kernel between two cells
 ) -> list[str]:      # In words; empty when it can be kept
@@ -52,14 +52,14 @@ def unsafe(
     tasks = asyncio.all_tasks(loop) - {asyncio.current_task(loop)}
     return found + [f"{len(tasks)} unfinished asyncio tasks"] * bool(tasks)
 
-# %% ../../../nbs/notebooks/warm/08_checkpointing.ipynb #take
+# %% ../../../nbs/notebooks/warm/08_checkpointing.ipynb #close-store
 def _close_store() -> None:
     "Our own database connection must not be used by two processes."
     connect = sys.modules.get("mlcycle.store.connect")
     if connect is not None:
         connect.rest()
 
-
+# %% ../../../nbs/notebooks/warm/08_checkpointing.ipynb #take
 def take(
     forked: Forked,  # A kernel between two cells
     control: int,    # Descriptor on which forks of the checkpoint will be asked for
@@ -116,7 +116,7 @@ def _own_files(streams: tuple[int, ...]) -> None:
     for fd in streams:
         os.close(fd)
 
-
+# %% ../../../nbs/notebooks/warm/08_checkpointing.ipynb #own-stream
 def _own_stream(stream: OutStream, thread: Any) -> None:
     "Let an output stream of the shell go to the new kernel's clients."
     stream.pub_thread, stream._io_loop, stream._master_pid = thread, thread.io_loop, os.getpid()
@@ -145,12 +145,12 @@ def _own_place(forked: Forked, request: dict[str, Any]) -> None:
         os.chdir(request["cwd"])
     no_handlers()
 
-# %% ../../../nbs/notebooks/warm/08_checkpointing.ipynb #revive
+# %% ../../../nbs/notebooks/warm/08_checkpointing.ipynb #revive-constants
 _kept_alive: list[Any] = []
 
-
+# %% ../../../nbs/notebooks/warm/08_checkpointing.ipynb #revive
 def revive(
-    birth: Birth,    # What the fork was given
+    birth: ForkRequest,    # What the fork was given
     forked: Forked,  # The kernel as it was
     fixed: dict[str, Any],  # States of the random generators that are to be as they were
 ) -> None:
@@ -194,4 +194,3 @@ def revive(
     own_chance()  # last, since the sockets have drawn numbers too
     restore(fixed)
     live(Forked(app, birth.channel, dict(os.environ), os.getcwd(), forked.warmed, states()), take)
-

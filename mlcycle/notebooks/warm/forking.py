@@ -22,16 +22,16 @@ from typing import Any
 from .wire import Gone, receive, send
 
 # %% auto #0
-__all__ = ['Birth', 'kill_group', 'serve', 'settle']
+__all__ = ['ForkRequest', 'kill_group', 'serve', 'settle']
 
 # %% ../../../nbs/notebooks/warm/06_forking.ipynb #birth
 @dataclass(frozen=True, slots=True)
-class Birth:
+class ForkRequest:
     "What a forked process is given."
     channel: socket.socket   # To the run that it belongs to
     streams: tuple[int, ...]  # Standard input, output and error
 
-
+# %% ../../../nbs/notebooks/warm/06_forking.ipynb #kill-group
 def kill_group(
     pid: int,  # A process that leads its own group
 ) -> None:
@@ -48,7 +48,7 @@ def serve(
     control: socket.socket,      # Where requests come from
     idle: float | None = None,   # Seconds without a kernel after which this process ends; None for never
     at_end: Callable[[], None] | None = None,  # Called before this process ends
-) -> Birth:                      # Returned in a forked process only
+) -> ForkRequest:                      # Returned in a forked process only
     "Fork on request until nobody can ask any more; then end, with every kernel."
     waiting = _Waiting(idle, at_end)
     waiting.hear(control)
@@ -58,7 +58,7 @@ def serve(
             if birth is not None:
                 return birth
 
-# %% ../../../nbs/notebooks/warm/06_forking.ipynb #waiting
+# %% ../../../nbs/notebooks/warm/06_forking.ipynb #waiting-waiting
 class _Waiting:
     "What a waiting process knows, and what it does about it."
 
@@ -86,7 +86,7 @@ class _Waiting:
             self.end()
         return [fd for fd, _ in found]
 
-    def attend(self, fd: int) -> Birth | None:
+    def attend(self, fd: int) -> ForkRequest | None:
         if fd in self.controls:
             return self.answer(self.controls[fd])
         if fd in self.fds:
@@ -95,7 +95,7 @@ class _Waiting:
             self.admit()
         return None
 
-    def answer(self, control: socket.socket) -> Birth | None:
+    def answer(self, control: socket.socket) -> ForkRequest | None:
         try:
             message, given = receive(control, 0)
         except TimeoutError:  # its descriptor was another's when the poller spoke
@@ -136,13 +136,13 @@ class _Waiting:
         if not self.controls and self.listener is None:
             self.end()
 
-    def born(self, given: list[int]) -> Birth:
+    def born(self, given: list[int]) -> ForkRequest:
         "In the fork: keep what it is given, and nothing that is another's."
         for each in (*self.controls.values(), *(channel for channel, _ in self.kernels.values()), *filter(None, [self.listener])):
             each.close()
         for fd in (*self.held, *(life for _, life in self.kernels.values())):
             os.close(fd)
-        return Birth(socket.socket(fileno=given[0]), tuple(given[1:]))
+        return ForkRequest(socket.socket(fileno=given[0]), tuple(given[1:]))
 
     def adopt(self, pid: int, given: list[int]) -> None:
         for fd in given[1:]:
@@ -195,7 +195,7 @@ class _Waiting:
                 shutil.rmtree(os.path.dirname(self.path), ignore_errors=True)
             os._exit(0)
 
-
+# %% ../../../nbs/notebooks/warm/06_forking.ipynb #waiting
 def settle() -> None:
     "Put this process's memory out of the garbage collector's way, so that forks go on sharing it."
     gc.collect()

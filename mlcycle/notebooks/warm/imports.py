@@ -29,7 +29,7 @@ def _root(node: ast.AST) -> str | None:
 def _value(node: ast.AST | None) -> bool:
     return node is None or all(isinstance(each, _INERT) for each in ast.walk(node))
 
-
+# %% ../../../nbs/notebooks/warm/01_imports.ipynb #neutral-neutral
 def _neutral(node: ast.stmt, names: dict[str, str]) -> bool:
     "Whether a statement cannot change what an import below it does. `names` says which module a name stands for."
     match node:
@@ -70,7 +70,7 @@ def _tracking(nb: Any) -> tuple[str, ...]:
     found = ("mlcycle",) if re.search(r"^\s*(import|from)\s+mlcycle\b", text, re.M) else ()
     return (*found, "mlcycle.ui.magics.magics") if re.search(r"^\s*%(re)?load_ext\s+mlcycle\b", text, re.M) else found
 
-# %% ../../../nbs/notebooks/warm/01_imports.ipynb #warmable
+# %% ../../../nbs/notebooks/warm/01_imports.ipynb #ordinary
 def _ordinary(nb: Any) -> tuple[str, ...]:
     "The imports that a notebook does before anything else could change what they do."
     found: dict[str, None] = {}
@@ -93,7 +93,7 @@ def _ordinary(nb: Any) -> tuple[str, ...]:
             return tuple(found)
     return tuple(found)
 
-
+# %% ../../../nbs/notebooks/warm/01_imports.ipynb #warmable
 def warmable(
     nb: Any,  # A notebook node
 ) -> tuple[str, ...]:  # In their order: `pandas`, or `sklearn.datasets:load_iris` for a `from … import`

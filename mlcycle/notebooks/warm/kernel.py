@@ -19,7 +19,7 @@ from typing import Any
 
 from ipykernel.kernelapp import IPKernelApp
 
-from .forking import Birth
+from .forking import ForkRequest
 from .identity import no_handlers, own_chance, own_environment, own_plots, own_session
 from .random_state import states
 from .wire import Gone, receive, send
@@ -64,7 +64,7 @@ class Forked:
     chance: dict[str, Any]    # State of the random generators when it began
     lease: threading.Thread | None = None  # Watches the channel
 
-
+# %% ../../../nbs/notebooks/warm/07_kernel.ipynb #ports
 def ports(
     app: ForkedKernelApp,  # An application whose sockets are bound
 ) -> dict[str, int]:
@@ -76,7 +76,7 @@ SETTINGS = ("--HistoryManager.enabled=False", "--InteractiveShell.enable_tip=Fal
 
 # %% ../../../nbs/notebooks/warm/07_kernel.ipynb #become
 def become(
-    birth: Birth,     # What the fork was given
+    birth: ForkRequest,     # What the fork was given
     warmed: Warmed,   # What it was forked from
 ) -> Forked:          # A kernel that is ready to start
     "Turn this process into a kernel of its own."

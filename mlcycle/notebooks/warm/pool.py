@@ -49,10 +49,10 @@ def installed_state() -> str:  # A digest that changes when packages are install
             continue
     return found.hexdigest()
 
-# %% ../../../nbs/notebooks/warm/11_pool.ipynb #warm
+# %% ../../../nbs/notebooks/warm/11_pool.ipynb #warm-constants
 IDLE = 300.0  # Seconds after which a process that nobody asks ends by itself
 
-
+# %% ../../../nbs/notebooks/warm/11_pool.ipynb #warm
 class WarmProcess:
     "A process with a notebook's imports done."
 
@@ -123,7 +123,7 @@ class WarmProcess:
             self.process.kill()
             self.process.wait()
 
-# %% ../../../nbs/notebooks/warm/11_pool.ipynb #pool
+# %% ../../../nbs/notebooks/warm/11_pool.ipynb #pool-constants
 KEPT = 3  # Warm processes at a time
 
 _pool: dict[tuple[Any, ...], WarmProcess] = {}
@@ -132,7 +132,7 @@ _avoid: dict[tuple[Any, ...], frozenset[str]] = {}  # Imports that turned out no
 _died: Counter[tuple[Any, ...]] = Counter()         # How often a process ended before it was warm
 _pool_lock = threading.Lock()
 
-
+# %% ../../../nbs/notebooks/warm/11_pool.ipynb #pool
 def warm_process(
     imports: tuple[str, ...] = (),  # What the notebook imports
     folder: str | None = None,      # Where it lies; the working folder by default
@@ -162,7 +162,7 @@ def warm_process(
             return found
     raise NotForked("the imports do something else every time")
 
-
+# %% ../../../nbs/notebooks/warm/11_pool.ipynb #get
 def _get(asked: tuple[Any, ...], imports: tuple[str, ...], folder: str, env: Mapping[str, str]) -> WarmProcess:
     with _pool_lock:
         _retired[:] = [each for each in _retired if each.process.poll() is None]
@@ -180,7 +180,7 @@ def _get(asked: tuple[Any, ...], imports: tuple[str, ...], folder: str, env: Map
         _pool[asked] = found  # the one used last is the last to go
         return found
 
-
+# %% ../../../nbs/notebooks/warm/11_pool.ipynb #drop
 def _drop(asked: tuple[Any, ...], process: WarmProcess) -> None:
     with _pool_lock:
         if _pool.get(asked) is process:
@@ -188,7 +188,7 @@ def _drop(asked: tuple[Any, ...], process: WarmProcess) -> None:
             process.retire()
             _retired.append(process)
 
-
+# %% ../../../nbs/notebooks/warm/11_pool.ipynb #close-all
 def close_all() -> None:
     "End every warm process of this process."
     with _pool_lock:
@@ -202,5 +202,7 @@ def close_all() -> None:
 
 
 atexit.register(close_all)
+
+# %% ../../../nbs/notebooks/warm/11_pool.ipynb #pool-pool-constants
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=lambda: (_pool.clear(), _retired.clear()))

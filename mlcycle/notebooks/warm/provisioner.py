@@ -39,7 +39,7 @@ def request_for(
     place = {"cwd": os.path.abspath(cwd or os.getcwd()), "file": os.path.realpath(manager.connection_file)}
     return {"env": env, **place, "arguments": arguments, "connection": connection}
 
-
+# %% ../../../nbs/notebooks/warm/13_provisioner.ipynb #descriptors
 def descriptors(
     given: tuple[Any, Any, Any],  # As `subprocess.Popen` takes stdin, stdout and stderr
     null: int,                    # A descriptor of the null device

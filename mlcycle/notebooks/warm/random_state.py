@@ -45,7 +45,7 @@ def _python_walked(before: Any, now: Any, steps: int) -> bool:
         generator.getrandbits(32 * 624)
     return False
 
-
+# %% ../../../nbs/notebooks/warm/05_random_state.ipynb #numpy-walked
 def _numpy_walked(before: Any, now: Any, steps: int) -> bool:
     import numpy as np
 

@@ -34,7 +34,7 @@ def _waits_in(tid: str, maps: list[tuple[int, int, str]], patience: float = 0.2)
     at = int(fields[-1], 16)
     return next((name for low, high, name in maps if low <= at < high), "")
 
-
+# %% ../../../nbs/notebooks/warm/03_safety.ipynb #libraries
 def _libraries() -> list[tuple[int, int, str]]:
     found = []
     for line in Path("/proc/self/maps").read_text().splitlines():
@@ -44,7 +44,7 @@ def _libraries() -> list[tuple[int, int, str]]:
             found.append((int(low, 16), int(high, 16), os.path.basename(fields[5])))
     return found
 
-
+# %% ../../../nbs/notebooks/warm/03_safety.ipynb #pools
 def _pools() -> int:
     "How many threads the libraries that look after themselves in a fork may have."
     from threadpoolctl import threadpool_info
@@ -93,7 +93,7 @@ def open_connections(
 def _within(folder: str, *names: Any) -> bool:
     return any(os.fsdecode(name).startswith(folder) for name in names if name and not isinstance(name, tuple))
 
-
+# %% ../../../nbs/notebooks/warm/03_safety.ipynb #sockets
 def _sockets() -> Iterator[tuple[int, Any, Any]]:
     "Descriptor, own name and peer's name of each; None for the peer of one that is not connected."
     for name in os.listdir("/proc/self/fd"):
@@ -110,7 +110,7 @@ def _sockets() -> Iterator[tuple[int, Any, Any]]:
             continue
         yield int(name), here, there
 
-
+# %% ../../../nbs/notebooks/warm/03_safety.ipynb #drop-sockets
 def drop_sockets(
     own: str,  # Folder of sockets
 ) -> None:
@@ -121,8 +121,7 @@ def drop_sockets(
             os.dup2(null, fd, inheritable=False)
     os.close(null)
 
-
-
+# %% ../../../nbs/notebooks/warm/03_safety.ipynb #gpu
 def gpu() -> list[str]:  # In words; empty without one
     "Whether a GPU has been set up in this process: a fork cannot use it."
     found = []

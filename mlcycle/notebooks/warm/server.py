@@ -100,7 +100,7 @@ def first_use() -> None:
         with contextlib.suppress(Exception):  # such as settings that cannot be read: the notebook will say so
             _track()
 
-
+# %% ../../../nbs/notebooks/warm/09_server.ipynb #track
 def _track() -> None:
     from mlcycle.store.connect import open_store
     from mlcycle.track.begin import attach, start
@@ -112,7 +112,6 @@ def _track() -> None:
         active.log_metric("m", 0.0)
         active.log_text("", "t.txt")
         run.finish()
-
 
 # %% ../../../nbs/notebooks/warm/09_server.ipynb #main
 def main() -> None:

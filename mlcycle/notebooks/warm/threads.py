@@ -20,7 +20,7 @@ def limits_in(
     "What an environment says of native threads."
     return {name: env[name] for name in LIMITS if name in env}
 
-
+# %% ../../../nbs/notebooks/warm/12_threads.ipynb #limit-threads
 def limit_threads(
     threads: int | None,     # Most threads; None for no limit
     env: Mapping[str, str],  # The environment as it is

@@ -25,7 +25,7 @@ def pair() -> tuple[socket.socket, socket.socket]:
     "Two ends of a channel that keeps packets apart."
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
-
+# %% ../../../nbs/notebooks/warm/02_wire.ipynb #send
 def send(
     channel: socket.socket,  # One end of a channel
     message: Any,            # In JSON's types
@@ -40,7 +40,7 @@ def send(
     except OSError as e:
         raise Gone(str(e)) from e
 
-
+# %% ../../../nbs/notebooks/warm/02_wire.ipynb #receive
 def receive(
     channel: socket.socket,        # One end of a channel
     timeout: float | None = None,  # Seconds; None to wait as long as it takes

@@ -58,7 +58,7 @@ def flavours() -> dict[str, Flavour]:  # By name, the safe ones first
                               "Mend or uninstall the package that registers it.") from e
     return dict(sorted(found.items(), key=lambda item: (item[1].unsafe, item[0])))
 
-
+# %% ../../../nbs/registry/flavours/01_base.ipynb #get-flavour
 def get_flavour(
     name: str,  # As in a manifest
 ) -> Flavour:

@@ -46,7 +46,7 @@ def check_neighbours(
         return
     need(len(rows.shape) == 2 and rows.shape[1] == model.n_features_in_, f"stored rows of another width than {model.n_features_in_}")
 
-
+# %% ../../../nbs/registry/safety/04_buffers.ipynb #check-centres
 def check_centres(
     model: Any,  # A fitted k-means model
 ) -> None:
@@ -96,7 +96,7 @@ def check_sparse(
     except ValueError as e:
         need(False, f"a sparse matrix with broken indices ({e})")
 
-
+# %% ../../../nbs/registry/safety/04_buffers.ipynb #check-spline
 def check_spline(
     spline: Any,  # A `scipy.interpolate.BSpline`
 ) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Unsound(Exception):
     "Content of a loaded model that would crash or mislead compiled code; its text says what is wrong with it."
 
-
+# %% ../../../nbs/registry/safety/03_trees.ipynb #need
 def need(
     holds: Any,  # What must be true
     text: str,   # What is wrong when it is not
@@ -74,7 +74,7 @@ def check_decision_tree(
     need(type(model.tree_).__name__ == "Tree", "a decision tree whose tree_ is no tree")
     need(model.tree_.n_features == model.n_features_in_, f"a tree of {model.tree_.n_features} columns in a model of {model.n_features_in_}")
 
-
+# %% ../../../nbs/registry/safety/03_trees.ipynb #check-boosting
 def check_boosting(
     model: Any,  # A fitted gradient boosting model
 ) -> None:
@@ -114,7 +114,7 @@ def check_predictor(
     need(not (split["bitset_idx"] >= min(len(bits) for bits in sets)).any(), "a categorical split without its bitset")
     need(categorical[split["feature_idx"]].all(), "a categorical split on a column that is not categorical")
 
-# %% ../../../nbs/registry/safety/03_trees.ipynb #hist
+# %% ../../../nbs/registry/safety/03_trees.ipynb #check-preprocessor
 def _check_preprocessor(
     preprocessor: Any,  # What comes before the trees
     n_features: int,    # Columns that it takes and must give
@@ -131,7 +131,7 @@ def _check_preprocessor(
     need(all(mask.dtype == bool and mask.shape == (n_features,) for mask in masks) and (masks[0] ^ masks[1]).all(),
          "a preprocessing that gives another number of columns to histogram trees")
 
-
+# %% ../../../nbs/registry/safety/03_trees.ipynb #hist
 def check_hist_boosting(
     model: Any,  # A fitted histogram gradient boosting model
 ) -> None:

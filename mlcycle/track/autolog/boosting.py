@@ -30,7 +30,7 @@ def install_train(
     "Log each iteration of `train`, and the whole of it where it is the outermost call."
     patches.wrap(train, lambda plain: _logged(plain, library, estimators, callback, after))
 
-
+# %% ../../../nbs/track/autolog/12_boosting.ipynb #logged
 def _logged(train: Callable[..., Any], library: str, estimators: type, callback: Callable[[Log], Any], after: Callable[[Log, Any], None]) -> Any:
     signature = inspect.signature(train)
 

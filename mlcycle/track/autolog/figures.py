@@ -24,7 +24,7 @@ from .patches import Patches
 # %% auto #0
 __all__ = ['provider', 'log_shown', 'install', 'install_inline']
 
-# %% ../../../nbs/track/autolog/11_figures.ipynb #log
+# %% ../../../nbs/track/autolog/11_figures.ipynb #log-title
 _shown: WeakKeyDictionary[Any, dict[str, str]] = WeakKeyDictionary()  # Figure to the name that it has in each run
 _names: WeakKeyDictionary[ActiveRun, set[str]] = WeakKeyDictionary()  # Run to the names in use
 _older: WeakKeyDictionary[ActiveRun, list[int]] = WeakKeyDictionary()  # Run to the figures that were there before it
@@ -35,7 +35,7 @@ def _title(figure: Any) -> str:
     words = next((str(title) for title in titles if title), "figure")
     return re.sub(r"[^\w.-]+", "-", words).strip("-._")[:60] or "figure"
 
-
+# %% ../../../nbs/track/autolog/11_figures.ipynb #log
 def log_shown(
     active: ActiveRun,  # The run
     figure: Any,        # A matplotlib figure
@@ -52,12 +52,12 @@ def log_shown(
             known[active.id] = name
         active.log_figure(figure, f"figures/{known[active.id]}.png")
 
-
+# %% ../../../nbs/track/autolog/11_figures.ipynb #open-figures
 def _open_figures() -> list[Any]:
     helpers = sys.modules.get("matplotlib._pylab_helpers")
     return [manager.canvas.figure for manager in helpers.Gcf.get_all_fig_managers()] if helpers else []
 
-
+# %% ../../../nbs/track/autolog/11_figures.ipynb #log-open
 def _log_open() -> None:
     "Store every open figure, where there is a run."
     if (asked := options()) is None or not asked.figures:
@@ -72,7 +72,7 @@ def _log_open() -> None:
     for figure in _open_figures():
         log_shown(active, figure)
 
-# %% ../../../nbs/track/autolog/11_figures.ipynb #hooks
+# %% ../../../nbs/track/autolog/11_figures.ipynb #showing
 def _showing(show: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(show)
     def shown(*args: Any, **kwargs: Any) -> Any:
@@ -85,7 +85,7 @@ def _showing(show: Callable[..., Any]) -> Callable[..., Any]:
 def _entered(active: ActiveRun) -> None:
     _older[active] = [id(figure) for figure in _open_figures()]
 
-
+# %% ../../../nbs/track/autolog/11_figures.ipynb #leaving
 def _leaving(active: ActiveRun) -> None:
     asked, older = options(), _older.pop(active, [])
     if asked is not None and asked.figures:
@@ -93,7 +93,7 @@ def _leaving(active: ActiveRun) -> None:
             if id(figure) not in older and active.id not in _shown.get(figure, {}):
                 log_shown(active, figure)
 
-
+# %% ../../../nbs/track/autolog/11_figures.ipynb #hooks
 def install(
     patches: Patches,    # Remembers how to take it back
     module: ModuleType,  # `matplotlib.pyplot`
@@ -105,7 +105,7 @@ def install(
     patches.on_restore(lambda: current.entered.remove(_entered))
     patches.on_restore(lambda: current.leaving.remove(_leaving))
 
-
+# %% ../../../nbs/track/autolog/11_figures.ipynb #install-inline
 def install_inline(
     patches: Patches,    # Remembers how to take it back
     module: ModuleType,  # `matplotlib_inline.backend_inline`

@@ -38,7 +38,7 @@ def only_prepares(
         return False  # some, as a stack, have no `predict` before they are fitted
     return hasattr(estimator, "transform") and not hasattr(estimator, "predict") and not hasattr(estimator, "fit_predict")
 
-
+# %% ../../../nbs/track/autolog/08_fits.ipynb #logged-fit
 def logged_fit(
     fit: Callable[..., Any],   # The method as its class defines it
     estimator: Any,            # The estimator
@@ -76,12 +76,12 @@ def describe_estimator(
     inner = getattr(last, "estimator", None) if hasattr(last, "cv") else None  # what a search searches
     log.tags({"estimator": type(final(inner)).__name__, "search": type(last).__name__} if is_estimator(inner) else {"estimator": type(last).__name__})
 
-
+# %% ../../../nbs/track/autolog/08_fits.ipynb #before-before
 def _before(log: Log, estimator: Any, X: Any, y: Any) -> None:
     describe_estimator(log, estimator)
     log.facts({"estimator": address(estimator), **describe_data(X, y)})
 
-
+# %% ../../../nbs/track/autolog/08_fits.ipynb #after
 def _after(log: Log, estimator: Any, X: Any, y: Any, sample_weight: Any) -> None:
     last, asked = final(estimator), log.options
     log.metrics({"fit_seconds": log.seconds, **free_numbers(last)})
@@ -102,7 +102,7 @@ def _after(log: Log, estimator: Any, X: Any, y: Any, sample_weight: Any) -> None
         with log.careful("the model"):
             log.run.log_model(estimator, "model", input_example=X[:5])
 
-
+# %% ../../../nbs/track/autolog/08_fits.ipynb #is-cheap
 CHEAP = 1 << 20  # Bytes whose digest takes no time
 
 
@@ -112,7 +112,7 @@ def _is_cheap(data: Any) -> bool:
         return len(data.columns) <= 30 and data.size * 8 <= CHEAP and all(t.kind in "biuf" for t in data.dtypes)
     return getattr(data, "nbytes", CHEAP + 1) <= CHEAP and getattr(getattr(data, "dtype", None), "kind", "O") in "biuf"
 
-
+# %% ../../../nbs/track/autolog/08_fits.ipynb #log-data
 def log_data(
     log: Log,  # Where to
     X: Any,    # What was fitted
@@ -123,7 +123,7 @@ def log_data(
         if data is not None and (log.options.datasets or _is_cheap(data)):
             log.run.log_input(data, name, "train")
 
-# %% ../../../nbs/track/autolog/08_fits.ipynb #hook
+# %% ../../../nbs/track/autolog/08_fits.ipynb #wrapped
 def _wrapped(fit: Any) -> Any:
     @functools.wraps(fit)
     def logged(self, /, *args, **kwargs):
@@ -142,7 +142,7 @@ _CODE = _wrapped(len).__code__
 def _is_ours(method: Any) -> bool:
     return isfunction(method) and method.__code__ is _CODE
 
-
+# %% ../../../nbs/track/autolog/08_fits.ipynb #methods
 def _methods(kind: type) -> Iterator[tuple[Any, str, Any]]:
     "What holds each method of a class or of those above it, under which name, and the method."
     for owner in kind.__mro__:
@@ -160,7 +160,7 @@ def _wrap(kind: type) -> None:
         if not _is_ours(method):
             setattr(owner, name, _wrapped(method))
 
-
+# %% ../../../nbs/track/autolog/08_fits.ipynb #unwrap
 def _unwrap(kind: type) -> None:
     for owner, name, method in _methods(kind):
         if _is_ours(method):
@@ -172,7 +172,7 @@ def _below(kind: type) -> Iterator[type]:
     for child in kind.__subclasses__():
         yield from _below(child)
 
-
+# %% ../../../nbs/track/autolog/08_fits.ipynb #hook
 def install(
     patches: Patches,    # Remembers how to take it back
     module: ModuleType,  # `sklearn.base`
@@ -210,7 +210,7 @@ def install_joblib(
 
     patches.set(module.Parallel, "__call__", __call__)
 
-
+# %% ../../../nbs/track/autolog/08_fits.ipynb #quietly
 def _quietly(task: Callable[..., Any]) -> Callable[..., Any]:
     def quietly(*args: Any, **kwargs: Any) -> Any:
         with quiet():

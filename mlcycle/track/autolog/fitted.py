@@ -12,7 +12,7 @@ from typing import Any
 # %% auto #0
 __all__ = ['NUMBERS', 'CURVES', 'MOST_NAMES', 'COUNTED_ROWS', 'free_numbers', 'free_curves', 'describe_data', 'training_metrics']
 
-# %% ../../../nbs/track/autolog/07_fitted.ipynb #free
+# %% ../../../nbs/track/autolog/07_fitted.ipynb #get
 NUMBERS = ("n_iter_", "oob_score_", "best_score_", "best_loss_", "loss_", "inertia_", "lower_bound_", "reconstruction_err_", "kl_divergence_",
            "stress_", "alpha_", "best_iteration_", "best_validation_score_")
 CURVES = ("train_score_", "validation_score_", "loss_curve_", "validation_scores_", "oob_scores_", "lower_bounds_")
@@ -24,7 +24,7 @@ def _get(estimator: Any, name: str) -> Any:
     except Exception:  # a property that wants more than there is
         return None
 
-
+# %% ../../../nbs/track/autolog/07_fitted.ipynb #free
 def free_numbers(
     estimator: Any,  # A fitted estimator
 ) -> dict[str, float]:  # Metric name to value
@@ -38,7 +38,7 @@ def free_numbers(
             found[name.rstrip("_")] = float(value)
     return found
 
-
+# %% ../../../nbs/track/autolog/07_fitted.ipynb #free-curves
 def free_curves(
     estimator: Any,  # A fitted estimator
 ) -> dict[str, list[float]]:  # Metric name to its value at each iteration
@@ -54,11 +54,11 @@ def free_curves(
         found |= {f"{data}-{metric}": list(values) for data, metrics in evals.items() for metric, values in metrics.items()}
     return found
 
-# %% ../../../nbs/track/autolog/07_fitted.ipynb #data
+# %% ../../../nbs/track/autolog/07_fitted.ipynb #data-constants
 MOST_NAMES = 500       # Names of columns, or classes, that are kept
 COUNTED_ROWS = 10_000  # Labels are counted up to so many
 
-
+# %% ../../../nbs/track/autolog/07_fitted.ipynb #data
 def describe_data(
     X: Any,             # What was fitted
     y: Any = None,      # Its target

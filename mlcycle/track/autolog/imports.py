@@ -77,7 +77,7 @@ class Imports(MetaPathFinder):
         if not self._waiting:
             self.stop()
 
-
+# %% ../../../nbs/track/autolog/02_imports.ipynb #tell
 def _tell(then: Callable[[ModuleType], None], module: ModuleType) -> None:
     try:
         then(module)

@@ -25,7 +25,7 @@ def install(
     estimators = getattr(module, "LGBMModel", type(None))  # not there without scikit-learn
     install_train(patches, module.train, "lightgbm", estimators, follow, _after)
 
-
+# %% ../../../nbs/track/autolog/14_lightgbm.ipynb #follow
 def follow(
     log: Log,  # Where to
 ) -> Callable[[Any], None]:
@@ -38,7 +38,7 @@ def follow(
     callback.order = 15  # type: ignore[attr-defined]  early stopping has 30
     return callback
 
-
+# %% ../../../nbs/track/autolog/14_lightgbm.ipynb #after
 def _after(log: Log, booster: Any) -> None:
     best = {f"best_{data}-{metric}": value for data, metrics in booster.best_score.items() for metric, value in metrics.items()}
     log.metrics(({"best_iteration": booster.best_iteration} if booster.best_iteration > 0 else {}) | best)

@@ -20,11 +20,11 @@ from .options import Options
 # %% auto #0
 __all__ = ['PAUSE', 'Log']
 
-# %% ../../../nbs/track/autolog/05_logs.ipynb #log
+# %% ../../../nbs/track/autolog/05_logs.ipynb #log-constants
 _NAMES = select(schema.params.c.name).where(schema.params.c.run == bindparam("run"))
 PAUSE = 0.25  # Seconds between two writes of a training loop's points
 
-
+# %% ../../../nbs/track/autolog/05_logs.ipynb #log
 class Log:
     "What autologging writes about one outermost call."
 

@@ -32,7 +32,7 @@ def set_options(
     global _on
     _on = None if options is None else (options, os.getpid())
 
-
+# %% ../../../nbs/track/autolog/03_options.ipynb #switch-options
 def options() -> Options | None:  # None where autologging is off
     "What was asked for in this process."
     return _on[0] if _on is not None and _on[1] == os.getpid() else None

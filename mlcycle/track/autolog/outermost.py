@@ -36,13 +36,13 @@ def is_outermost() -> bool:
     "Is autologging on, and no call being logged around this one?"
     return _inside.get() is None and options() is not None
 
-
+# %% ../../../nbs/track/autolog/06_outermost.ipynb #current-log
 def current_log() -> Log | None:
     "The log of the call that is being logged around this one."
     log = _inside.get()
     return log if isinstance(log, Log) and options() is not None else None
 
-
+# %% ../../../nbs/track/autolog/06_outermost.ipynb #quiet
 @contextmanager
 def quiet() -> Iterator[None]:
     "A block in which no call is logged."
@@ -65,7 +65,7 @@ def _session() -> tuple[Kind, Any, str | None]:
     cells = shell.user_ns.get("In") or [""]
     return "cell", (os.getpid(), shell.execution_count), cells[-1] or None
 
-
+# %% ../../../nbs/track/autolog/06_outermost.ipynb #capture-capture
 def _capture(active: ActiveRun, kind: Kind, key: Any, source: str | None) -> None:
     try:
         cwd = Path.cwd()
@@ -136,7 +136,7 @@ def record(
     finally:
         _inside.reset(token)
 
-
+# %% ../../../nbs/track/autolog/06_outermost.ipynb #end
 def _end(log: Log, error: BaseException | None, thread: threading.Thread | None) -> None:
     with log.careful("the last points"):
         log.flush()

@@ -13,10 +13,10 @@ from typing import Any
 # %% auto #0
 __all__ = ['Patches']
 
-# %% ../../../nbs/track/autolog/01_patches.ipynb #patches
+# %% ../../../nbs/track/autolog/01_patches.ipynb #patches-constants
 _ABSENT = object()
 
-
+# %% ../../../nbs/track/autolog/01_patches.ipynb #patches
 class Patches:
     "Changes to objects that are not ours, and how to take them back."
 
@@ -75,7 +75,7 @@ class Patches:
         while self._undo:
             self._undo.pop()()
 
-
+# %% ../../../nbs/track/autolog/01_patches.ipynb #inside
 def _inside(function: Any) -> CellType | None:
     "Where a decorated function keeps the one that it decorates."
     inner = getattr(function, "__wrapped__", None)
@@ -87,7 +87,7 @@ def _inside(function: Any) -> CellType | None:
             continue
     return None
 
-
+# %% ../../../nbs/track/autolog/01_patches.ipynb #replace
 def _replace(name: str, old: Any, new: Any) -> None:
     "Put one function in another's place, in every module that has it under its own name, and under any name in the user's."
     for module in list(sys.modules.values()):

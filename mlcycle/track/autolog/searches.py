@@ -38,7 +38,7 @@ def columns(
         found[name] = [list(steps) for steps in zip(*(splits[i] for i in sorted(splits)), strict=True)]
     return found
 
-
+# %% ../../../nbs/track/autolog/09_searches.ipynb #parts-of
 def parts_of(
     results: Mapping[str, Any],  # `cv_results_`
     name: str,                   # What the search's run is called
@@ -89,7 +89,7 @@ def log_search(
         log.warn(f"only the best {len(parts)} of {len(results['params'])} candidates became runs. autolog(candidates=...) allows more.")
     return True
 
-
+# %% ../../../nbs/track/autolog/09_searches.ipynb #install
 def install(
     patches: Patches,    # Remembers how to take it back
     module: ModuleType,  # `sklearn.model_selection._search`

@@ -31,10 +31,10 @@ def providers() -> dict[str, str]:  # Name to `module:attribute`
     "Every provider: the built-in ones, then those that installed distributions offer under other names."
     return BUILT_IN | {name: target for name, target, _ in entry_points(GROUP) if name not in BUILT_IN}
 
-# %% ../../../nbs/track/autolog/15_switch.ipynb #autolog
+# %% ../../../nbs/track/autolog/15_switch.ipynb #autolog-constants
 _patches, _imports = Patches(), Imports()
 
-
+# %% ../../../nbs/track/autolog/15_switch.ipynb #autolog
 def autolog(
     on: bool = True,                # False switches it off, and leaves everything as it was
     *,

@@ -20,7 +20,7 @@ from .values import address, label
 # %% auto #0
 __all__ = ['QUIET', 'provider', 'install']
 
-# %% ../../../nbs/track/autolog/10_validation.ipynb #wrap
+# %% ../../../nbs/track/autolog/10_validation.ipynb #logged
 QUIET = ("cross_val_predict", "learning_curve", "validation_curve", "permutation_test_score")
 
 
@@ -40,7 +40,7 @@ def _logged(cross_validate: Callable[..., Any]) -> Callable[..., Any]:
 
     return logged
 
-
+# %% ../../../nbs/track/autolog/10_validation.ipynb #after
 def _after(log: Log, result: dict[str, Any]) -> None:
     folds = {name: values.tolist() for name, values in result.items() if getattr(values, "dtype", None) is not None and values.dtype.kind == "f"}
     log.curve(folds)
@@ -57,7 +57,7 @@ def _quiet(function: Callable[..., Any]) -> Callable[..., Any]:
 
     return silent
 
-
+# %% ../../../nbs/track/autolog/10_validation.ipynb #wrap
 def install(
     patches: Patches,    # Remembers how to take it back
     module: ModuleType,  # `sklearn.model_selection._validation`

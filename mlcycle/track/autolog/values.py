@@ -25,7 +25,7 @@ def is_estimator(
     "Does it follow scikit-learn's convention?"
     return hasattr(value, "get_params") and not isinstance(value, type)
 
-
+# %% ../../../nbs/track/autolog/04_values.ipynb #short
 def short(
     value: Any,  # Value of a param
 ) -> Any:        # None, bool, int, float, str, or lists and dicts of them
@@ -59,12 +59,12 @@ def short(
         return f"{value.dist.name}({', '.join(given)})"
     return _ADDRESS.sub("", repr(value))
 
-# %% ../../../nbs/track/autolog/04_values.ipynb #params
+# %% ../../../nbs/track/autolog/04_values.ipynb #holds-parts
 def _holds_parts(value: Any) -> bool:
     "Is it the list of a pipeline's steps, whose members have names of their own among the params?"
     return isinstance(value, list | tuple) and bool(value) and all(isinstance(v, tuple) and len(v) >= 2 and isinstance(v[0], str) for v in value)
 
-
+# %% ../../../nbs/track/autolog/04_values.ipynb #params
 def params_of(
     params: Mapping[str, Any],  # What `get_params(deep=True)` returned
 ) -> tuple[dict[str, Any], dict[str, str]]:  # The params to store, and the whole text of those that were shortened
@@ -91,7 +91,7 @@ def final(
         estimator = steps[-1][-1]
     return estimator
 
-
+# %% ../../../nbs/track/autolog/04_values.ipynb #label
 def label(
     estimator: Any,  # An estimator
 ) -> str:            # A name for a run
@@ -101,7 +101,7 @@ def label(
     inner = getattr(last, "estimator", None)
     return f"{label(inner)}-{name}" if is_estimator(inner) and hasattr(last, "cv") else name
 
-
+# %% ../../../nbs/track/autolog/04_values.ipynb #address
 def address(
     estimator: Any,  # An estimator
 ) -> str:            # Such as `sklearn.linear_model.LogisticRegression`

@@ -36,7 +36,7 @@ def install(
     estimators = getattr(module, "XGBModel", type(None))  # not there without scikit-learn
     install_train(patches, module.train, "xgboost", estimators, Follow, _after)
 
-
+# %% ../../../nbs/track/autolog/13_xgboost.ipynb #newest
 def newest(
     evals: Any,  # Data set to metric to its values; to pairs of mean and deviation in cross-validation
 ) -> dict[str, float]:  # `data-metric` to its last value
@@ -48,7 +48,7 @@ def newest(
                 found[f"{data}-{metric}"] = values[-1][0] if isinstance(values[-1], tuple) else values[-1]
     return found
 
-
+# %% ../../../nbs/track/autolog/13_xgboost.ipynb #after
 def _after(log: Log, booster: Any) -> None:
     numbers = {name: getattr(booster, name, None) for name in ("best_iteration", "best_score")}
     log.metrics({name: value for name, value in numbers.items() if value is not None})

@@ -18,7 +18,7 @@ from .providers import CaptureContext, Captured, printable
 # %% auto #0
 __all__ = ['HIDDEN', 'MAX_MODULES', 'MAX_SOURCE', 'redact', 'local_modules', 'capture']
 
-# %% ../../../nbs/track/capture/07_code.ipynb #secrets
+# %% ../../../nbs/track/capture/07_code.ipynb #is-secret
 HIDDEN = "***"
 # Patterns as text: `re` compiles and keeps them when they are first used, which most runs, having no arguments, never do
 _SECRET_NAME = (
@@ -37,7 +37,7 @@ def _is_secret(name: str) -> bool:
     "Whether an option or key of this name holds a secret; `dbPassword` is read as `db-Password`."
     return bool(re.search(_SECRET_NAME, re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", name.lstrip("-"))))
 
-
+# %% ../../../nbs/track/capture/07_code.ipynb #secrets
 def redact(
     arguments: list[str],  # Command-line arguments
 ) -> list[str]:            # The same, secrets replaced by `***`
@@ -57,7 +57,7 @@ def redact(
         hidden.append(re.sub(_SECRET_SHAPE, HIDDEN, text))
     return hidden
 
-# %% ../../../nbs/track/capture/07_code.ipynb #modules
+# %% ../../../nbs/track/capture/07_code.ipynb #file-of
 MAX_MODULES = 200
 MAX_SOURCE = 2**20  # Bytes of code that are kept as one document
 _seen: dict[str, tuple[Any, str]] = {}  # Module name to the module and its file, "" for those that are not a person's own
@@ -72,7 +72,7 @@ def _file_of(module: Any) -> str:
         return ""
     return "" if found.startswith(_LIBRARY) else os.path.abspath(found)
 
-
+# %% ../../../nbs/track/capture/07_code.ipynb #digest
 _LIBRARY = os.path.dirname(os.__file__) + os.sep
 
 
@@ -90,7 +90,7 @@ def _digest(path: str) -> str | None:
         return None
     return _digests[path][1]
 
-
+# %% ../../../nbs/track/capture/07_code.ipynb #own-files
 def _own_files() -> dict[str, str]:
     "Name and file of every loaded module that is a person's own."
     global _last
@@ -108,7 +108,7 @@ def _own_files() -> dict[str, str]:
     _last = now, files
     return files
 
-
+# %% ../../../nbs/track/capture/07_code.ipynb #modules
 def local_modules(
     root: Path,  # The project's root
 ) -> dict[str, dict[str, str]]:  # Module name to `path` below the root and `sha256`, at most 200
@@ -174,7 +174,7 @@ def capture(
         data["modules"] = modules
     return Captured(data, documents, "source", tuple(warnings))
 
-
+# %% ../../../nbs/track/capture/07_code.ipynb #artifact-name
 def _artifact_name(path: str) -> str:
     "A script's own name with only what every system allows in a file name."
     return re.sub(r"[^\w.-]", "_", printable(os.path.basename(path))).strip(".") or "script.py"

@@ -36,7 +36,7 @@ def _from_name(folder: str, entry: str) -> Distribution | None:
         version = re.sub(r"-py\d[\d.]*(-.*)?$", "", version) or _pkg_info_version(path)
     return Distribution(re.sub(r"[-_.]+", "-", name).lower(), version, path)
 
-
+# %% ../../../nbs/track/capture/01_distributions.ipynb #pkg-info-version
 def _pkg_info_version(path: str) -> str:
     try:
         with open(os.path.join(path, "PKG-INFO"), encoding="utf-8", errors="replace") as f:
@@ -44,7 +44,7 @@ def _pkg_info_version(path: str) -> str:
     except OSError:
         return ""
 
-# %% ../../../nbs/track/capture/01_distributions.ipynb #scan
+# %% ../../../nbs/track/capture/01_distributions.ipynb #listing
 _SETTLED = 0.1 * 1e9  # Nanoseconds after which a folder's modification time tells its last change from the one before
 _listings: dict[str, tuple[int, tuple[Distribution, ...]]] = {}  # Folder to its modification time and what it held
 
@@ -63,12 +63,12 @@ def _listing(folder: str) -> tuple[int, tuple[Distribution, ...]]:
         _listings[folder] = found
     return found
 
-
+# %% ../../../nbs/track/capture/01_distributions.ipynb #scan
 def fingerprint() -> tuple:  # Equal as long as nothing was installed, upgraded or removed
     "The folders on `sys.path` with their modification times."
     return tuple((folder, _listing(folder)[0]) for folder in dict.fromkeys(p or os.getcwd() for p in sys.path))
 
-
+# %% ../../../nbs/track/capture/01_distributions.ipynb #installed
 def installed() -> list[Distribution]:  # Sorted by name; of two with one name, the one that is imported
     "Every distribution on `sys.path`."
     found: dict[str, Distribution] = {}
@@ -91,7 +91,7 @@ def without_credentials(
         return f"{scheme}://{host}{slash}{re.split('[?#]', path)[0]}"
     return f"{scheme}://{user.partition(':')[0]}{at}{host}{slash}{path}"
 
-
+# %% ../../../nbs/track/capture/01_distributions.ipynb #origin-origin
 def origin(
     distribution: Distribution,  # Which one
 ) -> dict[str, str | bool]:      # Some of `url`, `editable`, `commit`; empty for what an index delivered
@@ -123,7 +123,7 @@ def entry_points(
     _entries[group] = now, found
     return found
 
-
+# %% ../../../nbs/track/capture/01_distributions.ipynb #read-entries
 def _read_entries(path: str, group: str) -> list[tuple[str, str]]:
     "The lines `name = module:attribute [extras]` below one heading."
     try:

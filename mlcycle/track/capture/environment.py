@@ -16,7 +16,7 @@ from .providers import CaptureContext, Captured
 # %% auto #0
 __all__ = ['NAME', 'document', 'capture']
 
-# %% ../../../nbs/track/capture/06_environment.ipynb #document
+# %% ../../../nbs/track/capture/06_environment.ipynb #python
 NAME = "environment.json"
 
 
@@ -33,7 +33,7 @@ def _platform() -> dict[str, str]:
         found["libc"] = os.confstr("CS_GNU_LIBC_VERSION") or ""
     return found
 
-
+# %% ../../../nbs/track/capture/06_environment.ipynb #document
 def document() -> tuple[bytes, int]:  # JSON, sorted and indented so that two of them can be compared line by line; number of distributions
     "Describe the environment of this process."
     found = installed()

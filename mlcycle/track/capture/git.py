@@ -37,11 +37,11 @@ def _remote(repository: Repository) -> str | None:
     _remotes[repository.common] = modified, url and without_credentials(url)
     return _remotes[repository.common][1]
 
-# %% ../../../nbs/track/capture/05_git.ipynb #capture
+# %% ../../../nbs/track/capture/05_git.ipynb #capture-constants
 MAX_LISTED = 50  # Changed paths named among the facts; the snapshot holds all of them
 _hopeless: dict[Path, str] = {}  # Git folders that were too slow to ask, and how
 
-
+# %% ../../../nbs/track/capture/05_git.ipynb #capture
 def capture(
     context: CaptureContext,  # What is being run
 ) -> Captured | None:         # None outside a repository

@@ -17,7 +17,7 @@ from .providers import CaptureContext, Captured
 # %% auto #0
 __all__ = ['cpu_model', 'gpus', 'capture']
 
-# %% ../../../nbs/track/capture/08_hardware.ipynb #cpu
+# %% ../../../nbs/track/capture/08_hardware.ipynb #read
 def _read(path: str | Path, limit: int = 4096) -> str:
     "The beginning of a small system file, empty when there is none."
     try:
@@ -35,7 +35,7 @@ def _ask(*command: str) -> str:
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return ""
 
-
+# %% ../../../nbs/track/capture/08_hardware.ipynb #cpu
 def cpu_model() -> str:  # Such as "AMD EPYC 7B13", empty when the system does not tell
     "Name of the processor."
     for line in _read("/proc/cpuinfo").splitlines():
@@ -79,7 +79,7 @@ def gpus(
         names = [line.strip() for line in _ask("nvidia-smi", "--query-gpu=name", "--format=csv,noheader").splitlines() if line.strip()]
     return names
 
-# %% ../../../nbs/track/capture/08_hardware.ipynb #capture
+# %% ../../../nbs/track/capture/08_hardware.ipynb #container
 _machine: dict[str, Any] = {}  # What was found the first time
 
 
@@ -89,7 +89,7 @@ def _container() -> str | None:
         return "kubernetes"
     return next((name for path, name in (("/.dockerenv", "docker"), ("/run/.containerenv", "podman")) if os.path.exists(path)), None)
 
-
+# %% ../../../nbs/track/capture/08_hardware.ipynb #capture
 def capture(
     context: CaptureContext,  # What is being run
 ) -> Captured:                # Processor, memory, cards, and what of it the process may use

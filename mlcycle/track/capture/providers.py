@@ -28,7 +28,7 @@ class CaptureContext:
     cwd: Path                       # The working directory; for a notebook, its own folder
     cell_source: str | None = None  # Source of the cell, for runs of kind `cell`
 
-
+# %% ../../../nbs/track/capture/02_providers.ipynb #captured
 @dataclass(frozen=True)
 class Captured:
     "What one provider found."
@@ -87,7 +87,7 @@ def capture_all(
         warnings += [f"{name}: {warning}" for warning in captured.warnings]
     return found, warnings
 
-
+# %% ../../../nbs/track/capture/02_providers.ipynb #check
 def _check(captured: Any) -> None:
     "Raise `TypeError` for what the store could not take."
     if not isinstance(captured, Captured):

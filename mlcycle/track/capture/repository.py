@@ -30,11 +30,11 @@ _QUIET = {"GIT_OPTIONAL_LOCKS": "0", "GIT_TERMINAL_PROMPT": "0", "GIT_NO_LAZY_FE
 class GitError(Exception):
     "Git refused, failed or is not installed; the message is its own first line."
 
-
+# %% ../../../nbs/track/capture/03_repository.ipynb #git-timeout
 class GitTimeout(GitError):
     "Git took too long and was killed."
 
-
+# %% ../../../nbs/track/capture/03_repository.ipynb #run-git-run-git
 def run_git(
     folder: str | Path,                 # Where to run it
     *args: str,                         # Command and options
@@ -84,7 +84,7 @@ class Repository:
 
 _found: dict[str, Repository] = {}
 
-
+# %% ../../../nbs/track/capture/03_repository.ipynb #find-find
 def find(
     folder: Path,  # Where to look, upwards
 ) -> Repository | None:  # None outside a work tree: no repository, a bare one, or inside `.git`
@@ -125,7 +125,7 @@ class Change:
         "Git does not know it yet."
         return self.state == "??"
 
-
+# %% ../../../nbs/track/capture/03_repository.ipynb #status-status
 @dataclass(frozen=True, slots=True)
 class Status:
     "The state of a work tree."
@@ -133,7 +133,7 @@ class Status:
     branch: str | None          # Branch name, None on a detached HEAD
     changes: tuple[Change, ...]  # Everything that differs, without ignored files and our own folder
 
-
+# %% ../../../nbs/track/capture/03_repository.ipynb #status-status-2
 def status(
     repository: Repository,  # Which one
 ) -> Status:                 # Its state now

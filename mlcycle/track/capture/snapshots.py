@@ -38,7 +38,7 @@ class Chosen:
     newest: int                  # Modification time of the newest of them, nanoseconds
     warnings: tuple[str, ...]    # What is left out
 
-
+# %% ../../../nbs/track/capture/04_snapshots.ipynb #choose-choose
 def choose(
     top: Path,                     # The work tree's root
     changes: tuple[Change, ...],   # What differs from HEAD
@@ -73,7 +73,7 @@ def choose(
     gone = tuple(change.path for change in changes if change.gone)
     return Chosen(tuple(path for _, path in keep), gone, tuple(stats), newest, tuple(map(_warning, left, left.values())))
 
-
+# %% ../../../nbs/track/capture/04_snapshots.ipynb #obstacle
 def _obstacle(change: Change, path: bytes, info: os.stat_result) -> str:
     "Why a file cannot or should not be read, and what to do; empty when it can."
     if change.path.endswith(b"/"):
@@ -86,7 +86,7 @@ def _obstacle(change: Change, path: bytes, info: os.stat_result) -> str:
         return f"is untracked and over {MAX_FILE >> 20} MiB: list it in .gitignore, or track it with DVC or Git LFS"
     return ""
 
-
+# %% ../../../nbs/track/capture/04_snapshots.ipynb #warning
 def _warning(reason: str, paths: list[bytes]) -> str:
     "One line on what is left out, naming at most three paths."
     more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
@@ -108,7 +108,7 @@ def _tree(repository: Repository, chosen: Chosen) -> str:
             run_git(repository.top, *update, "--add", "--replace", "--remove", "--stdin", stdin=b"\0".join(chosen.keep) + b"\0", env=env)
         return run_git(repository.top, *plain, "write-tree", "--missing-ok", env=env).decode().strip()
 
-
+# %% ../../../nbs/track/capture/04_snapshots.ipynb #commit
 def _commit(repository: Repository, tree: str, parent: str | None, seconds: int) -> str:
     "Wrap a tree in a commit."
     env = {f"GIT_{who}_{what}": value for who in ("AUTHOR", "COMMITTER")
@@ -125,11 +125,11 @@ def _hold(repository: Repository, commit: str) -> None:
     if not (repository.common / REFS / commit).exists():  # After `git pack-refs` it is in another file; then git looks
         run_git(repository.top, "update-ref", "--no-deref", f"{REFS}/{commit}", commit)
 
-# %% ../../../nbs/track/capture/04_snapshots.ipynb #snapshot
+# %% ../../../nbs/track/capture/04_snapshots.ipynb #snapshot-constants
 _SETTLED = 2 * 10**9  # Nanoseconds after which a file's times tell its last change from the one before, on any file system
 _last: dict[Path, tuple[tuple, str | GitTimeout, tuple[str, ...]]] = {}  # Git folder to its last state, commit or failure, and warnings
 
-
+# %% ../../../nbs/track/capture/04_snapshots.ipynb #snapshot
 def snapshot(
     repository: Repository,  # Which one
     state: Status,           # Its state, just taken

@@ -138,7 +138,7 @@ def check_against(
         head = "Nothing was run: " if len(problems) == 1 else f"Nothing was run, {len(problems)} dimensions of the space are wrong:\n- "
         raise ParameterError(head + "\n- ".join(problems))
 
-
+# %% ../../../nbs/tune/spaces/06_cells.ipynb #misfit
 def _misfit(parameter: Parameter, domain: Domain) -> str:
     "What is wrong with the first value that does not fit."
     for value in domain.values() if domain.size <= 1000 else [domain.low, domain.last]:

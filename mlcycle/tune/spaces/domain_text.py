@@ -15,7 +15,7 @@ from .domains import QUOTED, WORD, Domain, choice_of, range_of, reading, refuse,
 # %% auto #0
 __all__ = ['read_domain']
 
-# %% ../../../nbs/tune/spaces/03_domain_text.ipynb #read
+# %% ../../../nbs/tune/spaces/03_domain_text.ipynb #unquoted
 _ESCAPED = {"n": "\n", "t": "\t", "r": "\r"}
 _TOKEN = re.compile(rf"\s*(?:(?P<quoted>{QUOTED})|(?P<word>{WORD})|(?P<mark>.))", re.DOTALL)
 _SIGNATURES = {"uniform": "uniform(0, 1)", "loguniform": "loguniform(1e-4, 1)", "float": "float(0, 1, step=0.1)", "int": "int(2, 12)",
@@ -27,7 +27,7 @@ _CLOSING = {"(": ")", "{": "}", "[": "]"}
 def _unquoted(text: str) -> str:
     return re.sub(r"\\(.)", lambda found: _ESCAPED.get(found[1], found[1]), text[1:-1], flags=re.DOTALL)
 
-
+# %% ../../../nbs/tune/spaces/03_domain_text.ipynb #items
 def _items(text: str, at: int, opening: str) -> tuple[list[tuple[str | None, Any]], int]:
     "Names and values between brackets, and where they end."
     found: list[tuple[str | None, Any]] = []
@@ -61,7 +61,7 @@ def _items(text: str, at: int, opening: str) -> tuple[list[tuple[str | None, Any
             refuse(f"{match['mark']!r} is out of place", f"Write {_FORMS}; texts with such signs in quotes.")
     refuse(f"{opening!r} is not closed", f"Write {_CLOSING[opening]!r} at its end.")
 
-
+# %% ../../../nbs/tune/spaces/03_domain_text.ipynb #called
 def _called(function: str, items: Sequence[tuple[str | None, Any]]) -> Domain:
     example = _SIGNATURES[function]
     if function == "choice":
@@ -86,7 +86,7 @@ def _called(function: str, items: Sequence[tuple[str | None, Any]]) -> Domain:
     kind = "int" if function in ("int", "logint") else "float"
     return range_of(kind, **{"log": function.startswith("log")} | options)
 
-
+# %% ../../../nbs/tune/spaces/03_domain_text.ipynb #domain
 def _domain(text: str) -> tuple[Domain, str]:
     "A domain, and what stands behind it."
     head = re.match(r"\s*([A-Za-z_]\w*)?\s*([({\[])?", text)
@@ -107,7 +107,7 @@ def _domain(text: str) -> tuple[Domain, str]:
     items, end = _items(text, head.end(), opening)
     return choice_of([value for _, value in items]), text[end:].strip()
 
-
+# %% ../../../nbs/tune/spaces/03_domain_text.ipynb #read
 def read_domain(
     text: str,       # As written: `int(2, 12)` or `int(2, 12) when model == "rf"`
     where: str = "",  # Where it stands, for messages

@@ -42,7 +42,7 @@ def typed(
             continue
     return word
 
-
+# %% ../../../nbs/tune/spaces/02_domains.ipynb #written
 def written(
     value: Any,  # A number, a text, True, False or None
 ) -> str:
@@ -56,19 +56,19 @@ def written(
     quoted = value.replace("\\", "\\\\").replace('"', '\\"')
     return '"' + quoted.replace("\n", "\\n").replace("\t", "\\t").replace("\r", "\\r") + '"'
 
-
+# %% ../../../nbs/tune/spaces/02_domains.ipynb #shown
 def shown(
     number: float,  # An int or a float
 ) -> str:
     "How a number is written in a range, whose kind says what it is: 1 for 1.0."
     return str(int(number)) if abs(number) < 1e15 and number == int(number) else repr(number)
 
-# %% ../../../nbs/tune/spaces/02_domains.ipynb #domain
+# %% ../../../nbs/tune/spaces/02_domains.ipynb #domain-constants
 Kind = Literal["float", "int", "choice"]
 MOST = 100_000   # Values of one domain in a grid
 EXACT = 2**53    # Optuna keeps whole numbers as floats, which are exact up to here
 
-
+# %% ../../../nbs/tune/spaces/02_domains.ipynb #domain
 @dataclass(frozen=True)
 class Domain:
     "The values of one parameter."
@@ -155,7 +155,7 @@ class WrongDomain(Exception):
         super().__init__(what)
         self.fix = fix
 
-
+# %% ../../../nbs/tune/spaces/02_domains.ipynb #refuse
 def refuse(
     what: str,  # What is wrong
     fix: str,   # What to write
@@ -163,7 +163,7 @@ def refuse(
     "Raise `WrongDomain`, which `reading` turns into a `UsageError`."
     raise WrongDomain(what, fix)
 
-
+# %% ../../../nbs/tune/spaces/02_domains.ipynb #reading
 @contextmanager
 def reading(
     where: str,  # Where it stands
@@ -177,7 +177,7 @@ def reading(
         shown = shown if len(shown) <= 100 else shown[:99] + "…"
         raise UsageError(f"{where}{': ' if where else ''}{shown}{': ' if shown else ''}{e}. {e.fix}") from None
 
-
+# %% ../../../nbs/tune/spaces/02_domains.ipynb #number
 def _number(name: str, value: Any, kind: Kind, example: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         refuse(f"{name} is {value!r}, which is no number", f"Write {example}.")
@@ -191,7 +191,7 @@ def _number(name: str, value: Any, kind: Kind, example: str) -> float:
         refuse(f"{name} is {value}, which is too large", f"Write {example}.")
     return int(value)
 
-
+# %% ../../../nbs/tune/spaces/02_domains.ipynb #range-of
 def range_of(
     kind: Kind,             # float or int
     low: Any,               # The least value
@@ -232,7 +232,7 @@ def range_of(
         refuse(f"step is {shown(step)}, too small for the range from {least} to {most}", f"Write a larger one, or {plain}.")
     return Domain(kind, low, high, step, log)
 
-
+# %% ../../../nbs/tune/spaces/02_domains.ipynb #choice-of
 def choice_of(
     choices: Sequence[Any],  # The values
 ) -> Domain:

@@ -34,6 +34,8 @@ def _power(base: Any, exponent: Any) -> Any:
 _ARITHMETIC: dict[type, Callable[[Any, Any], Any]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv, ast.FloorDiv: operator.floordiv,
     ast.Mod: operator.mod, ast.Pow: _power}
+
+# %% ../../../nbs/tune/spaces/01_expressions.ipynb #operators-constants
 _COMPARED: dict[type, Callable[[Any, Any], bool]] = {
     ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge,
     ast.Is: operator.is_, ast.IsNot: operator.is_not, ast.In: lambda a, b: a in b, ast.NotIn: lambda a, b: a not in b}
@@ -105,10 +107,10 @@ def _distance(op: ast.cmpop, a: Any, b: Any) -> float:
         return min(found, 0.0) if found == found else 0.0
     return max(found, _LEAST) if math.isfinite(found) else 1.0
 
-# %% ../../../nbs/tune/spaces/01_expressions.ipynb #expression
+# %% ../../../nbs/tune/spaces/01_expressions.ipynb #expression-constants
 LONGEST = 1000  # Characters of an expression
 
-
+# %% ../../../nbs/tune/spaces/01_expressions.ipynb #expression
 @dataclass(frozen=True)
 class Expression:
     "A condition on parameters. Raises `UsageError` for anything that is none."

@@ -147,7 +147,7 @@ def read_space(
     problems.refuse()
     return within.extended(dimensions, constraints)
 
-
+# %% ../../../nbs/tune/spaces/05_files.ipynb #parts
 def _parts(root: Any, path: str, problems: Problems) -> tuple[list[Dimension], list[Constraint]]:
     entries = list(_entries(root, path, problems))
     constraints: list[Constraint] = []
@@ -194,7 +194,7 @@ def parse_options(
     problems.refuse()
     return within.extended(dimensions.values(), constraints)
 
-
+# %% ../../../nbs/tune/spaces/05_files.ipynb #option
 def _option(name: str, text: str) -> Dimension:
     check_name(name, "-s")
     where = f"-s {name}=…"

@@ -46,7 +46,7 @@ def to_space(
         within = read_space(file, within)
     return parse_options([each for each in given if each not in files], within)
 
-
+# %% ../../../nbs/tune/spaces/07_given.ipynb #to-dimension
 def to_dimension(
     name: str,   # The param
     value: Any,  # As written, a list of choices, or one of Optuna's distributions

@@ -69,7 +69,7 @@ class Dimension:
             raise UsageError(f"{self.where}{': ' if self.where else ''}{self.name}: {self.text or self.domain.text}: {e}, and a grid takes each. "
                              f"Write {step}the values themselves, {{1, 3, 10}}, or use another sampler.") from None
 
-
+# %% ../../../nbs/tune/spaces/04_space.ipynb #dimension-dimension
 def dimension(
     name: str,        # Of the parameter
     text: str,        # Its domain as written, with or without `when`
@@ -80,7 +80,7 @@ def dimension(
     domain, when = read_domain(text, f"{where}: {name}" if where else name)
     return Dimension(name, domain, when, where, text.strip())
 
-
+# %% ../../../nbs/tune/spaces/04_space.ipynb #check-name
 def check_name(
     name: str,   # Of a parameter
     where: str,  # Where it was written
@@ -131,7 +131,7 @@ def _unknown(expression: Expression, name: str, known: Sequence[str], later: Ite
 def _ends(domain: Domain) -> list[Any]:
     return list(domain.choices) if domain.kind == "choice" else [domain.low, domain.last]
 
-
+# %% ../../../nbs/tune/spaces/04_space.ipynb #check
 def _check(expression: Expression, domains: Mapping[str, Domain], later: Iterable[str] = ()) -> None:
     "Refuse names that are not known, what cannot be told, and what never holds."
     if not expression.names:

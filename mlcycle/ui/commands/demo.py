@@ -41,6 +41,7 @@ def _say(face: Face, title: str, command: str = "", result: Result | None = None
     else:
         Result(None, [Text(""), *parts]).show()
 
+# %% ../../../nbs/ui/commands/08_demo.ipynb #note
 def _note(face: Face, text: str) -> None:
     if not face.json:
         Result(None, [Text(text, "good")]).show()
@@ -105,7 +106,7 @@ def demo(face: Face, folder: Path) -> Result:
             "holdout_accuracy": accuracy, "predictions": str(out)}
     return Result(data, [Text(""), Text("Next", "head"), Text(_NEXT.format(folder=folder), block=True)])
 
-
+# %% ../../../nbs/ui/commands/08_demo.ipynb #demo-constants
 _NEXT = """\
   cd {folder}
   mlcycle runs "metrics.auc > 0.99" -o -metrics.auc       find runs
@@ -113,4 +114,3 @@ _NEXT = """\
   mlcycle run train.ipynb -p model forest -p trees 500 --register biopsy
   mlcycle promote biopsy/2 --why "more trees"             and mlcycle rollback biopsy@champion undoes it
   jupyter lab train.ipynb                                 explore (pip install 'mlcycle[lab]'); %load_ext mlcycle"""
-

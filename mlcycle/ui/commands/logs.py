@@ -72,7 +72,7 @@ def logs(face: Face, run: str, following: bool) -> Result:
         return Result(data, [*_blocks(shown), line])
     return Printed(data, [line] if following or found.status != "finished" else [], pieces=shown)
 
-
+# %% ../../../nbs/ui/commands/16_logs.ipynb #blocks
 def _blocks(pieces: list[Any]) -> list[Text]:
     "For a notebook: one block for a cell."
     from mlcycle.notebooks.document.endings import clean

@@ -28,7 +28,7 @@ def register(run: str, name: str, artifact: str) -> Result:
     version = make(run, name, artifact)
     return Result(version_data(version), [Text(f"Registered {version.ref} from run {version.run[:8]}", "good")])
 
-# %% ../../../nbs/ui/commands/04_models.ipynb #move
+# %% ../../../nbs/ui/commands/04_models.ipynb #moved
 def _moved(move: AliasMove) -> Result:
     from mlcycle.ui.views.models import move_data
 
@@ -36,7 +36,7 @@ def _moved(move: AliasMove) -> Result:
     where = f"now points to {move.model}/{move.after}" if move.after else "was removed"
     return Result(move_data(move), [Text(f"{move.model}@{move.alias} {where}{before}", "good")])
 
-
+# %% ../../../nbs/ui/commands/04_models.ipynb #move
 @click.command("promote", cls=Command)
 @click.argument("version", shell_complete=complete_model)
 @click.argument("alias", default="champion", shell_complete=complete_alias)
@@ -47,7 +47,7 @@ def promote(version: str, alias: str, why: str) -> Result:
 
     return _moved(move(version, alias, why))
 
-
+# %% ../../../nbs/ui/commands/04_models.ipynb #rollback
 @click.command("rollback", cls=Command)
 @click.argument("name", metavar="NAME@ALIAS", shell_complete=complete_model)
 @click.option("--why", default="", help="The reason, for the history.")

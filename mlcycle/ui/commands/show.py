@@ -64,7 +64,7 @@ def _study_page(name: str, store: Store) -> Any:
 
     return StudyView(name, store)
 
-
+# %% ../../../nbs/ui/commands/03_show.ipynb #run-or-study
 def _run_or_study(store: Store, ref: str) -> Result:
     from mlcycle.store import runs
     from mlcycle.store.query import page

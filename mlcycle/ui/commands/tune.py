@@ -31,11 +31,11 @@ def read_enqueued(
         raise UsageError(f"Params to try first are written as lr=0.1,model=rf, not {text!r}.")
     return {name.strip(): typed(value.strip()) for name, _, value in pairs}
 
-# %% ../../../nbs/ui/commands/19_tune.ipynb #tune
+# %% ../../../nbs/ui/commands/19_tune.ipynb #tune-constants
 SAMPLERS = ("tpe", "random", "grid", "gp", "cmaes", "qmc", "nsga2")
 PRUNERS = ("median", "hyperband", "percentile", "patient", "wilcoxon", "none")
 
-
+# %% ../../../nbs/ui/commands/19_tune.ipynb #tune
 @click.command("tune", cls=Pairs)
 @click.argument("notebook", type=NOTEBOOK)
 @click.option("--space", "file", type=click.Path(path_type=Path), metavar="FILE",
@@ -99,6 +99,6 @@ def tune(face: Face, notebook: Path, file: Path | None, varied: tuple[str, ...],
                   timeout=seconds_of(timeout) if timeout else None, trial_timeout=seconds_of(trial_timeout) if trial_timeout else None,
                   enqueue=[read_enqueued(text) for text in enqueue], **options).result()
 
-
+# %% ../../../nbs/ui/commands/19_tune.ipynb #several
 def _several(given: tuple[str, ...]) -> list[str] | None:
     return [part.strip() for text in given for part in text.split(",")] or None

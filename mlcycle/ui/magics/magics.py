@@ -19,7 +19,7 @@ from ...errors import MlcycleError, TrialPruned
 from ..session.journal import journal_of
 from ..session.options import MagicError, Tracked, params_line, read_options, split_words, take_params, track_cell, track_line
 from ..session.run_display import Shown, note
-from ..tree import Face, Quiet, invoke
+from ..tree import Face, NothingToShow, invoke
 
 # %% auto #0
 __all__ = ['MlcycleMagics', 'match_line', 'load_ipython_extension']
@@ -36,7 +36,7 @@ def _variable(name: str | None) -> None:
     if name is not None and not name.isidentifier():
         raise MagicError(f"--out takes the name of a variable, such as best, not {name!r}.")
 
-
+# %% ../../../nbs/ui/magics/02_magics.ipynb #quiet
 @contextmanager
 def _quiet(hook: Any, cell: str) -> Iterator[None]:
     "A semicolon at the end of the cell hides its last value, as it does without `%%track`: IPython would look for it in the magic's line."
@@ -47,7 +47,7 @@ def _quiet(hook: Any, cell: str) -> Iterator[None]:
     finally:
         vars(hook).pop("quiet", None)
 
-
+# %% ../../../nbs/ui/magics/02_magics.ipynb #run-cell
 def _run_cell(shell: Any, cell: str, asked: Tracked) -> None:
     from mlcycle.track.current import run
 
@@ -85,10 +85,10 @@ def _run_cell(shell: Any, cell: str, asked: Tracked) -> None:
 # %% ../../../nbs/ui/magics/02_magics.ipynb #session
 _shown: Shown | None = None  # Where the session is shown
 
-
+# %% ../../../nbs/ui/magics/02_magics.ipynb #session-session
 def _session(shell: Any, verb: str, asked: Tracked | None) -> Result:
     global _shown
-    from mlcycle.ui.session.session import session
+    from mlcycle.ui.session import session
 
     if verb == "status":
         return session.session_status()
@@ -115,7 +115,7 @@ def _session(shell: Any, verb: str, asked: Tracked | None) -> Result:
 # %% ../../../nbs/ui/magics/02_magics.ipynb #params
 _declared: dict[str, str] = {}  # Name to type, of what %params set in this kernel
 
-
+# %% ../../../nbs/ui/magics/02_magics.ipynb #declare
 def _declare(shell: Any, text: str) -> None:
     from mlcycle.errors import ParameterError
     from mlcycle.notebooks.params.annotations import fit, kind_of
@@ -142,7 +142,7 @@ def _declare(shell: Any, text: str) -> None:
         except MlcycleError as e:
             note(f"the params were not recorded: {e}")
 
-
+# %% ../../../nbs/ui/magics/02_magics.ipynb #declarations
 def _declarations(shell: Any) -> Result:
     names = [name for name in _declared if name in shell.user_ns]
     rows = [[name, _declared[name] or type(shell.user_ns[name]).__name__, repr(shell.user_ns[name])] for name in names]
@@ -172,7 +172,7 @@ class MlcycleMagics(Magics):
         face = Face(notebook=True)
         try:
             result = invoke(split_words(line) or ["--help"], face)
-        except Quiet:
+        except NothingToShow:
             return None
         except MagicError:
             raise
@@ -238,7 +238,7 @@ class MlcycleMagics(Magics):
             _replace_cell(self.shell)
         return _declarations(self.shell)
 
-# %% ../../../nbs/ui/magics/02_magics.ipynb #complete
+# %% ../../../nbs/ui/magics/02_magics.ipynb #words-of
 _COMPLETED = {"%mlcycle ": None, "%%track ": track_cell, "%track ": track_line, "%params ": params_line}
 
 
@@ -250,7 +250,7 @@ def _words_of(line: str) -> tuple[click.Command | None, str] | None:
             return command, rest
     return None
 
-
+# %% ../../../nbs/ui/magics/02_magics.ipynb #complete
 @context_matcher()
 def match_line(
     context: Any,  # IPython's completion context
@@ -266,7 +266,7 @@ def match_line(
     fragment = "" if not rest or rest[-1].isspace() else rest.split()[-1]
     return {"completions": [SimpleCompletion(text=word, type="mlcycle") for word in words], "matched_fragment": fragment, "suppress": bool(words)}
 
-
+# %% ../../../nbs/ui/magics/02_magics.ipynb #cursor
 def _cursor(context: Any) -> int:
     before = context.full_text[: context.cursor_position]
     return len(before) - (before.rfind("\n") + 1)
@@ -281,7 +281,7 @@ def _bare_track(lines: list[str]) -> list[str]:
 # IPython leaves such a transformer out when it asks whether a cell is typed to its end; asked, this one says yes after the first line
 _bare_track.has_side_effects = True  # type: ignore[attr-defined]
 
-
+# %% ../../../nbs/ui/magics/02_magics.ipynb #load-ipython-extension
 def load_ipython_extension(
     shell: Any,  # The running IPython shell
 ) -> None:

@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 __all__ = ['Metrics', 'Comparison', 'comparison_view', 'unsaved_view', 'metrics_of', 'tracked_here', 'values_that_differ',
            'notebook_here', 'run_this']
 
-# %% ../../../nbs/ui/session/07_batch_run.ipynb #comparison
+# %% ../../../nbs/ui/session/07_batch_run.ipynb #comparison-constants
 Metrics = Mapping[tuple[str, str], float]  # Name of the run within, empty for the whole; name of the metric
 
-
+# %% ../../../nbs/ui/session/07_batch_run.ipynb #comparison
 @dataclass(frozen=True)
 class Comparison:
     "An interactive session and a batch run of the same notebook."
@@ -59,11 +59,11 @@ class Comparison:
         "Whether nothing that both sides have differs."
         return not (self.outputs or self.missing or any(row[3] for row in self.metrics))
 
-
+# %% ../../../nbs/ui/session/07_batch_run.ipynb #same
 def _same(a: float, b: float) -> bool:
     return math.isclose(a, b, rel_tol=1e-9) or (math.isnan(a) and math.isnan(b))
 
-# %% ../../../nbs/ui/session/07_batch_run.ipynb #view
+# %% ../../../nbs/ui/session/07_batch_run.ipynb #said
 def _said(found: Comparison) -> Text:
     shared = [row for row in found.metrics if row[3] is not None]
     differing = sum(bool(row[3]) for row in shared)
@@ -77,7 +77,7 @@ def _said(found: Comparison) -> Text:
     why = " It ran with other parameters." if found.values else " The notebook alone does not give what this kernel shows."
     return Text(f"The batch run differs: {' and '.join(parts)}.{why}", "warn")
 
-
+# %% ../../../nbs/ui/session/07_batch_run.ipynb #view
 def comparison_view(
     found: Comparison,  # What was compared
 ) -> Result:
@@ -99,7 +99,7 @@ def comparison_view(
             "hidden": [f.text for f in found.findings], "unsaved": [each.label for each in found.changes], "missing": found.missing or None}
     return Result(data, parts)
 
-
+# %% ../../../nbs/ui/session/07_batch_run.ipynb #short
 def _short(value: Any, size: int = 60) -> str:
     text = value if isinstance(value, str) else repr(value)
     return text if len(text) <= size else text[: size - 1] + "…"
@@ -129,7 +129,7 @@ def metrics_of(
         found |= {(named_within(run, place), name): value for name, value in metrics.latest(store, run).items()}
     return found
 
-
+# %% ../../../nbs/ui/session/07_batch_run.ipynb #tracked-here
 def tracked_here(
     store: Store,  # Where the runs are
 ) -> tuple[Run | None, list[Run]]:  # The last session, and its parts; or none, and all tracked cells
@@ -145,7 +145,7 @@ def tracked_here(
     session = _last_session(mine)
     return session, [run for run in mine if run.parent == session.id] if session else mine
 
-
+# %% ../../../nbs/ui/session/07_batch_run.ipynb #last-session
 def _last_session(mine: Sequence[Run]) -> Run | None:
     from mlcycle.ui.session.session import last_session
 
@@ -218,7 +218,7 @@ def run_this(
     ran = done.result()
     return Result({**ran.data, "compared": shown.data}, [*ran.parts, *shown.parts], ran.exit_code)
 
-
+# %% ../../../nbs/ui/session/07_batch_run.ipynb #compared
 def _compared(store: Store, done: Any, names: Mapping[str, Any], saved: Any, before: Metrics, findings: Sequence[Finding],
               changes: Sequence[Unsaved]) -> Comparison:
     import json
@@ -237,4 +237,3 @@ def _compared(store: Store, done: Any, names: Mapping[str, Any], saved: Any, bef
     missing = re.search(r"name '(\w+)' is not defined", done.error.message) if done.error and done.error.type == "NameError" else None
     return Comparison(before, metrics_of(store, run, runs.children(store, run)), values_that_differ(names, done.params), outputs, findings, changes,
                       missing[1] if missing and missing[1] in names else "")
-

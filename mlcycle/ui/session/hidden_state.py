@@ -39,7 +39,7 @@ class Names:
     defines: frozenset[str]  # Bound at its top level
     uses: frozenset[str]     # Read at its top level, and not bound by it
 
-
+# %% ../../../nbs/ui/session/03_hidden_state.ipynb #names-of
 def names_of(
     source: str,  # Of a cell
 ) -> Names:       # Both empty for what is not Python
@@ -65,7 +65,7 @@ class Finding:
     text: str               # What happened
     cells: tuple[str, ...]  # Which cells, as people call them
 
-
+# %% ../../../nbs/ui/session/03_hidden_state.ipynb #places
 @dataclass(frozen=True, slots=True)
 class _Places:
     known: dict[str, int]  # Cell id to its number among the code cells of the saved notebook
@@ -93,7 +93,7 @@ def _again(cells: Sequence[Executed], places: _Places) -> list[Finding]:
             found.append(Finding("again", f"{places.label(entries[-1])} ran {len(entries)} times{changed}", (places.label(entries[-1]),)))
     return found
 
-
+# %% ../../../nbs/ui/session/03_hidden_state.ipynb #order
 def _order(cells: Sequence[Executed], places: _Places) -> list[Finding]:
     found, furthest, seen = [], None, set()
     for entry in cells:
@@ -138,7 +138,7 @@ def judge(
     cells = [entry for entry in journal.cells if not is_aside(entry.source)]
     return [*_again(cells, places), *_order(cells, places), *_stale(cells, places, journal.deleted)]
 
-
+# %% ../../../nbs/ui/session/03_hidden_state.ipynb #verdict
 def verdict(
     findings: Sequence[Finding],  # What was found
 ) -> str:                         # `clean` or `hidden state`

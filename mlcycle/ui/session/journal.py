@@ -26,7 +26,7 @@ class Executed:
     error: str = ""            # Type and message of what it raised
     started: float = field(default_factory=time.time)  # Seconds since the epoch
 
-# %% ../../../nbs/ui/session/02_journal.ipynb #journal
+# %% ../../../nbs/ui/session/02_journal.ipynb #metadata
 def _metadata(info: Any) -> dict[str, Any]:
     "What the front end says beside the code."
     if (told := getattr(info, "cell_meta", None)) is None:  # an older IPython does not pass it on
@@ -35,7 +35,7 @@ def _metadata(info: Any) -> dict[str, Any]:
         told = getattr(get_ipython(), "get_parent", dict)().get("metadata")
     return told or {}
 
-
+# %% ../../../nbs/ui/session/02_journal.ipynb #journal
 class Journal:
     "What ran in a shell."
 
@@ -94,7 +94,7 @@ class Journal:
         "What a cell held when it last ran."
         return next((entry.source for entry in reversed(self.cells) if entry.cell == cell), None)
 
-# %% ../../../nbs/ui/session/02_journal.ipynb #earlier
+# %% ../../../nbs/ui/session/02_journal.ipynb #earlier-earlier
 def _earlier(shell: Any) -> list[Executed]:
     "What IPython's history knows of this session, up to the cell that is running now."
     history = getattr(shell, "history_manager", None)
@@ -103,7 +103,7 @@ def _earlier(shell: Any) -> list[Executed]:
     return [Executed(text, None, number, "error" if number in failed else "ok", None, "", 0.0)
             for number, text in enumerate(raw, 1) if text.strip()]
 
-
+# %% ../../../nbs/ui/session/02_journal.ipynb #earlier
 _journals: WeakKeyDictionary[Any, Journal] = WeakKeyDictionary()
 
 

@@ -29,7 +29,7 @@ class MagicError(MlcycleError):
     def _render_traceback_(self) -> list[str]:
         return [f"\x1b[31merror:\x1b[0m {self}"]
 
-
+# %% ../../../nbs/ui/session/01_options.ipynb #split-words
 def split_words(
     line: str,  # What stands after the magic's name
 ) -> list[str]:
@@ -77,7 +77,7 @@ def take_params(
             params[each] = names[each]
     return params, inline
 
-
+# %% ../../../nbs/ui/session/01_options.ipynb #is-name
 def _is_name(text: str) -> bool:
     return text.isidentifier() and not keyword.iskeyword(text)
 
@@ -99,7 +99,7 @@ class _Group(click.Group):
                                    f"To track one cell, write %%track {args[0]} in its first line.", ctx)
         return super().resolve_command(ctx, args)
 
-
+# %% ../../../nbs/ui/session/01_options.ipynb #tags
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
@@ -110,7 +110,7 @@ def _tags(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) ->
             raise click.BadParameter(f"A tag is NAME=TEXT, such as team=risk, not {key!r}.")
     return {key: text for key, _, text in pairs}
 
-
+# %% ../../../nbs/ui/session/01_options.ipynb #run-options
 def _run_options(command: Any) -> Any:
     options = [
         click.argument("name", required=False),
@@ -136,7 +136,7 @@ def track_cell(**given: Any) -> Tracked:
     """
     return Tracked(**given)
 
-
+# %% ../../../nbs/ui/session/01_options.ipynb #track-line
 @click.group("%track", cls=_Group, context_settings=_SETTINGS)
 def track_line() -> None:
     """Track several cells as one run, from `%track start` to `%track stop`.
@@ -145,7 +145,7 @@ def track_line() -> None:
     with hidden state. To track a single cell, write `%%track` in its first line; `%%track --help` says more.
     """
 
-
+# %% ../../../nbs/ui/session/01_options.ipynb #track-start
 @track_line.command("start", context_settings=_SETTINGS)
 @_run_options
 def track_start(**given: Any) -> tuple[str, Tracked]:
@@ -156,13 +156,13 @@ def track_start(**given: Any) -> tuple[str, Tracked]:
     """
     return "start", Tracked(**given)
 
-
+# %% ../../../nbs/ui/session/01_options.ipynb #track-stop
 @track_line.command("stop", context_settings=_SETTINGS)
 def track_stop() -> tuple[str, None]:
     "End the run that %track start began, and say whether its cells hold hidden state."
     return "stop", None
 
-
+# %% ../../../nbs/ui/session/01_options.ipynb #track-status
 @track_line.command("status", context_settings=_SETTINGS)
 def track_status() -> tuple[str, None]:
     "Show the run that is going on, and its cells so far."

@@ -127,7 +127,7 @@ def open_session() -> Session | None:  # None where there is none
     "The session that is going on."
     return _open
 
-
+# %% ../../../nbs/ui/session/06_session.ipynb #last-session
 def last_session() -> str | None:  # None where there was none
     "Id of the run of the newest session of this process."
     return _last
@@ -140,7 +140,7 @@ def _at_exit() -> None:
         except Exception as e:
             note(f"the end of the run could not be recorded: {e}")
 
-
+# %% ../../../nbs/ui/session/06_session.ipynb #close
 def _close(status: Status = "finished", reason: str | None = None) -> list[Finding]:
     global _open
     session, _open = _open, None
@@ -187,7 +187,7 @@ def stop_session() -> Result | None:  # None in a batch run, which goes on
         raise UsageError("No session is going on. Begin one with %track start.")
     return session_view(session, _close())
 
-
+# %% ../../../nbs/ui/session/06_session.ipynb #session-status
 def session_status() -> Result:
     "What is going on. Raises `UsageError`."
     if in_batch():

@@ -49,7 +49,7 @@ def saved_cells(
     "Id and source of each code cell, from top to bottom."
     return [(cell["id"], cell.source) for cell in nb.cells if cell.cell_type == "code"]
 
-
+# %% ../../../nbs/ui/session/04_this_notebook.ipynb #document-of
 def document_of(
     names: Mapping[str, Any],  # The namespace of the kernel
 ) -> list[tuple[str, str]]:    # Empty where the file is not known or cannot be read
@@ -68,7 +68,7 @@ class Unsaved:
     label: str  # What to call it
     diff: str   # From the file to the kernel; all lines are new for a cell that the file does not have
 
-
+# %% ../../../nbs/ui/session/04_this_notebook.ipynb #unsaved-unsaved
 def unsaved(
     journal: Journal,                          # What ran
     document: Sequence[tuple[str, str]],       # The saved cells

@@ -28,7 +28,7 @@ def version_data(
             "flavour": version.flavour, "created": version.created, "actor": version.actor, "aliases": list(version.aliases),
             "metrics": version.metrics, "signature": version.signature}
 
-
+# %% ../../../nbs/ui/views/03_models.ipynb #version-row
 def version_row(
     version: Version,  # A version
 ) -> list[Any]:
@@ -39,7 +39,7 @@ def version_row(
     few = show_value(dict([*version.metrics.items()][:4])) + (f", {len(version.metrics) - 4} more" if len(version.metrics) > 4 else "")
     return [version.ref, version.aliases, marked, version.run[:8], few, version.created, version.actor]
 
-
+# %% ../../../nbs/ui/views/03_models.ipynb #signature
 VERSION_COLUMNS = ["version", "aliases", "flavour", "run", "metrics", "registered", "by"]
 
 
@@ -58,7 +58,7 @@ def _search(store: Store, version: Version) -> dict[str, Any]:
     except NotFoundError:  # the run was deleted
         return {}
 
-
+# %% ../../../nbs/ui/views/03_models.ipynb #version-view
 def version_view(
     store: Store,      # The store
     version: Version,  # A version
@@ -88,7 +88,7 @@ def move_data(
     "What `--json` says of a move."
     return {"model": move.model, "alias": move.alias, "from": move.before, "to": move.after, "time": move.time, "actor": move.actor, "why": move.why}
 
-
+# %% ../../../nbs/ui/views/03_models.ipynb #model-view
 def model_view(
     store: Store,  # The store
     model: Model,  # A model
@@ -102,7 +102,7 @@ def model_view(
                          *(lineage_parts(of_version(store, meant), f"Lineage of {meant.ref}") if meant else []),
                          *([Table(["when", "alias", "from", "to", "by", "why"], rows, "Alias history")] if rows else [])])
 
-
+# %% ../../../nbs/ui/views/03_models.ipynb #models-view
 def models_view(
     store: Store,  # The store
 ) -> Result:

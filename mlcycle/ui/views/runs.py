@@ -83,7 +83,7 @@ def run_view(
         parts.append(Text(run.error.traceback, "bad", block=True))
     return Result(data, parts)
 
-
+# %% ../../../nbs/ui/views/02_runs.ipynb #origin
 def _origin(run: Run, tags: dict[str, str], found: dict[str, dict[str, Any]]) -> dict[str, Any]:
     git, code, environment = found.get("git", {}), found.get("code", {}), found.get("environment", {})
     commit, snapshot = git.get("commit"), git.get("snapshot")
@@ -109,7 +109,7 @@ def runs_view(
     rows = [[r["id"][:8] if c == "id" else show_seconds(r[c]) if c == "seconds" else r[c] for c in names] for r in records]
     return Result(data, [Table(heads, rows, empty="No runs fit. `mlcycle run NOTEBOOK` makes one.")])
 
-
+# %% ../../../nbs/ui/views/02_runs.ipynb #same
 def _same(column: str, records: list[dict[str, Any]]) -> bool:
     "Does a column tell nothing apart? A metric always does."
     telling = column == "experiment" or column.startswith("params.")

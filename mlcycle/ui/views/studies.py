@@ -65,7 +65,7 @@ class StudyPictures:
 
         return Group()
 
-
+# %% ../../../nbs/ui/views/04_studies.ipynb #held
 class _Held:
     "A study as a key: it is the same as long as its name and its place are."
 
@@ -79,7 +79,7 @@ class _Held:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Held) and self._key == other._key
 
-
+# %% ../../../nbs/ui/views/04_studies.ipynb #pictures-pictures
 @lru_cache(8)
 def _pictures(held: _Held, trials: tuple[str, ...]) -> str:  # `trials` is there for the cache: they are drawn anew when one more has ended
     study, parts = held.study, []
@@ -109,7 +109,7 @@ def study_data(
                            "importances": found, "space": tuned.space, "sessions": [{"run": run.id, "status": run.status} for run in held],
                            "trials": [row.json() for row in tuned.rows]}
 
-
+# %% ../../../nbs/ui/views/04_studies.ipynb #study-view
 def study_view(
     store: Store,  # The store
     name: str,     # Name of a study

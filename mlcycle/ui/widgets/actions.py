@@ -34,7 +34,7 @@ def logged_models(
     "The models that a run logged."
     return [file.name.removesuffix(_MANIFEST) for file in artifacts.listing(store, run) if file.kind == "model" and file.name.endswith(_MANIFEST)]
 
-
+# %% ../../../nbs/ui/widgets/14_actions.ipynb #registering
 def registering(
     store: Store,  # The store
     run: Run,      # A run
@@ -51,7 +51,7 @@ def registering(
         inputs.append(Input("artifact", "Logged as", logged[0], choices=tuple(logged)))
     return [Action("register", "Register", "Register", tuple(inputs), "The model that this run logged becomes the next version of a name.")]
 
-
+# %% ../../../nbs/ui/widgets/14_actions.ipynb #register-register
 def register(
     store: Store,               # The store
     run: Run,                   # A run
@@ -79,7 +79,7 @@ def promoting(
     says = f"An alias will point to {target}. " + (f"Now {is_now}." if is_now else "None is set yet.")
     return [Action("promote", "Promote", "Promote", tuple(inputs), says)]
 
-
+# %% ../../../nbs/ui/widgets/14_actions.ipynb #promote-promote
 def promote(
     store: Store,               # The store
     held: Sequence[Version],    # Versions that were offered
@@ -91,11 +91,11 @@ def promote(
     before = f" (was {move.model}/{move.before})" if move.before and move.before != move.after else ""
     return Answer(f"{move.model}@{move.alias} now points to {move.model}/{move.after}{before}.")
 
-# %% ../../../nbs/ui/widgets/14_actions.ipynb #rollback
+# %% ../../../nbs/ui/widgets/14_actions.ipynb #place
 def _place(model: str, number: int | None) -> str:
     return f"{model}/{number}" if number is not None else "nothing"
 
-
+# %% ../../../nbs/ui/widgets/14_actions.ipynb #rollback
 def rolling_back(
     store: Store,           # The store
     model: str,             # Registered name
@@ -113,7 +113,7 @@ def rolling_back(
         offered.append(Action(f"rollback:{alias}:{now}:{before}", f"Roll back @{alias}", "Roll back", (why,), says, danger=True))
     return offered
 
-
+# %% ../../../nbs/ui/widgets/14_actions.ipynb #rollback-rollback
 def rollback(
     store: Store,               # The store
     model: str,                 # Registered name

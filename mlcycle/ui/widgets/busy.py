@@ -12,13 +12,13 @@ from typing import Any
 from .stopping import is_interruptible
 
 # %% auto #0
-__all__ = ['CONTROL', 'FrontDesk', 'answer_while_busy']
+__all__ = ['CONTROL', 'BusyReplies', 'answer_while_busy']
 
-# %% ../../../nbs/ui/widgets/05_busy.ipynb #desk
+# %% ../../../nbs/ui/widgets/05_busy.ipynb #desk-constants
 CONTROL = "jupyter.widget.control"  # Over this comm a page asks for the states of all widgets
 
-
-class FrontDesk:
+# %% ../../../nbs/ui/widgets/05_busy.ipynb #desk
+class BusyReplies:
     "Answers, while a cell is at work, what a page needs to show the widgets that follow a run."
 
     def __init__(
@@ -83,9 +83,9 @@ def answer_while_busy(
     needed = all(hasattr(kernel, name) for name in ("shell_channel_thread_main", "comm_manager", "kernel_info", "_publish_status"))
     if thread is None or stream is None or not needed:
         return False
-    desk = getattr(kernel, "_mlcycle_desk", None)
+    desk = getattr(kernel, "_mlcycle_busy_replies", None)
     if desk is None:
-        desk = kernel._mlcycle_desk = FrontDesk(kernel)
+        desk = kernel._mlcycle_busy_replies = BusyReplies(kernel)
         thread.io_loop.add_callback(stream.on_recv, desk.receive, copy=False)
     desk.comms.add(comm_id)
     return True

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['state_of', 'drawn', 'Compare']
 
-# %% ../../../nbs/ui/widgets/09_compare.ipynb #state
+# %% ../../../nbs/ui/widgets/09_compare.ipynb #lines
 def _lines(lines: list[Line]) -> list[dict[str, Any]]:
     return [{"name": line.name, "texts": shown(line), "marks": marks(line), "differs": line.differs} for line in lines]
 
@@ -34,7 +34,7 @@ def _cell(change: Change) -> dict[str, Any]:
     return {"title": where(change), "how": "moved" if change.moved and change.how == "same" else change.how, "kind": piece.kind,
             "lines": [list(line) for line in change.lines] if change.how != "same" else []}
 
-
+# %% ../../../nbs/ui/widgets/09_compare.ipynb #state
 def state_of(
     store: Store,       # The store
     found: Comparison,  # Runs side by side
@@ -56,7 +56,7 @@ def state_of(
         "code": [[_cell(change) for change in changes] for changes in found.code],
     }
 
-
+# %% ../../../nbs/ui/widgets/09_compare.ipynb #drawn
 def drawn(
     store: Store,            # The store
     found: Comparison,       # Runs side by side

@@ -36,7 +36,7 @@ def shown(
         texts = [repr(value) if isinstance(value, float) else text for value, text in zip(line.values, texts, strict=True)]
     return texts
 
-
+# %% ../../../nbs/ui/widgets/08_comparison_parts.ipynb #marks
 def marks(
     line: Line,  # Values side by side
 ) -> list[bool]:
@@ -81,7 +81,7 @@ class Grid:
                                             for t, m in zip(texts, held, strict=True)))
         return table
 
-
+# %% ../../../nbs/ui/widgets/08_comparison_parts.ipynb #lines
 @dataclass(frozen=True, slots=True)
 class Lines:
     "A changed cell, line by line."
@@ -114,7 +114,7 @@ def axes(
     held = [*told, *[line for line in found.metrics if line.differs][: MAX_AXES - len(told)]]
     return [(line.name, list(line.values)) for line in held]
 
-
+# %% ../../../nbs/ui/widgets/08_comparison_parts.ipynb #charts
 def charts(
     store: Store,       # The store
     found: Comparison,  # Runs side by side
@@ -124,7 +124,7 @@ def charts(
     return [Chart(name, [(i, points) for i, run in enumerate(found.runs) if (points := points_of(*thinned(store, run, name)[:2]))])
             for name in (found.curves[:MAX_CHARTS] if metrics is None else metrics)]
 
-# %% ../../../nbs/ui/widgets/08_comparison_parts.ipynb #parts
+# %% ../../../nbs/ui/widgets/08_comparison_parts.ipynb #rows
 def _rows(lines: Sequence[Line]) -> list[tuple[str, list[str], list[bool]]]:
     return [(line.name, shown(line), marks(line)) for line in lines]
 
@@ -139,7 +139,7 @@ def _section(names: Sequence[str], title: str, lines: Sequence[Line], digests: b
         return [Text(title, "head"), Text(f"The same: {words}", "dim")] if same else []
     return [Grid(names, _rows(differ), title), *([Text(f"The same: {words}", "dim")] if same else [])]
 
-
+# %% ../../../nbs/ui/widgets/08_comparison_parts.ipynb #parts
 def _environment(before: str, after: str, found: EnvironmentDifference) -> list[Any]:
     title = f"Environment: {before} → {after}"
     if found.missing or not found:
@@ -157,7 +157,7 @@ def where(
     called = f"cell {piece.number}" + (f" ({piece.id})" if piece.id else "") if piece.number else piece.id or "code"
     return f"{called} {'moved' if change.moved and change.how == 'same' else change.how}"
 
-
+# %% ../../../nbs/ui/widgets/08_comparison_parts.ipynb #code
 def _code(before: str, after: str, changes: Sequence[Change]) -> list[Any]:
     title = Text(f"Code: {before} → {after}", "head")
     told = [change for change in changes if change.how != "same" or change.moved]
@@ -167,7 +167,7 @@ def _code(before: str, after: str, changes: Sequence[Change]) -> list[Any]:
     parts = [Lines([] if change.how == "same" else change.lines, where(change)) for change in told]
     return [title, *parts, *([Text(f"{same} cell{'s' if same > 1 else ''} the same", "dim")] if same else [])]
 
-
+# %% ../../../nbs/ui/widgets/08_comparison_parts.ipynb #compare-view
 def compare_view(
     store: Store,       # The store
     found: Comparison,  # Runs side by side

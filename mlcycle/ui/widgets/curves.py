@@ -76,10 +76,10 @@ class Curve:
         keep = np.stack([np.ones(len(one), bool), ~one], 1).ravel()
         return steps.ravel()[keep], values.ravel()[keep]
 
-# %% ../../../nbs/ui/widgets/02_curves.ipynb #reader
+# %% ../../../nbs/ui/widgets/02_curves.ipynb #reader-constants
 MANY = 5000  # Points that are read one by one; for more, the database is asked for what a picture shows
 
-
+# %% ../../../nbs/ui/widgets/02_curves.ipynb #reader
 class Reader:
     "The curves of one run, read from the store bit by bit."
 
@@ -118,7 +118,7 @@ class Reader:
         self.curves[name].add(steps, values)
         self._again[name] = time.monotonic() + 20 * (time.monotonic() - began)
 
-# %% ../../../nbs/ui/widgets/02_curves.ipynb #group
+# %% ../../../nbs/ui/widgets/02_curves.ipynb #split
 _PART = "train|training|val|valid|validation|dev|test|eval"
 _BEFORE, _AFTER = re.compile(rf"({_PART})[/_.\- ](.+)", re.I), re.compile(rf"(.+)[/_.\- ]({_PART})", re.I)
 
@@ -131,7 +131,7 @@ def _split(name: str) -> tuple[str, str]:
         return found[1], found[2]
     return name, ""
 
-
+# %% ../../../nbs/ui/widgets/02_curves.ipynb #group
 def grouped(
     names: Iterable[str],  # Metrics
 ) -> dict[str, dict[str, str]]:  # A chart's title to its metrics, each with its label; in the order of the names

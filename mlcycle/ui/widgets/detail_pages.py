@@ -21,14 +21,14 @@ from .forms import Field
 from .page import PREDICT, Action, Answer, Page
 
 # %% auto #0
-__all__ = ['Thing', 'RunView', 'VersionView', 'ModelView']
+__all__ = ['DetailPage', 'RunView', 'VersionView', 'ModelView']
 
 # %% ../../../nbs/ui/widgets/15_detail_pages.ipynb #lazy
 if TYPE_CHECKING:
     from mlcycle.store.connect import Store
 
 # %% ../../../nbs/ui/widgets/15_detail_pages.ipynb #thing
-class Thing(Page):
+class DetailPage(Page):
     "What the three pages share: versions that can be promoted, aliases that can be rolled back, and a model that can predict."
 
     store: Store
@@ -69,7 +69,7 @@ class Thing(Page):
         raise UsageError(f"There is nothing called {name!r} that could be done here.")
 
 # %% ../../../nbs/ui/widgets/15_detail_pages.ipynb #run
-class RunView(Thing):
+class RunView(DetailPage):
     "A run: its origin, its results, and its model to register, promote and try."
 
     def __init__(
@@ -120,7 +120,7 @@ class RunView(Thing):
         return actions.register(self.store, self.run, values) if name == "register" else super().act(name, values, allow)
 
 # %% ../../../nbs/ui/widgets/15_detail_pages.ipynb #version
-class VersionView(Thing):
+class VersionView(DetailPage):
     "A version: its origin, its signature, and what to do with it."
 
     def __init__(
@@ -161,7 +161,7 @@ class VersionView(Thing):
         return self._predictor
 
 # %% ../../../nbs/ui/widgets/15_detail_pages.ipynb #model
-class ModelView(Thing):
+class ModelView(DetailPage):
     "A registered model: its versions, its aliases and who moved them."
 
     def __init__(

@@ -33,7 +33,7 @@ def look(
     "What a run looks like in every picture."
     return COLOURS[index % len(COLOURS)], DASHES[index // len(COLOURS) % len(DASHES)] if index >= len(COLOURS) else DASHES[index % 2]
 
-
+# %% ../../../nbs/ui/widgets/06_drawings.ipynb #ticks
 def ticks(
     low: float,      # Least value
     high: float,     # Greatest value
@@ -48,7 +48,7 @@ def ticks(
     first = math.ceil(low / step - 1e-9)
     return [float(f"{i * step:.12g}") for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
-
+# %% ../../../nbs/ui/widgets/06_drawings.ipynb #short
 def short(
     value: float,  # A number at an axis
 ) -> str:
@@ -67,7 +67,7 @@ class Chart:
     lines: Sequence[tuple[int, Sequence[tuple[float, float | None]]]]  # Place of the run, and its points
     labels: Sequence[str] = ()            # What each line is, to be said in the chart; none where a legend stands elsewhere
 
-
+# %% ../../../nbs/ui/widgets/06_drawings.ipynb #points-of
 def points_of(
     steps: np.ndarray,   # Where, ascending
     values: np.ndarray,  # How much
@@ -85,7 +85,7 @@ def _svg(width: float, height: float, title: str, body: str, card: bool) -> str:
 def _text(x: float, y: float, words: str, anchor: str = "start", fill: str = _DIM, more: str = "") -> str:
     return f"<text x='{x:.1f}' y='{y:.1f}' text-anchor='{anchor}' fill='{fill}'{more}>{html.escape(words)}</text>"
 
-
+# %% ../../../nbs/ui/widgets/06_drawings.ipynb #path
 def _path(points: Sequence[tuple[float, float] | None], run: int, name: str) -> str:
     "A line with gaps where points are None; a point that stands alone is a dot."
     colour, dash = look(run)
@@ -102,7 +102,7 @@ def _path(points: Sequence[tuple[float, float] | None], run: int, name: str) -> 
     return (f"<g class='mlc-line' data-run='{run}'><title>{html.escape(name)}</title><path d='{''.join(parts)}' fill='none' stroke='{colour}' "
             f"stroke-width='1.7' stroke-linejoin='round'{dashes}/>{''.join(alone)}</g>")
 
-
+# %% ../../../nbs/ui/widgets/06_drawings.ipynb #chart-chart
 def _chart(chart: Chart, names: Sequence[str], log: bool, left: float, top: float, width: float, height: float) -> str:
     def scale(value: float | None) -> float | None:
         return None if value is None or (log and value <= 0) else math.log10(value) if log else value
@@ -136,7 +136,7 @@ def _chart(chart: Chart, names: Sequence[str], log: bool, left: float, top: floa
     return (f"<g class='mlc-chart' data-metric='{html.escape(chart.title, quote=True)}' data-box='{left:.1f} {top:.1f} {width:.1f} {height:.1f}' "
             f"data-x='{x0} {x1}'>{''.join(out)}</g>")
 
-
+# %% ../../../nbs/ui/widgets/06_drawings.ipynb #curves
 def curves(
     charts: Sequence[Chart],  # One for each metric
     names: Sequence[str],     # Names of the runs
@@ -151,7 +151,7 @@ def curves(
                    for i, chart in enumerate(charts))
     return _svg(WIDTH, rows * height, f"{', '.join(c.title for c in charts)} of {', '.join(names)} by step", body, card)
 
-# %% ../../../nbs/ui/widgets/06_drawings.ipynb #parallel
+# %% ../../../nbs/ui/widgets/06_drawings.ipynb #axis
 def _axis(values: Sequence[Any]) -> tuple[list[tuple[float, str]], list[float | None]]:
     "Ticks as (place from 0 to 1, label), and the place of each value; numbers by size, everything else by name."
     held = [v for v in values if v is not None]
@@ -169,7 +169,7 @@ def _axis(values: Sequence[Any]) -> tuple[list[tuple[float, str]], list[float | 
     places = {label: i / (len(labels) - 1) if len(labels) > 1 else 0.5 for i, label in enumerate(labels)}
     return [(at, label) for label, at in places.items()], [None if v is None else places[show_value(v)] for v in values]
 
-
+# %% ../../../nbs/ui/widgets/06_drawings.ipynb #parallel
 def parallel(
     axes: Sequence[tuple[str, Sequence[Any]]],  # Name, and the value of each run
     names: Sequence[str],                       # Names of the runs

@@ -32,10 +32,10 @@ class Field:
     nullable: bool = False          # Whether it may be left empty
     choices: tuple[str, ...] = ()   # What a choice offers, as JSON, so that 1 and "1" stay apart
 
-
+# %% ../../../nbs/ui/widgets/12_forms.ipynb #field-constants
 WIDEST = 200  # Values of an array that get a field each
 
-# %% ../../../nbs/ui/widgets/12_forms.ipynb #fields
+# %% ../../../nbs/ui/widgets/12_forms.ipynb #shown
 def _shown(value: Any, kind: str) -> Any:
     "A value of the example as its field holds it."
     value = value.item() if hasattr(value, "item") else value
@@ -51,7 +51,7 @@ def _shown(value: Any, kind: str) -> Any:
         return str(int(value))
     return str(value)
 
-
+# %% ../../../nbs/ui/widgets/12_forms.ipynb #kind
 def _kind(column: Column) -> str:
     if column.categories is not None:
         return "choice"
@@ -60,7 +60,7 @@ def _kind(column: Column) -> str:
             return kind
     return "text"
 
-
+# %% ../../../nbs/ui/widgets/12_forms.ipynb #fields-field
 def _field(column: Column, example: Any) -> Field:
     kind = _kind(column)
     choices = tuple(json.dumps(value, ensure_ascii=False) for value in column.categories or ())
@@ -72,7 +72,7 @@ def _field(column: Column, example: Any) -> Field:
     hint = column.dtype + (", may be empty" if column.nullable else "")
     return Field(str(column.name), kind, value, hint, column.nullable, choices)
 
-
+# %% ../../../nbs/ui/widgets/12_forms.ipynb #fields
 def fields(
     signature: Signature,  # What the model takes
     example: Any = None,   # Rows that it was logged with; the first one fills the form
@@ -83,7 +83,7 @@ def fields(
     row = example.iloc[0] if example is not None and len(example) else None
     return [_field(column, None if row is None else row[column.name]) for column in signature.columns]
 
-
+# %% ../../../nbs/ui/widgets/12_forms.ipynb #array-fields
 def _array_fields(tensor: Tensor, example: Any) -> list[Field]:
     import numpy as np
 
@@ -94,7 +94,7 @@ def _array_fields(tensor: Tensor, example: Any) -> list[Field]:
         return [_field(Column(str(i), tensor.dtype, tensor.nullable), None if first is None else first[i]) for i in range(tensor.shape[1])]
     return [Field("row", "json", "" if first is None else json.dumps(first.tolist()), f"{tensor.summary}, one row as JSON")]
 
-# %% ../../../nbs/ui/widgets/12_forms.ipynb #read
+# %% ../../../nbs/ui/widgets/12_forms.ipynb #value
 def _value(field: Field, text: Any) -> Any:
     "What one field holds. Raises `ValueError` in words."
     if text is None or (isinstance(text, str) and text.strip() == "" and field.kind != "text") or text == "":
@@ -118,7 +118,7 @@ def _value(field: Field, text: Any) -> Any:
             raise ValueError(f"{text!r} is not a whole number") from None
     return str(text)
 
-
+# %% ../../../nbs/ui/widgets/12_forms.ipynb #read
 def read_row(
     signature: Signature,         # What the model takes
     values: Mapping[str, Any],    # Field name to what it holds
@@ -151,7 +151,7 @@ def read_row(
     numbers = np.asarray([math.nan if value is None else value for value in held])
     return numbers if len(signature.inputs.shape) == 1 else numbers[None, :]
 
-
+# %% ../../../nbs/ui/widgets/12_forms.ipynb #dtype
 def _dtype(column: Column, value: Any) -> str | None:
     "A type for what pandas would guess wrong: a null alone, and text."
     return "object" if value is None or isinstance(value, str) else None
@@ -188,7 +188,7 @@ def answer_of(
             for name, value in row.items() if name.startswith("prediction")}
     return {"prediction": said, "bars": [[name, round(value, 6)] for name, value in bars[:CLASSES]], "rest": max(0, len(bars) - CLASSES)}
 
-
+# %% ../../../nbs/ui/widgets/12_forms.ipynb #form-data
 def form_data(
     form: list[Field],  # A form
 ) -> list[dict[str, Any]]:

@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['PERIOD', 'KEPT', 'SHARE', 'CHARTS', 'LiveRun', 'Followed', 'follow']
 
-# %% ../../../nbs/ui/widgets/07_live_run.ipynb #live
+# %% ../../../nbs/ui/widgets/07_live_run.ipynb #live-constants
 PERIOD = 0.1      # Seconds between two messages to the page at least
 KEPT = 5.0        # Seconds between two pictures for the notebook's file at least
 SHARE = 0.1       # Part of the time that following a run may take
 CHARTS = 12       # Charts in a picture at most
 
-
+# %% ../../../nbs/ui/widgets/07_live_run.ipynb #live
 class LiveRun(View):
     "A run while it runs: `LiveRun(\"baseline\")` in a cell. It may belong to this kernel or to another process."
 
@@ -198,7 +198,7 @@ class Followed(LiveRun):
 
     _ipython_display_ = None  # type: ignore[assignment]
 
-
+# %% ../../../nbs/ui/widgets/07_live_run.ipynb #follow-follow
 def follow(
     active: ActiveRun,  # A run that has just begun
 ) -> Followed:          # Display it with a `display_id`, and update that display when the run has ended

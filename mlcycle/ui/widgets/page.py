@@ -36,7 +36,7 @@ class Input:
         return asdict(self) | {"kind": "choice" if self.choices else "wide" if self.name == "why" else "text", "nullable": False,
                                "choices": [[choice, choice] for choice in self.choices], "suggest": list(self.suggest)}
 
-
+# %% ../../../nbs/ui/widgets/13_page.ipynb #action-action
 @dataclass(frozen=True, slots=True)
 class Action:
     "Something that can be done."
@@ -80,7 +80,7 @@ class Answer:
     text: str = ""                       # Said on the page
     answer: dict[str, Any] | None = None  # A prediction
 
-
+# %% ../../../nbs/ui/widgets/13_page.ipynb #page-page
 class Page(View):
     "A view of one thing with actions. A subclass gives `static` and `title`, and as much of the rest as it can do."
 

@@ -34,7 +34,7 @@ def field(
     plain = all(part.isidentifier() and not keyword.iskeyword(part) for part in name.split("."))
     return column if not dot or plain else f"{folder}[{name!r}]"
 
-
+# %% ../../../nbs/ui/widgets/10_rows.ipynb #heading
 def heading(
     column: str,  # A column
 ) -> str:
@@ -52,7 +52,7 @@ class Request:
     size: int = 20                 # Runs on it
     columns: Sequence[str] = ()    # Which; those that tell the runs apart by default
 
-
+# %% ../../../nbs/ui/widgets/10_rows.ipynb #chosen
 def chosen(
     columns: Sequence[str],          # Those that the runs of the page have
     records: list[dict[str, Any]],   # The runs of the page
@@ -66,7 +66,7 @@ def chosen(
     experiment = ["experiment"] if told("experiment") else []
     return ["name", "id", *experiment, "status", "started", "seconds", *params[:FEW], *metrics[:FEW]]
 
-
+# %% ../../../nbs/ui/widgets/10_rows.ipynb #cell
 def _cell(column: str, value: Any) -> list[Any]:
     "Text, and how it looks."
     if column == "id":
@@ -95,7 +95,7 @@ def read(
              for i, c in enumerate(columns)]
     return {"columns": heads, "rows": rows, "total": total, "offset": offset, "size": request.size, "order": request.order_by}
 
-
+# %% ../../../nbs/ui/widgets/10_rows.ipynb #choices
 def choices(
     store: Store,  # The store
 ) -> dict[str, list[list[str]]]:  # Group to columns, each with what stands over it

@@ -26,7 +26,7 @@ def is_interruptible() -> bool:
     "Does the main thread of this process run something that an interrupt would end?"
     return signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, signal.SIG_DFL, None)
 
-
+# %% ../../../nbs/ui/widgets/03_stopping.ipynb #interrupt
 def interrupt() -> None:
     "Ctrl-C for the main thread of this process."
     if hasattr(signal, "pthread_kill"):
@@ -60,7 +60,7 @@ def stop(
     threading.Thread(target=end_process, args=(store, run, 2 * PATIENCE), daemon=True).start()
     return f"Interrupting process {process.pid}."
 
-
+# %% ../../../nbs/ui/widgets/03_stopping.ipynb #stop-interrupt
 def _interrupt(store: Store, run: Run) -> None:
     "End the cell that is at work. A run that is open with no cell at work, or that outlives its cell, is ended here."
     if is_interruptible():

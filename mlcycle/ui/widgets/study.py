@@ -24,7 +24,7 @@ from ...tune.running import tell_when_begun
 from ...tune.storage import open_study
 from ..views.studies import study_view
 from .busy import answer_while_busy
-from .study_parts import Turn, drawing_of, head_of, trials_page, unregistrable
+from .study_parts import TableRequest, drawing_of, head_of, trials_page, unregistrable
 from .view import View, asset
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def _widget_class() -> Any:
 
     return StudyWidget
 
-
+# %% ../../../nbs/ui/widgets/17_study.ipynb #plotly
 @cache
 def _plotly() -> bytes:
     from plotly.offline import get_plotlyjs
@@ -74,12 +74,12 @@ def _between_cells(
     else:
         loop.add_callback(deed)
 
-# %% ../../../nbs/ui/widgets/17_study.ipynb #view
+# %% ../../../nbs/ui/widgets/17_study.ipynb #view-constants
 PERIOD = 0.3    # Seconds between two looks at the study, while trials go on
 REDRAWN = 3.0   # Seconds between two drawings of the picture that is seen
 SHARE = 0.15    # Part of the time that following a study may take
 
-
+# %% ../../../nbs/ui/widgets/17_study.ipynb #view
 class StudyView(View):
     "A study: its progress, its best trial, its pictures and its trials, each with its run."
 
@@ -92,7 +92,7 @@ class StudyView(View):
         self.store = use_store(store)
         self.study = open_study(self.store, name)
         self.name = name
-        self.turn = Turn()
+        self.table_request = TableRequest()
         self._asked: dict[str, dict[str, Any]] = {}  # Kind to what was chosen for it
         self._lock = threading.RLock()
         self._thread: threading.Thread | None = None
@@ -122,14 +122,14 @@ class StudyView(View):
         "Read the study again, and send what is new."
         with self._lock:
             tuned, held = read_study(self.study), sessions(self.store, self.name)
-            seen = (tuned.rows, [(run.id, run.status) for run in held], self.turn)
+            seen = (tuned.rows, [(run.id, run.status) for run in held], self.table_request)
             head = self._page.head
             if seen != self._seen or head.get("now"):
                 best = tuned.best.run if tuned.best else None
                 if best != self._how[0]:
                     self._how = (best, unregistrable(self.store, self.study, tuned))
                 head = head_of(self.study, tuned, held, progress(self.store, self.study, tuned, held), self._how[1])
-                page = trials_page(tuned, self.turn) if seen != self._seen else self._page.page
+                page = trials_page(tuned, self.table_request) if seen != self._seen else self._page.page
                 found = [[kind, KINDS[kind], why] for kind, why in kinds(self.study).items()] if seen != self._seen else self._page.kinds
                 with self._page.hold_sync():
                     self._page.head, self._page.page, self._page.kinds = head, page, found
@@ -227,7 +227,8 @@ class StudyView(View):
         self._draw(content.get("kind"))
 
     def _turn(self, content: dict[str, Any]) -> None:
-        self.turn = Turn(str(content["by"]), bool(content["down"]), str(content.get("status") or ""), int(content.get("offset") or 0))
+        self.table_request = TableRequest(str(content["by"]), bool(content["down"]), str(content.get("status") or ""),
+                                          int(content.get("offset") or 0))
         self.refresh()
 
     def _picture(self, content: dict[str, Any]) -> None:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from mlcycle.tune.progress import StudyState
 
 # %% auto #0
-__all__ = ['PAGE', 'pace', 'head_of', 'unregistrable', 'Turn', 'trials_page', 'drawing_of']
+__all__ = ['PAGE', 'pace', 'head_of', 'unregistrable', 'TableRequest', 'trials_page', 'drawing_of']
 
 # %% ../../../nbs/ui/widgets/16_study_parts.ipynb #head
 _LOOKS = STATES | {"infeasible": "dim", "retried": "dim", "surplus": "dim", "waiting": "dim"}
@@ -46,7 +46,7 @@ def pace(
     late = [end for end in ends if end > now - seconds]
     return len(late) / max(1.0, now - min(late)) if late else 0.0
 
-
+# %% ../../../nbs/ui/widgets/16_study_parts.ipynb #head-of
 def head_of(
     study: Study,      # A study
     tuned: Tuned,      # What it found
@@ -103,37 +103,37 @@ PAGE = 50  # Trials on a page
 
 
 @dataclass(frozen=True)
-class Turn:
+class TableRequest:
     "Which trials the table shows."
     by: str = "trial"     # `trial`, `took`, a metric, or a parameter as `params.lr`
     down: bool = True     # The largest first
     status: str = ""      # Only these
     offset: int = 0       # From which on
 
-
+# %% ../../../nbs/ui/widgets/16_study_parts.ipynb #trials-page
 def trials_page(
     tuned: Tuned,  # A study
-    turn: Turn,    # What is asked for
+    request: TableRequest,    # What is asked for
 ) -> dict[str, Any]:
     "A page of the table of trials."
     names = list(dict.fromkeys(name for row in tuned.rows for name in row.params))
-    rows = [row for row in tuned.rows if not turn.status or row.status == turn.status]
+    rows = [row for row in tuned.rows if not request.status or row.status == request.status]
     place = {metric: i for i, metric in enumerate(tuned.metrics)}
 
     def key(row: Any) -> Any:
-        if turn.by in place:
-            value = row.values[place[turn.by]] if row.values else None
-        elif turn.by.startswith("params."):
-            value = row.params.get(turn.by.removeprefix("params."))
+        if request.by in place:
+            value = row.values[place[request.by]] if row.values else None
+        elif request.by.startswith("params."):
+            value = row.params.get(request.by.removeprefix("params."))
         else:
-            value = row.seconds if turn.by == "took" else row.number
+            value = row.seconds if request.by == "took" else row.number
         return None if isinstance(value, float) and math.isnan(value) else value
 
     known, none = [row for row in rows if key(row) is not None], [row for row in rows if key(row) is None]
     numbers = all(isinstance(key(row), int | float) for row in known)
-    known.sort(key=lambda row: key(row) if numbers else str(key(row)), reverse=turn.down)
+    known.sort(key=lambda row: key(row) if numbers else str(key(row)), reverse=request.down)
     rows = known + none
-    offset = min(turn.offset, max(0, (len(rows) - 1) // PAGE * PAGE))
+    offset = min(request.offset, max(0, (len(rows) - 1) // PAGE * PAGE))
     told, front = any(row.reason for row in rows), {row.number for row in tuned.front}
     columns = [("trial", "trial", True), *((metric, metric, True) for metric in tuned.metrics),
                *((f"params.{name}", name, _number(tuned, name)) for name in names), ("status", "status", False),
@@ -142,10 +142,10 @@ def trials_page(
               "cells": [*([show_value(v) for v in row.values] or [""] * len(tuned.metrics)), *(show_value(row.params.get(n)) for n in names),
                         row.status, show_seconds(row.seconds), *([row.reason or ""] if told else [])]} for row in rows[offset:offset + PAGE]]
     return {"columns": [{"key": k, "title": title, "number": number, "sorts": k not in ("status", "why")} for k, title, number in columns],
-            "rows": cells, "total": len(rows), "offset": offset, "size": PAGE, "by": turn.by, "down": turn.down, "status": turn.status,
+            "rows": cells, "total": len(rows), "offset": offset, "size": PAGE, "by": request.by, "down": request.down, "status": request.status,
             "statuses": [status for status in _LOOKS if tuned.number(status)], "looks": _LOOKS, "notebook": tuned.target.endswith(".ipynb")}
 
-
+# %% ../../../nbs/ui/widgets/16_study_parts.ipynb #number
 def _number(tuned: Tuned, name: str) -> bool:
     held = [row.params[name] for row in tuned.rows if name in row.params]
     return all(isinstance(value, int | float) and not isinstance(value, bool) for value in held)

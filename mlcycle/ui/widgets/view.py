@@ -69,7 +69,7 @@ class View:
     def __repr__(self) -> str:
         return repr(self.static())
 
-
+# %% ../../../nbs/ui/widgets/01_view.ipynb #plain
 def _plain() -> bool:
     "Is this a terminal, which shows text and nothing else?"
     try:
