@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+from .moved import find_moved_modules
+
 # %% auto #0
 __all__ = []
 
@@ -55,3 +57,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+# %% ../nbs/99_init.ipynb #moved
+find_moved_modules()
