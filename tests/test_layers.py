@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -61,6 +62,7 @@ def imports(path: Path, module: str, modules: set[str]) -> set[str]:
     return (named & modules) - {module}
 
 
+@cache
 def graph() -> dict[str, set[str]]:
     "What each module imports. A package is left out: its `__init__` only names what its modules offer, and loads it when asked."
     paths = {}

@@ -55,7 +55,8 @@ def test_notebooks_have_title_and_summary() -> None:
 def subject_words(title: str, name: str) -> set[str]:
     "The beginnings of the words that name a notebook's subject."
     joining = {"the", "and", "for", "from", "with", "what", "that", "commands", "command", "parts"}
-    return {word.lower()[:4] for word in re.findall(r"[A-Za-z]+", f"{title} {name.replace('_', ' ')}") if len(word) > 2 and word.lower() not in joining}
+    words = re.findall(r"[A-Za-z]+", f"{title} {name.replace('_', ' ')}")
+    return {word.lower()[:4] for word in words if len(word) > 2 and word.lower() not in joining}
 
 
 def test_summaries_name_their_subject() -> None:
