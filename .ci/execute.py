@@ -12,7 +12,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterable, Iterator
-from contextlib import redirect_stderr, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -23,6 +23,7 @@ from settle import ROOT, stored
 UNSTORED = {"export", "exports", "exporti", "hide", "default_exp"}
 HEAVY = ("matplotlib.pyplot", "pandas", "sqlalchemy.orm", "alembic.command", "sklearn.ensemble", "optuna", "papermill", "skops.io")
 DPI = 50
+LOG = "printed.log"
 
 
 @dataclass
@@ -43,7 +44,8 @@ def environment() -> dict[str, str]:
         kept.pop(name, None)
     kept["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     kept["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    return kept | {"PYTHONHASHSEED": "0", "TZ": "UTC", "COLUMNS": "100", "LINES": "40", "TERM": "dumb", "USER": "user", "LOGNAME": "user", "IN_TEST": "1"}
+    fixed = {"PYTHONHASHSEED": "0", "TZ": "UTC", "COLUMNS": "100", "LINES": "40", "TERM": "dumb", "USER": "user", "LOGNAME": "user", "IN_TEST": "1"}
+    return kept | fixed
 
 
 def _run(path: Path) -> Executed:
@@ -86,20 +88,21 @@ def _child(path: Path, own: str, answer: Connection) -> None:
     work = Path(own, "work")
     work.mkdir()
     os.chdir(work)
-    log = open(os.path.join(own, "stderr.log"), "w", encoding="utf-8")  # noqa: SIM115 - open until the process ends
-    with redirect_stderr(log):
-        try:
-            done = _run(path)
-        except BaseException:
-            done = Executed(path, failure=traceback.format_exc())
-        done.imported = [name for name in HEAVY if name in sys.modules]
-        os.chdir(work)
-        if not done.failure and (left := sorted(p.name for p in work.iterdir())):
-            done.failure = f"{path} wrote into its working folder instead of a temporary one: {', '.join(left)}\n"
-        answer.send(done)
-        answer.close()
-        with suppress(BaseException):
-            atexit._run_exitfuncs()
+    with open(Path(own, LOG), "wb") as log:  # what threads and children of the notebook print past its cells
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    try:
+        done = _run(path)
+    except BaseException:
+        done = Executed(path, failure=traceback.format_exc())
+    done.imported = [name for name in HEAVY if name in sys.modules]
+    os.chdir(work)
+    if not done.failure and (left := sorted(p.name for p in work.iterdir())):
+        done.failure = f"{path} wrote into its working folder instead of a temporary one: {', '.join(left)}\n"
+    answer.send(done)
+    answer.close()
+    with suppress(BaseException):
+        atexit._run_exitfuncs()
 
 
 def execute(paths: Iterable[Path], jobs: int = 2) -> Iterator[Executed]:
@@ -124,7 +127,8 @@ def execute(paths: Iterable[Path], jobs: int = 2) -> Iterator[Executed]:
                 done = receive.recv()
             except EOFError:
                 process.join()
-                done = Executed(path, failure=f"{path}: its process ended with {process.exitcode}\n")
+                printed = Path(own, LOG).read_text(errors="replace") if Path(own, LOG).exists() else ""
+                done = Executed(path, failure=f"{path}: its process ended with {process.exitcode}\n{printed[-3000:]}\n")
             receive.close()
             done.seconds = time.monotonic() - began
             for name in done.imported if waiting else ():

@@ -105,7 +105,8 @@ def main(words: list[str] | None = None) -> int:
         problems = [done.failure] if done.failure else compare(nb, done) if args.check else store(done.path, nb, done)
         name = os.path.relpath(done.path, ROOT)
         bad += bool(problems)
-        print(f"{done.seconds:6.1f} s  {name}: {'ok' if not problems else '; '.join(p.splitlines()[0] for p in problems)}", flush=True, file=sys.stderr)
+        said = "; ".join(problem.splitlines()[0] for problem in problems) or "ok"
+        print(f"{done.seconds:6.1f} s  {name}: {said}", flush=True, file=sys.stderr)
         for problem in problems:
             print(f"== {name}, {problem}\n", flush=True)
     advice = ": mend the cells, or store what they show now with python .ci/outputs.py" if args.check else ""

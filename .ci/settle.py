@@ -22,6 +22,7 @@ PICTURE = "image/png"
 _TIME = r"<?[\d.,]+(?:e[-+]?\d+)? ?(?:seconds|second|secs|sec|s|ms|min|us|µs|ns|h|days|day)\b"
 _CLOCK = r"\d{1,2}:\d\d(?::\d\d(?:\.\d+)?)?"
 _SETTLED = [(re.compile(pattern), to) for pattern, to in (
+    (r"\btmp[a-z0-9_]{8}\b", "TEMPORARY"),
     (r"data:[\w/+.-]+;base64,[\w+/=\s]+", "DATA"),
     (r"\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b", "ID"),
     (r"datetime\.datetime\([^()]*(?:\([^()]*\))?[^()]*\)", "DATE"),
@@ -29,6 +30,7 @@ _SETTLED = [(re.compile(pattern), to) for pattern, to in (
     (r"\b1[6-9]\d{8}(?:\.\d+)?\b", "DATE"),
     (r"\b[0-9a-f]{12,64}\b|\b(?=[0-9]*[a-f])(?=[a-f]*[0-9])[0-9a-f]{7,11}\b", "ID"),
     (r"\b0x[0-9a-f]+\b", "ADDRESS"),
+    (r"(\.py|<cell>):\d+\b", r"\1:LINE"),
     (r"\b(127\.0\.0\.1|0\.0\.0\.0|localhost|host):\d+", "host:PORT"),
     (r"\b(port|pid|PID|[Pp]rocess|kernel)([ =:'\"]+)\d+\b", r"\1\2NUMBER"),
     (r"\b[\d.,]+ ?(?:B|bytes|[KMGT]i?B|kB)(?![\w])", "SIZE"),
@@ -42,18 +44,27 @@ _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[@-Z\\-_])")
 _PROGRESS = re.compile(r"\d+%\|.*\||\b(it/s|s/it|\?it)\b")
 
 
+def _user() -> str:
+    "The name of who executes, whatever the environment says."
+    try:
+        import pwd
+
+        return pwd.getpwuid(os.getuid()).pw_name
+    except (ImportError, KeyError):
+        return getpass.getuser()
+
+
 def _places() -> list[tuple[re.Pattern[str], str]]:
     "What names this machine, its user or this checkout, longest first, and what stands for it."
     known = {str(ROOT): "/home/user/mlcycle", sys.prefix: "/home/user/venv", sysconfig.get_path("stdlib"): "/usr/lib/python3",
              str(Path.home()): "/home/user"}
-    temporary = {"/tmp", tempfile.gettempdir()}
-    found = [(place, stands) for path, stands in known.items() for place in {path, os.path.realpath(path)} if len(place) > 1]
-    paths = [(re.compile(rf"(?<![\w/.-]){re.escape(place)}(?![\w-])"), stands) for place, stands in sorted(found, key=lambda p: -len(p[0]))]
-    paths += [(re.compile(rf"{re.escape(place)}(?:/mlc-\w{{8}}(?:/work)?)?(?:/(?:tmp\w{{8}}|pytest-of-\w+|[\w-]+[-_.][a-z0-9_]{{8}})(?![\w.-]))*(?=/|\b)"),
-               "/tmp/example") for place in temporary]
-    names = {socket.gethostname(): "host", os.path.basename(Path.home()): "user", getpass.getuser(): "user"}
-    return paths + [(re.compile(rf"(?<![\w/.-]){re.escape(name)}(?![\w-])"), stands) for name, stands in names.items()
-                    if name not in ("root", "user", "host", "localhost")]  # root is nobody's name
+    found = {place: stands for path, stands in known.items() for place in (path, os.path.realpath(path)) if len(place) > 1}
+    paths = [(rf"(?<![\w/.-]){re.escape(place)}(?![\w-])", found[place]) for place in sorted(found, key=len, reverse=True)]
+    made = r"(?:tmp\w{8}|pytest-of-\w+|mlc-\w{8}/work|[\w-]+[-_.][a-z0-9_]{8})(?![\w.-])"  # mkdtemp's names, with or without a prefix
+    paths += [(rf"{re.escape(place)}(?:/{made})+", "/tmp/example") for place in sorted({"/tmp", tempfile.gettempdir()}, key=len, reverse=True)]
+    names = [(name, stands) for name, stands in ((socket.gethostname(), "host"), (_user(), "user"))
+             if name not in ("root", "user", "host", "localhost")]  # root is nobody's name
+    return [(re.compile(pattern), stands) for pattern, stands in paths + [(rf"(?<![\w/.-]){re.escape(n)}(?![\w-])", s) for n, s in names]]
 
 
 PLACES = _places()
