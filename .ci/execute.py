@@ -121,9 +121,12 @@ def execute(paths: Iterable[Path], jobs: int = 2) -> Iterator[Executed]:
             process.start()
             send.close()
             running[receive] = path, own, process, time.monotonic()
-        for receive in wait(list(running)):
+        wait([*running, *(process.sentinel for *_, process, _ in running.values())])
+        for receive in [receive for receive, (*_, process, _) in running.items() if receive.poll() or not process.is_alive()]:
             path, own, process, began = running.pop(receive)
             try:
+                if not receive.poll():
+                    raise EOFError
                 done = receive.recv()
             except EOFError:
                 process.join()

@@ -73,12 +73,11 @@ PLACES = _places()
 def portable(text: str) -> str:
     "A text that says nothing of this machine: its paths, host and user are replaced, colours and former states of a line dropped."
     lines = []
-    for line in _ANSI.sub("", text).replace("\r\n", "\n").splitlines(keepends=True):
-        end = "\n" if line.endswith("\n") else ""
-        states = [state for state in line.rstrip("\r\n").split("\r") if state.strip()] or [""]
-        if not _PROGRESS.search(states[-1]):
-            lines.append(states[-1] + end)
-    text = "".join(lines)
+    for line in _ANSI.sub("", text).replace("\r\n", "\n").split("\n"):
+        state = next((state for state in reversed(line.split("\r")) if state.strip()), "")
+        if not _PROGRESS.search(state):
+            lines.append(state)
+    text = "\n".join(lines)
     for pattern, stands in PLACES:
         text = pattern.sub(stands, text)
     text = re.sub(r"<ipython-input-\d+-[0-9a-f]+>|/tmp/(?:example/)?ipykernel_\d+/\d+\.py", "<cell>", text)
