@@ -28,7 +28,9 @@ _SETTLED = [(re.compile(pattern), to) for pattern, to in (
     (r"datetime\.datetime\([^()]*(?:\([^()]*\))?[^()]*\)", "DATE"),
     (rf"\b\d{{4}}-\d\d-\d\d(?:[T ]{_CLOCK})?(?: ?Z| ?UTC|[+-]\d\d:?\d\d)?", "DATE"),
     (r"\b1[6-9]\d{8}(?:\.\d+)?\b", "DATE"),
-    (r"\b[0-9a-f]{12,64}\b|\b(?=[0-9]*[a-f])(?=[a-f]*[0-9])[0-9a-f]{7,11}\b", "ID"),
+    (r"\b[0-9a-f]{12,64}\b|\b(?=[0-9]*[a-f])(?=[a-f]*[0-9])[0-9a-f]{7,11}\b|\b\d{8}\b", "ID"),
+    (r"\b([a-z]\w*)-[0-9a-f]{4}\b", r"\1-ID"),
+    (r"\bkill( -\w+)? \d+", "kill NUMBER"),
     (r"\b0x[0-9a-f]+\b", "ADDRESS"),
     (r"(\.py|<cell>):\d+\b", r"\1:LINE"),
     (r"\b(127\.0\.0\.1|0\.0\.0\.0|localhost|host):\d+", "host:PORT"),
@@ -81,7 +83,7 @@ def portable(text: str) -> str:
     for pattern, stands in PLACES:
         text = pattern.sub(stands, text)
     text = re.sub(r"<ipython-input-\d+-[0-9a-f]+>|/tmp/(?:example/)?ipykernel_\d+/\d+\.py", "<cell>", text)
-    return re.sub(r"(<[^<>\n]*?) at 0x[0-9a-fA-F]+(>)", r"\1\2", text)
+    return re.sub(r"(<.*?) at 0x[0-9a-fA-F]+(>)", r"\1\2", text)  # as nbdev-clean does
 
 
 def settled_text(text: str) -> str:
