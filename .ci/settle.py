@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TEXTS = ("text/plain", "text/html", "text/markdown", "image/svg+xml")
 PICTURE = "image/png"
 
-_TIME = r"<?[\d.,]+(?:e[-+]?\d+)? ?(?:seconds|second|secs|sec|s|ms|min|us|µs|ns|h|days|day)\b"
+_TIME = r"(?:<|&lt;)?[\d.,]+(?:e[-+]?\d+)? ?(?:seconds|second|secs|sec|s|ms|min|us|µs|ns|h|days|day)\b"
 _CLOCK = r"\d{1,2}:\d\d(?::\d\d(?:\.\d+)?)?"
 _SETTLED = [(re.compile(pattern), to) for pattern, to in (
     (r"\btmp[a-z0-9_]{8}\b", "TEMPORARY"),
