@@ -12,7 +12,9 @@ from pathlib import Path
 import nbformat
 from nbformat import NotebookNode
 
-ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from settle import ROOT, settled, stored
+
 INDEX, README = ROOT / "nbs" / "index.ipynb", ROOT / "README.md"
 
 
@@ -32,22 +34,15 @@ def execute(nb: NotebookNode) -> NotebookNode:
         cell.metadata = {}
         if cell.cell_type == "code":
             cell.execution_count = None
-            for output in cell.outputs:
-                output.pop("execution_count", None)
-                output.update({"execution_count": None} if output.output_type == "execute_result" else {})
+            hidden = cell.source.startswith("#| hide")
+            cell.outputs = [] if hidden else [nbformat.from_dict(output) for output in stored(cell.outputs)]
     done.metadata = nb.metadata
-    return done
+    return nbformat.reads(nbformat.writes(done), as_version=4)
 
 
-def settled(nb: NotebookNode) -> list[str]:
-    "What each code cell prints and shows, without what differs from one execution to the next: run ids and durations."
-    shown = []
-    for cell in nb.cells:
-        if cell.cell_type == "code":
-            texts = (output.get("text") or output.get("data", {}).get("text/plain", "") for output in cell.outputs)
-            text = re.sub(r"\b[0-9a-f]{8,64}\b", "ID", "".join(texts))
-            shown.append(re.sub(r"\b[\d.]+ (s|ms|min)\b", "TIME", text))
-    return shown
+def shown(nb: NotebookNode) -> list[str]:
+    "What each code cell prints and shows, settled as `outputs.py` compares it."
+    return [settled(cell.outputs) for cell in nb.cells if cell.cell_type == "code"]
 
 
 def render(nb: NotebookNode) -> str:
@@ -69,8 +64,11 @@ def render(nb: NotebookNode) -> str:
 
 
 def main() -> None:
-    "Execute, keep, render."
-    nb = execute(read())
+    "Execute, keep what differs, render."
+    nb = read()
+    for cell, done in zip(nb.cells, execute(nb).cells, strict=True):
+        if cell.cell_type == "code" and settled(cell.outputs) != settled(done.outputs):
+            cell.outputs = done.outputs
     nbformat.write(nb, INDEX)
     README.write_text(render(nb), encoding="utf-8")
     print(f"{README.name} written from {INDEX.relative_to(ROOT)}", file=sys.stderr)

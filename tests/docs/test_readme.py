@@ -34,9 +34,9 @@ def test_readme_is_rendered() -> None:
 
 
 def test_outputs_are_real() -> None:
-    "What the README shows below a cell is what the cell shows, run ids and durations aside."
+    "What the README shows below a cell is what the cell shows in a kernel, run ids and durations aside."
     stored = tool["read"]()
-    assert tool["settled"](tool["execute"](stored)) == tool["settled"](stored), "run python .ci/readme.py"
+    assert tool["shown"](tool["execute"](stored)) == tool["shown"](stored), "run python .ci/readme.py"
 
 
 def test_set_up_is_two_commands() -> None:

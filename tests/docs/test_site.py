@@ -1,7 +1,9 @@
 "The documentation site: complete navigation, and notebooks that nbdev's documentation build can process."
 from __future__ import annotations
 
+import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -45,6 +47,13 @@ def test_site_is_configured_once() -> None:
     assert (NBS / "_quarto.yml").resolve() == ROOT / "_quarto.yml" and (NBS / "nbdev.yml").is_file()
 
 
+def shown(path: Path) -> dict[str, str]:
+    "What the cells of a notebook file show, settled; those that show nothing left out."
+    settled = runpy.run_path(str(ROOT / ".ci" / "settle.py"))["settled"]
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    return {cell["id"]: settled(cell["outputs"]) for cell in cells if cell.get("outputs")}
+
+
 PROCESS = """
 import sys, warnings
 from nbdev.serve import proc_nbs
@@ -64,3 +73,6 @@ def test_documentation_build_processes_every_notebook(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
     made = {path.relative_to(tmp_path / "_proc").as_posix() for path in (tmp_path / "_proc").rglob("*.ipynb")}
     assert made == {path.relative_to(NBS).as_posix() for path in NBS.rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts}
+    pages_shown = {page: shown(tmp_path / "_proc" / page) for page in made}
+    lost = {page: [cell for cell, said in shown(NBS / page).items() if pages_shown[page].get(cell) != said] for page in made}
+    assert {page: cells for page, cells in lost.items() if cells} == {}, "the build drops what an example shows"
