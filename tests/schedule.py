@@ -1,8 +1,8 @@
 """In which order tests run, which of them share a worker, and which marker says what they cost.
 
-pytest-xdist hands out groups in the order in which they are collected (`--dist loadgroup --no-loadscope-reorder`). A file is one group, so that what
-a module's fixtures start is started once; a file in `SPLIT` would be too long for that, and each of its tests is a group. The groups that take
-longest begin first, so that none is left alone at the end: `SECONDS` holds what `--durations` printed, rounded. A wrong number costs time and nothing else.
+pytest-xdist hands out groups in the order in which they are collected (`--dist loadgroup --no-loadscope-reorder`). A file is one group, so that
+what a module's fixtures start is started once; a file in `SPLIT` would be too long for that, and each of its tests is a group. The groups that
+take longest begin first, so that none is left alone at the end: `SECONDS` holds what they took, rounded. A wrong number costs time only.
 """
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ MARKERS = {
 FOLDERS = {"browser": ("tests/browser/",), "benchmarks": ("tests/benchmarks/",),
            "kills": ("tests/notebooks/test_sigkill.py", "tests/tune/test_durability.py", "tests/store/test_faults.py::test_sigkill"),
            "environments": ("tests/test_package.py::test_what", "tests/test_package.py::test_metadata", "tests/test_package.py::test_installs",
-                            "tests/test_notebooks.py::test_every_cell", "tests/test_notebooks.py::test_export", "tests/docs/test_site.py::test_documentation")}
+                            "tests/test_notebooks.py::test_every_cell", "tests/test_notebooks.py::test_export",
+                            "tests/docs/test_site.py::test_documentation")}
 FIXTURES = {"browser": {"lab"}, "services": {"s3_url", "team", "cluster", "shared_cluster"}, "environments": {"built", "index"}}
 SERVICES = {"postgresql": "services", "s3": "services", "chromium": "browser"}
 
@@ -39,7 +40,7 @@ def markers(item: pytest.Item) -> Iterator[str]:
 
 def group(item: pytest.Item) -> str:
     "What is to run in one process, one after the other."
-    place, _, test = item.nodeid.partition("::")
+    place = item.nodeid.partition("::")[0]
     if place.startswith("tests/browser/"):
         return place
     return item.nodeid if place in SPLIT else place
