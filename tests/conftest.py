@@ -51,8 +51,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    "Before pytest-xdist reads the groups, and before `-m` chooses."
+    "Before `-m` chooses."
     schedule.arrange(items)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> schedule.GroupScheduling:
+    "Whatever `--dist` says."
+    return schedule.GroupScheduling(config, log)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
