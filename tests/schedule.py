@@ -23,13 +23,14 @@ FOLDERS = {"browser": ("tests/browser/",), "benchmarks": ("tests/benchmarks/",),
            "environments": ("tests/test_package.py::test_what", "tests/test_package.py::test_metadata", "tests/test_package.py::test_installs",
                             "tests/test_notebooks.py::test_every_cell", "tests/test_notebooks.py::test_export",
                             "tests/docs/test_site.py::test_documentation")}
-FIXTURES = {"browser": {"lab"}, "services": {"s3_url", "team", "cluster", "shared_cluster"}, "environments": {"built", "index"}}
+FIXTURES = {"browser": {"lab"}, "services": {"s3_url", "team", "cluster", "calm_cluster"}, "environments": {"built", "index"}}
 SERVICES = {"postgresql": "services", "s3": "services", "chromium": "browser"}
 
 SPLIT = {"tests/test_notebooks.py", "tests/docs/test_site.py", "tests/notebooks/test_reproduce.py", "tests/tune/test_durability.py"}
 SECONDS = {
     "tests/notebooks/test_like_papermill.py": 150, "tests/notebooks/test_sigkill.py": 140, "tests/executors/test_dask.py": 120,
-    "tests/test_notebooks.py::test_every_cell_runs[notebooks]": 120, "tests/docs/test_site.py::test_documentation_build_processes_every_notebook": 110,
+    "tests/docs/test_site.py::test_documentation_build_processes_every_notebook": 110,
+    "tests/test_notebooks.py::test_every_cell_runs[notebooks]": 120,
     "tests/notebooks/test_forked_kernels.py": 105, "tests/tune/test_engines.py": 100, "tests/test_notebooks.py::test_every_cell_runs[tune]": 100,
     "tests/registry/test_malicious_files.py": 60, "tests/executors/test_monthly.py": 60, "tests/notebooks/test_resume.py": 60,
     "tests/autolog/test_every_estimator.py": 45,
