@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jupyter_client.manager import start_new_kernel
 
 from mlcycle.store import query, runs
 from mlcycle.store.connect import open_store
+from tests.ui.kernels import started
 
 SETUP = "import time\nimport mlcycle as mlc\nfrom mlcycle.ui.widgets.live_run import LiveRun"
 TRAIN = """with mlc.run('baseline', capture=False) as run:
@@ -29,10 +29,8 @@ live.wait()"""
 class Kernel:
     "A kernel with everything that it publishes."
 
-    def __init__(self, folder: Path):
-        (folder / ".mlcycle").mkdir()
-        self.folder = folder
-        self.manager, self.client = start_new_kernel(kernel_name="python3", cwd=str(folder))
+    def __init__(self, folder: Path, client: Any):
+        self.folder, self.client = folder, client
         self.seen: list[dict[str, Any]] = []
 
     def start(self, code: str, person: bool = True) -> str:
@@ -60,17 +58,14 @@ class Kernel:
     def shown(self, kind: str = "display_data") -> list[dict[str, Any]]:
         return [m["content"]["data"] for m in self.seen if m["msg_type"] == kind]
 
-    def stop(self) -> None:
-        self.client.stop_channels()
-        self.manager.shutdown_kernel(now=True)
-
 
 @pytest.fixture
 def kernel(tmp_path: Path) -> Iterator[Kernel]:
-    made = Kernel(tmp_path)
-    assert made.run(SETUP)["status"] == "ok"
-    yield made
-    made.stop()
+    (tmp_path / ".mlcycle").mkdir()
+    with started(tmp_path) as (_, client):
+        made = Kernel(tmp_path, client)
+        assert made.run(SETUP)["status"] == "ok"
+        yield made
 
 
 def points(message: dict[str, Any]) -> int:
