@@ -58,7 +58,7 @@ def run_in_thread(function):
 
     pool = ThreadPoolExecutor(1)
     future = pool.submit(function)
-    return lambda: future.result(timeout=180)
+    return lambda: future.result(timeout=300)
 
 
 def test_a_row_that_was_lost_twice_is_given_up(project, cluster, wait_for) -> None:
@@ -69,7 +69,7 @@ def test_a_row_that_was_lost_twice_is_given_up(project, cluster, wait_for) -> No
                          "    import time\n    time.sleep(60)")
     made = cluster(2)
     started = run_in_thread(lambda: run_many(path, {"n": [1, 2]}, executor=made.executor, store=project.store, progress=False))
-    wait_for(lambda: all(worker.poll() is not None for worker in made.workers), 90)
+    wait_for(lambda: all(worker.poll() is not None for worker in made.workers))
     made.add()
     sweep = started()
     assert [(row.status, row.attempts) for row in sweep] == [("lost", 2), ("finished", 1)] and sweep.reason == "1 of 2 failed"

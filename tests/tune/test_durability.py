@@ -95,10 +95,12 @@ def test_random_kills(project: Any, wait_for: Any, target: str, sampler: str, jo
     "The process of the study, and kernels, are killed more than ten times; what goes on with it ends with the right count and the right best."
     chance, seen, killed, worker = random.Random(f"{target}{sampler}{soak or ''}"), set(), Counter(), None
     project.write(*NOTEBOOK)
-    begun, end = project.folder / "begun", time.monotonic() + 240
+    begun, known, end = project.folder / "begun", 0, time.monotonic() + 240
     begun.touch()
     (project.folder / "kernels").touch()
     while time.monotonic() < end:
+        if begun.stat().st_size > known:  # it goes on, slowly where the machine is busy
+            known, end = begun.stat().st_size, time.monotonic() + 240
         if worker is None:
             worker, size = project.start(WORKER, **settings(target, sampler, jobs)), begun.stat().st_size
             early = time.monotonic() + (chance.uniform(0.5, 3.0) if chance.random() < 0.2 else 60.0)  # while it opens the study
