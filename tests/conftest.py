@@ -9,8 +9,12 @@ from typing import Any
 
 import pytest
 
+from tests import schedule
 from tests.services import SERVICES, Missing
 
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):  # the tests start thousands of processes: each would compile all that it imports
+    sys.dont_write_bytecode = False
+SOAK = int(os.environ.get("MLCYCLE_SOAK") or 1)  # how often whatever kills at random is repeated: 20 for a night
 _running: dict[str, Any] = {}
 
 
@@ -35,6 +39,26 @@ def need(
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "needs(*names): services that the test cannot run without: " + ", ".join(SERVICES))
+    for name, what in schedule.MARKERS.items():
+        config.addinivalue_line("markers", f"{name}: {what}")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    "A test that asks for `soak` is run `MLCYCLE_SOAK` times; the number seeds its random moments."
+    if "soak" in metafunc.fixturenames:
+        metafunc.parametrize("soak", range(SOAK))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    "Before `-m` chooses."
+    schedule.arrange(items)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> schedule.GroupScheduling:
+    "Whatever `--dist` says."
+    return schedule.GroupScheduling(config, log)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

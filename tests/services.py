@@ -1,6 +1,7 @@
 "Real services for the tests, started on free ports of this machine: PostgreSQL, S3 (moto's server), Chromium."
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
@@ -21,11 +22,27 @@ class Missing(Exception):
     "A service that this machine does not have; the message says how to install it."
 
 
-def free_port() -> int:  # A port that nothing listens on
-    "A free port of the loopback interface."
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+_reserved: dict[int, int] = {}  # Port to the descriptor of its locked file
+_LOCKS = Path(tempfile.gettempdir()) / f"mlcycle-test-ports-{os.getuid()}"
+
+
+def free_port() -> int:  # A port that is this process's until it ends
+    "A port of the loopback interface that nothing listens on, and that neither another worker nor the kernel gives to anybody else."
+    first, last = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    _LOCKS.mkdir(exist_ok=True)
+    for port in (port for port in range(15_000, 65_000) if not first <= port <= last and port not in _reserved):
+        lock = os.open(_LOCKS / str(port), os.O_CREAT | os.O_RDWR)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with socket.socket() as s:
+                s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                s.bind(("127.0.0.1", port))
+        except OSError:  # another worker's, or some other program listens there
+            os.close(lock)
+            continue
+        _reserved[port] = lock
+        return port
+    raise RuntimeError("no port is free")
 
 
 def wait_until(

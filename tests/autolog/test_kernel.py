@@ -5,12 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from jupyter_client.manager import start_new_kernel
 
 from mlcycle.store import artifacts
 from mlcycle.store.connect import Store, open_store
 from tests.autolog.conftest import all_runs
-from tests.ui.test_magics import Kernel, shown
+from tests.ui.kernels import Kernel, shown, started
 
 FIT = "from sklearn.linear_model import Ridge\nimport numpy as np\nX = np.arange(20.).reshape(-1, 1)\n"
 PLOT = "import matplotlib.pyplot as plt\nplt.plot([1, 2, 3])\nplt.title('{}')\n"
@@ -19,14 +18,10 @@ PLOT = "import matplotlib.pyplot as plt\nplt.plot([1, 2, 3])\nplt.title('{}')\n"
 @pytest.fixture
 def kernel(tmp_path: Path) -> Iterator[Kernel]:
     (tmp_path / ".mlcycle").mkdir()
-    manager, client = start_new_kernel(kernel_name="python3", cwd=str(tmp_path))
-    try:
+    with started(tmp_path) as (manager, client):
         found = Kernel(manager, client)
         assert found.run("%load_ext mlcycle\nimport mlcycle as mlc")[0] == "ok"
         yield found
-    finally:
-        client.stop_channels()
-        manager.shutdown_kernel(now=True)
 
 
 def names(store: Store, number: int) -> list[str]:

@@ -11,6 +11,8 @@ from pathlib import Path
 import mlcycle
 import pytest
 
+from tests.ui.kernels import started
+
 ENV = os.environ | {"PYTHONPATH": str(Path(mlcycle.__file__).resolve().parent.parent)}
 REPORT = """
 import json, sys
@@ -121,17 +123,11 @@ def test_providers_fail_alone(root: Path) -> None:
 
 def test_an_interactive_session(root: Path, tmp_path: Path) -> None:
     "In a notebook's kernel the launcher is not the code: the session's inputs are."
-    from jupyter_client.manager import start_new_kernel
-
     (root / "reporting.py").write_text(REPORT.format(root=root))
-    manager, client = start_new_kernel(kernel_name="python3", env=ENV, cwd=str(root))
-    try:
-        printed: list[str] = []
+    printed: list[str] = []
+    with started(root, env=ENV) as (_, client):
         for cell in ("C = 0.5", "from reporting import report; report(kind='cell', cell_source='fit(C)')"):
             client.execute_interactive(cell, timeout=60, output_hook=lambda m: printed.append(m["content"].get("text", "")))
-    finally:
-        client.stop_channels()
-        manager.shutdown_kernel(now=True)
     data, documents = json.loads("".join(printed))[0]["code"]
     assert "argv" not in data and "script" not in data
     assert documents["source/cell.py"][0] == "fit(C)"

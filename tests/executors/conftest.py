@@ -41,8 +41,9 @@ class Cluster:
 
     def _start(self, module: str, *words: str) -> subprocess.Popen:
         log = (self.folder / f"{len(self.processes)}.log").open("wb")
+        own = {name: value for name, value in os.environ.items() if not name.startswith("MLCYCLE_")}  # none of the user's settings
         process = subprocess.Popen([sys.executable, "-m", f"distributed.cli.{module}", *words], stdout=log, stderr=log, cwd=self.folder,
-                                   env={**os.environ, **self.environment})
+                                   env={**own, **self.environment})
         log.close()
         self.processes.append(process)
         return process
@@ -81,6 +82,15 @@ def cluster(tmp_path: Path, needs: Callable[..., None]) -> Iterator[Callable[...
     yield make
     for each in made:
         each.stop()
+
+
+@pytest.fixture(scope="module")
+def calm_cluster(tmp_path_factory: pytest.TempPathFactory, needs: Callable[..., None]) -> Iterator[Cluster]:
+    "Two workers for all tests of a module that end neither them nor the scheduler."
+    needs("dask.distributed", find_spec("distributed"), "pip install 'mlcycle[dask]'")
+    made = Cluster(tmp_path_factory.mktemp("calm") / "cluster", 2, {})
+    yield made
+    made.stop()
 
 
 @pytest.fixture

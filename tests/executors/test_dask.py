@@ -58,7 +58,7 @@ def run_in_thread(function):
 
     pool = ThreadPoolExecutor(1)
     future = pool.submit(function)
-    return lambda: future.result(timeout=180)
+    return lambda: future.result(timeout=300)
 
 
 def test_a_row_that_was_lost_twice_is_given_up(project, cluster, wait_for) -> None:
@@ -69,17 +69,17 @@ def test_a_row_that_was_lost_twice_is_given_up(project, cluster, wait_for) -> No
                          "    import time\n    time.sleep(60)")
     made = cluster(2)
     started = run_in_thread(lambda: run_many(path, {"n": [1, 2]}, executor=made.executor, store=project.store, progress=False))
-    wait_for(lambda: all(worker.poll() is not None for worker in made.workers), 90)
+    wait_for(lambda: all(worker.poll() is not None for worker in made.workers))
     made.add()
     sweep = started()
     assert [(row.status, row.attempts) for row in sweep] == [("lost", 2), ("finished", 1)] and sweep.reason == "1 of 2 failed"
     assert sum(run.name == sweep[0].name for run in project.runs()) == 2
 
 
-def test_ctrl_c_reaches_the_kernels_of_the_workers(project, cluster, wait_for) -> None:
+def test_ctrl_c_reaches_the_kernels_of_the_workers(project, calm_cluster, wait_for) -> None:
     "A stop here interrupts the kernels there, which Dask alone would leave running; nothing more is begun."
     project.write(PARAMETERS, SLOW)
-    made = cluster(2)
+    made = calm_cluster
     process = subprocess.Popen([sys.executable, "-m", "mlcycle", "run", "train.ipynb", "-P", "n=1,2,3,4", "-p", f"folder={project.folder}", "--json",
                                 "--executor", made.executor], cwd=project.folder, env=project.environment(), text=True,
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -94,14 +94,13 @@ def test_ctrl_c_reaches_the_kernels_of_the_workers(project, cluster, wait_for) -
     assert {run.status for run in project.runs()} == {"cancelled"}
 
 
-def test_a_client_of_ones_own_is_used_and_left_open(project, cluster, tmp_path) -> None:
+def test_a_client_of_ones_own_is_used_and_left_open(project, calm_cluster, tmp_path) -> None:
     "In Python the executor may be a Client; limits and scratch folders hold on workers; executed notebooks come back to this machine."
     from distributed import Client
 
-    made = cluster(1)
     path = project.write({"source": "n = 1", "tags": ["parameters"]}, "import os, mlcycle as mlc\nopen('x', 'x').close()\nmlc.log_metric('n', n)\n"
                          "x = bytearray(range(200)) * (3_000_000 if n == 2 else 1)\nimport time\ntime.sleep(60 if n == 2 else 0)")
-    with Client(made.address, set_as_default=False) as client:
+    with Client(calm_cluster.address, set_as_default=False) as client:
         sweep = run_many(path, [{"n": 1}, {"n": 2}, {"n": 3}], executor=client, scratch=True, memory="400M", out=tmp_path / "out", progress=False)
         assert [row.status for row in sweep] == ["finished", "failed", "finished"] and "over its memory limit" in sweep[1].reason
         assert client.submit(lambda: 1).result(timeout=30) == 1
@@ -109,7 +108,7 @@ def test_a_client_of_ones_own_is_used_and_left_open(project, cluster, tmp_path) 
     assert not (project.folder / "x").exists()
 
 
-def test_the_same_task_twice_makes_one_run_that_counts(project, cluster) -> None:
+def test_the_same_task_twice_makes_one_run_that_counts(project, calm_cluster) -> None:
     "Dask may execute a task again after it has finished: the second time gives the first result."
     from distributed import Client
 
@@ -119,7 +118,7 @@ def test_the_same_task_twice_makes_one_run_that_counts(project, cluster) -> None
     parent = runs.create(project.store, "e", kind="sweep")
     where = project.store.settings.store, project.store.settings.artifacts
     task = Task(parent.id, 1, "e-1", "e", str(path), path.read_bytes(), "train.ipynb", {"n": 4}, store=where)
-    with Client(cluster(1).address, set_as_default=False) as client:
+    with Client(calm_cluster.address, set_as_default=False) as client:
         first, second = (client.submit(module.run_on_worker, task, pure=False).result(timeout=60) for _ in range(2))
     assert first.result.run == second.result.run and second.result.metrics == {"n": 4.0} and second.attempts == 1
     assert len(runs.children(project.store, parent)) == 1
@@ -138,18 +137,17 @@ def test_other_versions_are_refused_with_a_list(project, cluster, tmp_path) -> N
     assert project.runs() == []
 
 
-def test_a_store_that_workers_do_not_see_is_refused(project, cluster, tmp_path, monkeypatch) -> None:
+def test_a_store_that_workers_do_not_see_is_refused(project, calm_cluster, tmp_path, monkeypatch) -> None:
     "A path means another folder elsewhere: a worker that does not find the file that was just written there, and one on another machine."
-    made = cluster(1)
     path = project.write({"source": "n = 1", "tags": ["parameters"]}, "n")
     hidden = open_store(tmp_path / "hidden" / "mlcycle.db")
     monkeypatch.setattr(module._Marks, "__enter__", lambda self: (str(tmp_path / "elsewhere" / "mark"), ""))  # what a worker with another disk sees
     with pytest.raises(ConfigError, match="does not see the folder of the metadata"):
-        run_many(path, {"n": [1]}, executor=made.executor, store=hidden, progress=False)
+        run_many(path, {"n": [1]}, executor=calm_cluster.executor, store=hidden, progress=False)
     monkeypatch.undo()
     monkeypatch.setattr(module.DaskExecutor, "_hosts", lambda self: {"here", "there"})
     with pytest.raises(ConfigError, match=r"several machines (?s:.*)PostgreSQL"):
-        run_many(path, {"n": [1]}, executor=made.executor, store=hidden, progress=False)
+        run_many(path, {"n": [1]}, executor=calm_cluster.executor, store=hidden, progress=False)
     assert all_runs(hidden) == []
     hidden.close()
 

@@ -164,13 +164,12 @@ def test_ends_like_a_process(both, tmp_path):
     (("import ctypes; ctypes.string_at(0)", "1"), {}, "SIGSEGV"),
     (("import os; os._exit(3)", "1"), {}, "exit code 3"),
 ], ids=["cell timeout", "run timeout", "SIGKILL", "SIGSEGV", "exit"])
-def test_same_deaths(both, cells, settings, words):
+def test_same_deaths(both, wait_for, cells, settings, words):
     "Timeouts, kills and crashes are found, told in the same words, and leave no process behind."
     forked, fresh = both(*cells, **settings)
     assert words in forked.run.reason and forked.run.reason == fresh.run.reason and forked.error.type == fresh.error.type
     assert forked.seconds < 20
-    time.sleep(0.2)
-    assert not [p.pid for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "4321"]]
+    wait_for(lambda: not [p.pid for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "4321"]], 10)
 
 
 def test_thread_limits_come_from_the_environment(both, monkeypatch):

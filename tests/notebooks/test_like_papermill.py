@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+import psutil
 import pytest
 
 PAPERMILL = "nbclient"  # Papermill's own engine
@@ -173,7 +174,7 @@ def by_papermill(number: int) -> dict[str, Any]:
     "Once for all columns."
     folder = Path(tempfile.mkdtemp(prefix="p"), "folder")
     folder.mkdir()
-    return executed(SITUATIONS[number], folder, PAPERMILL, {})
+    return executed(SITUATIONS[number], folder, PAPERMILL, {"iopub_timeout": 120})  # after 4 s it gives outputs up that a busy machine brings late
 
 
 @pytest.mark.parametrize("column", COLUMNS)
@@ -205,6 +206,11 @@ def interrupted(engine: str, project) -> tuple[int, list[str], str]:  # Exit cod
     process, begun = project.start(code), project.folder / "begun"
     end = time.monotonic() + 60
     while not begun.exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    spent, still = None, 0
+    while still < 10:  # Papermill loses an interrupt that comes while it is at work on a message: wait until it only waits
+        still = still + 1 if psutil.Process(process.pid).cpu_times()[:2] == spent else 0
+        spent = psutil.Process(process.pid).cpu_times()[:2]
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     error = process.communicate(timeout=60)[1].strip().splitlines()

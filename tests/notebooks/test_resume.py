@@ -242,10 +242,13 @@ def test_a_killed_manager_leaves_nothing(project, wait_for):
     process = project.start("from mlcycle.notebooks.execute.runner import run_notebook as r; r('train.ipynb', keep=600, progress=False)")
     wait_for(lambda: (project.folder / "pids").exists() and (project.folder / "pids").read_text())
     kernel = int((project.folder / "pids").read_text())
-    time.sleep(0.5)
     name = psutil.Process(kernel).cmdline()
-    mine = [p.pid for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == name and _works_in(p, project.folder)]
-    assert len(mine) >= 4  # the kernel and three checkpoints
+
+    def working() -> list[int]:
+        return [p.pid for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == name and _works_in(p, project.folder)]
+
+    wait_for(lambda: len(working()) >= 4)  # the kernel and three checkpoints
+    mine = working()
     process.kill()
     end_of(*mine)
 

@@ -77,9 +77,9 @@ while True:
 """
 
 
-def test_sigkill_loses_no_acknowledged_point(store: Store) -> None:
+def test_sigkill_loses_no_acknowledged_point(store: Store, soak: int) -> None:
     "A point is stored when `log` returns: whatever the moment of the kill, none is missing, none is doubled, none is half there."
-    chance = random.Random(20261122)
+    chance = random.Random(20261122 + soak)
     most = 0
     for _ in range(5):
         run = runs.create(store, "killed")
@@ -139,9 +139,9 @@ for number in range(10**6):
 """
 
 
-def test_sigkill_at_any_moment_leaves_only_whole_artifacts(store: Store) -> None:
+def test_sigkill_at_any_moment_leaves_only_whole_artifacts(store: Store, soak: int) -> None:
     "Between writing, renaming and naming a file there are many moments: in each, what is listed can be read, and nothing acknowledged is missing."
-    chance = random.Random(7)
+    chance = random.Random(7 + soak)
     for number in range(4):
         run = runs.create(store, "killed")
         process = child(CHURNING, store.settings.store.removeprefix("sqlite:///"), run.id, number)

@@ -91,14 +91,16 @@ def check(store: Store, trials: int = TRIALS) -> Tuned:
 
 @pytest.mark.parametrize(("target", "sampler", "jobs"), [("function", "tpe", 1), ("function", "grid", 2), ("notebook", "tpe", 2),
                                                          ("notebook", "grid", 1)])
-def test_random_kills(project: Any, wait_for: Any, target: str, sampler: str, jobs: int) -> None:
+def test_random_kills(project: Any, wait_for: Any, target: str, sampler: str, jobs: int, soak: int) -> None:
     "The process of the study, and kernels, are killed more than ten times; what goes on with it ends with the right count and the right best."
-    chance, seen, killed, worker = random.Random(f"{target}{sampler}"), set(), Counter(), None
+    chance, seen, killed, worker = random.Random(f"{target}{sampler}{soak or ''}"), set(), Counter(), None
     project.write(*NOTEBOOK)
-    begun, end = project.folder / "begun", time.monotonic() + 240
+    begun, known, end = project.folder / "begun", 0, time.monotonic() + 240
     begun.touch()
     (project.folder / "kernels").touch()
     while time.monotonic() < end:
+        if begun.stat().st_size > known:  # it goes on, slowly where the machine is busy
+            known, end = begun.stat().st_size, time.monotonic() + 240
         if worker is None:
             worker, size = project.start(WORKER, **settings(target, sampler, jobs)), begun.stat().st_size
             early = time.monotonic() + (chance.uniform(0.5, 3.0) if chance.random() < 0.2 else 60.0)  # while it opens the study
@@ -134,7 +136,7 @@ def test_random_kills(project: Any, wait_for: Any, target: str, sampler: str, jo
 
 
 @pytest.mark.parametrize("sampler", ["random", "grid"])
-def test_two_at_work_on_one_study(project: Any, database_url: str, sampler: str) -> None:
+def test_two_at_work_on_one_study(project: Any, database_url: str, sampler: str, soak: int) -> None:
     "Two processes that begin at once run exactly so many trials together, and no combination of a grid twice."
     with open_store(database_url, project.folder / "artifacts") as store:
         environment = {**store.environment, **settings("function", sampler)}
@@ -150,7 +152,7 @@ def test_two_at_work_on_one_study(project: Any, database_url: str, sampler: str)
 
 
 @pytest.mark.parametrize("sampler", ["random", "grid"])
-def test_one_of_two_is_killed(project: Any, database_url: str, wait_for: Any, sampler: str) -> None:
+def test_one_of_two_is_killed(project: Any, database_url: str, wait_for: Any, sampler: str, soak: int) -> None:
     "The one that lives on takes over what the other one was at: together they do exactly so many."
     with open_store(database_url, project.folder / "artifacts") as store:
         environment = {**store.environment, **settings("function", sampler, 1)}

@@ -5,21 +5,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from jupyter_client.manager import start_new_kernel
 
-from tests.ui.kernels import Kernel
+from tests.ui.kernels import Kernel, started
 
 
 @pytest.fixture
-def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
-    "As Jupyter's server starts one for the notebook nb.ipynb."
+def kernel(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
+    "For the notebook nb.ipynb; as Jupyter's server starts one in a module that says `STOCK_KERNEL = True`."
     (tmp_path / ".mlcycle").mkdir()
     monkeypatch.setenv("JPY_SESSION_NAME", str(tmp_path / "nb.ipynb"))
-    manager, client = start_new_kernel(kernel_name="python3", cwd=str(tmp_path))
-    try:
+    with started(tmp_path, stock=getattr(request.module, "STOCK_KERNEL", False)) as (manager, client):
         found = Kernel(manager, client)
         assert found.run("%load_ext mlcycle")[0] == "ok"
         yield found
-    finally:
-        client.stop_channels()
-        manager.shutdown_kernel(now=True)

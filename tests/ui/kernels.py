@@ -1,7 +1,39 @@
 "A live kernel, seen as a front end sees it."
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+from jupyter_client.manager import KernelManager
+
+WARM = ("mlcycle", "IPython", "ipywidgets", "numpy", "pandas", "sklearn.linear_model")  # what nearly all cells here lead to
+
+
+@contextmanager
+def started(
+    folder: Path,         # Where it works
+    stock: bool = True,   # Start it as Jupyter's server does, or fork it, which is much faster?
+    **options: Any,       # For `start_kernel`
+) -> Iterator[tuple[Any, Any]]:  # Its manager and its client
+    "A live kernel. Its channels are sockets in a folder of its own: nobody can take a port from it while it starts."
+    with tempfile.TemporaryDirectory(prefix="k") as sockets:
+        manager = KernelManager(kernel_name="python3", transport="ipc", ip=f"{sockets}/k")
+        if not stock:
+            from mlcycle.notebooks.warm.provisioner import ForkProvisioner
+
+            manager.provisioner = ForkProvisioner(kernel_spec=manager.kernel_spec, parent=manager, imports=list(WARM))
+        manager.start_kernel(cwd=str(folder), **options)
+        client = manager.client()
+        client.start_channels()
+        try:
+            client.wait_for_ready(timeout=120)
+            yield manager, client
+        finally:
+            client.stop_channels()
+            manager.shutdown_kernel(now=True)
 
 
 class Kernel:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jupyter_client.manager import start_new_kernel
 
 from mlcycle.store import query, runs
 from mlcycle.store.connect import open_store
+from tests.ui.kernels import started
 
 SETUP = "import time\nimport mlcycle as mlc\nfrom mlcycle.ui.widgets.live_run import LiveRun"
 TRAIN = """with mlc.run('baseline', capture=False) as run:
@@ -29,10 +29,8 @@ live.wait()"""
 class Kernel:
     "A kernel with everything that it publishes."
 
-    def __init__(self, folder: Path):
-        (folder / ".mlcycle").mkdir()
-        self.folder = folder
-        self.manager, self.client = start_new_kernel(kernel_name="python3", cwd=str(folder))
+    def __init__(self, folder: Path, client: Any):
+        self.folder, self.client = folder, client
         self.seen: list[dict[str, Any]] = []
 
     def start(self, code: str, person: bool = True) -> str:
@@ -60,17 +58,14 @@ class Kernel:
     def shown(self, kind: str = "display_data") -> list[dict[str, Any]]:
         return [m["content"]["data"] for m in self.seen if m["msg_type"] == kind]
 
-    def stop(self) -> None:
-        self.client.stop_channels()
-        self.manager.shutdown_kernel(now=True)
-
 
 @pytest.fixture
 def kernel(tmp_path: Path) -> Iterator[Kernel]:
-    made = Kernel(tmp_path)
-    assert made.run(SETUP)["status"] == "ok"
-    yield made
-    made.stop()
+    (tmp_path / ".mlcycle").mkdir()
+    with started(tmp_path) as (_, client):
+        made = Kernel(tmp_path, client)
+        assert made.run(SETUP)["status"] == "ok"
+        yield made
 
 
 def points(message: dict[str, Any]) -> int:
@@ -84,9 +79,11 @@ def test_updates_come_while_the_cell_runs_and_a_picture_stays(kernel: Kernel) ->
     request = kernel.start(TRAIN.format(60))
     kernel.until(lambda m: points(m) >= 5)
     began, before = time.monotonic(), len(kernel.seen)
-    kernel.until(lambda m: points(m) >= 30)
-    updates = [m for m in kernel.seen[before:] if points(m)]
-    assert 2 <= len(updates) <= 10 * (time.monotonic() - began) + 2
+    for _ in range(4):  # however long they take on a busy machine
+        kernel.until(points)
+    seen = kernel.seen[before:]
+    assert not [m for m in seen if m["msg_type"] == "status" and m["parent_header"].get("msg_id") == request], "the cell is over"
+    assert len([m for m in seen if points(m)]) <= 10 * (time.monotonic() - began) + 2
     assert kernel.finish(request)["status"] == "ok"
     assert "application/vnd.jupyter.widget-view+json" in kernel.shown()[0]
     last = kernel.shown("update_display_data")[-1]
@@ -155,16 +152,16 @@ def test_a_million_points_are_read_once(tmp_path: Path) -> None:
                                  for step in range(1, 1_000_000)])
             con.execute(schema.metrics.update().values(count=1_000_000, step=999_999))
         live = LiveRun(active)
-        began = time.perf_counter()
+        began = time.process_time()  # what it costs, whatever else the machine does
         live.reader.read()
-        whole = time.perf_counter() - began
+        whole = time.process_time() - began
         sent = live.data()["charts"][0]["series"][0]
         assert sent["count"] == 1_000_000 and len(sent["x"]) <= 8 * 1200
         active.log_metric("loss", 7.0, step=1_000_000)
-        began = time.perf_counter()
+        began = time.process_time()
         live.reader.read()
         live.data()
-        assert whole < 2 and time.perf_counter() - began < whole / 20
+        assert whole < 2 and time.process_time() - began < whole / 20
         assert live.reader.curves["loss"].points()[1].max() == 7.0
-        print(f"a million points {whole:.2f} s, one more {1000 * (time.perf_counter() - began):.1f} ms")
+        print(f"a million points {whole:.2f} s, one more {1000 * (time.process_time() - began):.1f} ms")
         active.finish()

@@ -5,9 +5,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from jupyter_client.manager import start_new_kernel
 
-from tests.ui.test_magics import Kernel, shown
+from tests.ui.kernels import Kernel, shown, started
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 SETUP = """
@@ -49,14 +48,10 @@ class FrontEnd(Kernel):
 def front_end(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FrontEnd]:
     folder = tmp_path_factory.mktemp("project")
     (folder / ".mlcycle").mkdir()
-    manager, client = start_new_kernel(kernel_name="python3", cwd=str(folder))
-    try:
+    with started(folder) as (manager, client):
         found = FrontEnd(manager, client)
         assert found.run(SETUP)[0] == "ok"
         yield found
-    finally:
-        client.stop_channels()
-        manager.shutdown_kernel(now=True)
 
 
 def bundle(outputs: list[dict[str, Any]]) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from mlcycle.store import artifacts, facts, runs
 from mlcycle.store.connect import Store, open_store
 from tests.ui.kernels import Kernel, shown
 
+STOCK_KERNEL = True  # it is shut down, restarted and killed
+
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:

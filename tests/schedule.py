@@ -1,0 +1,70 @@
+"""In which order tests run, which of them share a worker, and which marker says what they cost.
+
+A worker takes one group after the other. A file is a group, so that what a module's fixtures start is started once; a file in `SPLIT` would be too
+long for that, and each of its tests is a group. The groups that take longest begin first, so that none is left alone at the end: `SECONDS` holds
+what they took, rounded. A wrong number costs time only.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from xdist.scheduler import LoadScopeScheduling
+
+MARKERS = {
+    "kills": "processes are killed at random moments, more often with MLCYCLE_SOAK",
+    "browser": "JupyterLab or a page in Chromium",
+    "services": "PostgreSQL, S3 or a Dask cluster",
+    "environments": "virtual environments, wheels, and copies of the whole tree: its notebooks, its documentation, its export",
+    "benchmarks": "what is measured with --benchmark-enable, run once to see that it works",
+}
+FOLDERS = {"browser": ("tests/browser/",), "benchmarks": ("tests/benchmarks/",),
+           "kills": ("tests/notebooks/test_sigkill.py", "tests/tune/test_durability.py", "tests/store/test_faults.py::test_sigkill"),
+           "environments": ("tests/test_package.py::test_what", "tests/test_package.py::test_metadata", "tests/test_package.py::test_installs",
+                            "tests/test_notebooks.py::test_every_cell", "tests/test_notebooks.py::test_export",
+                            "tests/docs/test_site.py::test_documentation")}
+FIXTURES = {"browser": {"lab"}, "services": {"s3_url", "team", "cluster", "calm_cluster"}, "environments": {"built", "index"}}
+SERVICES = {"postgresql": "services", "s3": "services", "chromium": "browser"}
+
+SPLIT = {"tests/test_notebooks.py", "tests/docs/test_site.py", "tests/notebooks/test_reproduce.py", "tests/tune/test_durability.py"}
+SECONDS = {
+    "tests/notebooks/test_like_papermill.py": 150, "tests/notebooks/test_sigkill.py": 140, "tests/executors/test_dask.py": 120,
+    "tests/docs/test_site.py::test_documentation_build_processes_every_notebook": 110,
+    "tests/test_notebooks.py::test_every_cell_runs[notebooks]": 120,
+    "tests/notebooks/test_forked_kernels.py": 105, "tests/tune/test_engines.py": 100, "tests/test_notebooks.py::test_every_cell_runs[tune]": 100,
+    "tests/registry/test_malicious_files.py": 60, "tests/executors/test_monthly.py": 60, "tests/notebooks/test_resume.py": 60,
+    "tests/autolog/test_every_estimator.py": 45,
+}
+
+
+def markers(item: pytest.Item) -> Iterator[str]:
+    "What a test costs, by its place, its fixtures and its services."
+    yield from (name for name, places in FOLDERS.items() if item.nodeid.startswith(places))
+    yield from (name for name, fixtures in FIXTURES.items() if fixtures & set(getattr(item, "fixturenames", ())))
+    yield from (SERVICES[service] for mark in item.iter_markers("needs") for service in mark.args if service in SERVICES)
+    if getattr(item, "callspec", None) and item.callspec.params.get("database_url") == "postgresql":
+        yield "services"
+
+
+def group(nodeid: str) -> str:
+    "What is to run in one process, one after the other."
+    place = nodeid.partition("::")[0]
+    return nodeid if place in SPLIT else place
+
+
+class GroupScheduling(LoadScopeScheduling):
+    "pytest-xdist's scheduler, with the groups from here. (Its own `loadgroup` writes them into node ids, which pytest 9.2 does not let it.)"
+
+    def _split_scope(self, nodeid: str) -> str:
+        return group(nodeid)
+
+
+def arrange(items: list[pytest.Item]) -> None:
+    "Mark all tests; the longest groups first."
+    groups: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        for name in dict.fromkeys(markers(item)):
+            item.add_marker(name)
+        groups.setdefault(group(item.nodeid), []).append(item)
+    longest = sorted(groups, key=lambda name: -SECONDS.get(name, len(groups[name])))
+    items[:] = [item for name in longest for item in groups[name]]
