@@ -177,7 +177,8 @@ def start_session(
     active = start(options.name, options.experiment or (parent.experiment if parent else None), kind="cell", params=params, tags=options.tags,
                    parent=parent.id if parent else None, label="session")
     hold(active)
-    _open, _last = Session(active, journal_of(shell), shell.user_ns), active.id
+    _open = Session(active, journal_of(shell), shell.user_ns)
+    _last = active.id
     _open.journal.listeners.append(_open.record)
     atexit.register(_at_exit)
     return active

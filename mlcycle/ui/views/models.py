@@ -21,7 +21,7 @@ __all__ = ['VERSION_COLUMNS', 'version_data', 'version_row', 'version_view', 'mo
 
 # %% ../../../nbs/ui/views/03_models.ipynb #version
 def version_data(
-    version: Version,  # A version
+    version: Version,
 ) -> dict[str, Any]:
     "The data of a version as `--json` prints it."
     return {"model": version.model, "version": version.number, "ref": version.ref, "run": version.run, "digest": version.digest,
@@ -30,7 +30,7 @@ def version_data(
 
 # %% ../../../nbs/ui/views/03_models.ipynb #version-row
 def version_row(
-    version: Version,  # A version
+    version: Version,
 ) -> list[Any]:
     "One line of a table of versions."
     from mlcycle.registry.flavours.base import is_unsafe
@@ -64,8 +64,8 @@ def _search(store: Store, version: Version) -> dict[str, Any]:
 
 # %% ../../../nbs/ui/views/03_models.ipynb #version-view
 def version_view(
-    store: Store,      # The store
-    version: Version,  # A version
+    store: Store,
+    version: Version,
 ) -> Result:
     "One version: its origin, its signature, its files."
     files = models.version_files(store, version)
@@ -96,8 +96,8 @@ def move_data(
 
 # %% ../../../nbs/ui/views/03_models.ipynb #model-view
 def model_view(
-    store: Store,  # The store
-    model: Model,  # A model
+    store: Store,
+    model: Model,
 ) -> Result:
     "One model: its versions, the lineage of the version that the bare name refers to, and who moved its aliases."
     versions = models.versions(store, model.name)
@@ -114,7 +114,7 @@ def model_view(
 
 # %% ../../../nbs/ui/views/03_models.ipynb #models-view
 def models_view(
-    store: Store,  # The store
+    store: Store,
 ) -> Result:
     "Every registered model."
     registered = models.list_models(store)

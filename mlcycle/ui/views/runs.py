@@ -28,7 +28,7 @@ _MIME = {"png": "image/png", "jpg": "image/jpeg", "jpeg": "image/jpeg", "gif": "
 
 
 def figures(
-    store: Store,           # The store
+    store: Store,
     files: list[Artifact],  # A run's artifacts
 ) -> list[Part]:            # Pictures, and a line on those that are not shown
     "The figures among some files as pictures."
@@ -45,8 +45,8 @@ def figures(
 
 # %% ../../../nbs/ui/views/02_runs.ipynb #data
 def run_data(
-    store: Store,  # The store
-    run: Run,      # A run
+    store: Store,
+    run: Run,
 ) -> dict[str, Any]:
     "The data of a run as `--json` prints it."
     return {"run": run.id, "name": run.name, "experiment": run.experiment, "kind": run.kind, "status": run.status, "started": run.started,
@@ -56,8 +56,8 @@ def run_data(
 
 # %% ../../../nbs/ui/views/02_runs.ipynb #run
 def run_view(
-    store: Store,  # The store
-    run: Run,      # A run
+    store: Store,
+    run: Run,
 ) -> Result:
     "One run: its params and inputs, its results, its origin."
     data = run_data(store, run)

@@ -112,7 +112,7 @@ def study_data(
 
 # %% ../../../nbs/ui/views/04_studies.ipynb #study-view
 def study_view(
-    store: Store,  # The store
+    store: Store,
     name: str,     # Name of a study
 ) -> Result:
     "One study: its best trials, the importances of its params, its pictures, its sessions. Raises `NotFoundError`."
@@ -149,7 +149,7 @@ def _study_row(summary: Summary) -> list[Any]:
 
 # %% ../../../nbs/ui/views/04_studies.ipynb #studies-view
 def studies_view(
-    store: Store,  # The store
+    store: Store,
 ) -> Result:
     "Every study of a store."
     found = summaries(store)

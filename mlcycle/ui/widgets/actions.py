@@ -28,8 +28,8 @@ _MANIFEST = "/manifest.json"
 
 
 def logged_models(
-    store: Store,  # The store
-    run: Run,      # A run
+    store: Store,
+    run: Run,
 ) -> list[str]:
     "The names of the models that a run logged."
     return [file.name.removesuffix(_MANIFEST) for file in artifacts.listing(store, run) if file.kind == "model" and file.name.endswith(_MANIFEST)]
@@ -45,8 +45,8 @@ def _guess_name(store: Store, run: Run, names: Sequence[str]) -> str:
 
 # %% ../../../nbs/ui/widgets/14_actions.ipynb #registering
 def registering(
-    store: Store,  # The store
-    run: Run,      # A run
+    store: Store,
+    run: Run,
 ) -> list[Action]:
     "Offer to register a run's model, where it logged one."
     logged = logged_models(store, run)
@@ -60,8 +60,8 @@ def registering(
 
 # %% ../../../nbs/ui/widgets/14_actions.ipynb #register-register
 def register(
-    store: Store,               # The store
-    run: Run,                   # A run
+    store: Store,
+    run: Run,
     values: Mapping[str, Any],  # Values of the form
 ) -> Answer:
     "Register a run's model."
@@ -70,7 +70,7 @@ def register(
 
 # %% ../../../nbs/ui/widgets/14_actions.ipynb #promote
 def promoting(
-    store: Store,                    # The store
+    store: Store,
     candidates: Sequence[Version],   # Versions to choose from, the likeliest first
 ) -> list[Action]:
     "Offer to point an alias at a version."
@@ -88,7 +88,7 @@ def promoting(
 
 # %% ../../../nbs/ui/widgets/14_actions.ipynb #promote-promote
 def promote(
-    store: Store,               # The store
+    store: Store,
     candidates: Sequence[Version],  # Versions that were offered
     values: Mapping[str, Any],  # Values of the form
 ) -> Answer:
@@ -104,7 +104,7 @@ def _place(model: str, number: int | None) -> str:
 
 # %% ../../../nbs/ui/widgets/14_actions.ipynb #rollback
 def rolling_back(
-    store: Store,           # The store
+    store: Store,
     model: str,             # Registered name
     names: Sequence[str],   # Its aliases that are offered
 ) -> list[Action]:
@@ -122,7 +122,7 @@ def rolling_back(
 
 # %% ../../../nbs/ui/widgets/14_actions.ipynb #rollback-rollback
 def rollback(
-    store: Store,               # The store
+    store: Store,
     model: str,                 # Registered name
     action: str,                # Id of the action that `rolling_back` offered
     values: Mapping[str, Any],  # Values of the form
@@ -142,7 +142,7 @@ class Predictor:
 
     def __init__(
         self,
-        store: Store,         # The store
+        store: Store,
         ref: Version | Run,   # Whose model
         artifact: str | None = None,  # For a run: name that it logged the model under
     ):

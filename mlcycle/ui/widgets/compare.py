@@ -45,7 +45,7 @@ def _files(store: Store, comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def state_of(
-    store: Store,            # The store
+    store: Store,
     comparison: Comparison,  # Runs side by side
 ) -> dict[str, Any]:         # JSON-able
     "All that the widget shows of a comparison, but for the curves."
@@ -64,7 +64,7 @@ def state_of(
 
 # %% ../../../nbs/ui/widgets/09_compare.ipynb #curves-data
 def curves_data(
-    store: Store,            # The store
+    store: Store,
     comparison: Comparison,  # Runs side by side
     metrics: list[str],      # Which of their curves
     log: bool = False,       # Logarithmic axis

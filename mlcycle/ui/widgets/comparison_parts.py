@@ -117,7 +117,7 @@ def axes(
 
 # %% ../../../nbs/ui/widgets/08_comparison_parts.ipynb #charts
 def charts(
-    store: Store,            # The store
+    store: Store,
     comparison: Comparison,  # Runs side by side
     metrics: Sequence[str] | None = None,  # Which; the first few by default
 ) -> list[Chart]:
@@ -189,12 +189,14 @@ def _code(before: str, after: str, changes: Sequence[Change]) -> list[Any]:
     same = len(changes) - len(changed)
     if not changed:
         return [title, Text("The same." if changes else "Neither run recorded its code.", "dim")]
-    parts = [Lines([] if change.how == "same" else change.lines, where(change)) for change in changed]
-    return [title, *parts, *([Text(f"{same} cell{'s' if same > 1 else ''} the same", "dim")] if same else [])]
+    parts = [title, *(Lines([] if change.how == "same" else change.lines, where(change)) for change in changed)]
+    if same:
+        parts.append(Text(f"{same} cell{'s' if same > 1 else ''} the same", "dim"))
+    return parts
 
 # %% ../../../nbs/ui/widgets/08_comparison_parts.ipynb #compare-view
 def compare_view(
-    store: Store,            # The store
+    store: Store,
     comparison: Comparison,  # Runs side by side
 ) -> Result:
     "The comparison as text, tables and pictures."

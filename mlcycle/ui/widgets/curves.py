@@ -124,7 +124,8 @@ class Reader:
 
 # %% ../../../nbs/ui/widgets/02_curves.ipynb #split
 _PART = "train|training|val|valid|validation|dev|test|eval"
-_BEFORE, _AFTER = re.compile(rf"({_PART})[/_.\- ](.+)", re.I), re.compile(rf"(.+)[/_.\- ]({_PART})", re.I)
+_BEFORE = re.compile(rf"({_PART})[/_.\- ](.+)", re.I)
+_AFTER = re.compile(rf"(.+)[/_.\- ]({_PART})", re.I)
 
 
 def _split(name: str) -> tuple[str, str]:

@@ -161,10 +161,12 @@ class LiveRun(View):
                         status_read = began
                     self.reader.read()
                     now = (self.run, tuple(self.reader.summaries.values()))
-                    changed, before = now != before, now
+                    changed = now != before
+                    before = now
                     if changed:
                         self.widget().data = self.data()
-                self._note, failures = "", 0
+                self._note = ""
+                failures = 0
                 if self.run.status != "running":
                     return self._last()
                 if changed and began - picture_sent > SAVE_PERIOD:

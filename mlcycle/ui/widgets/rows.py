@@ -82,7 +82,7 @@ def _cell(column: str, value: Any) -> list[Any]:
 
 # %% ../../../nbs/ui/widgets/10_rows.ipynb #page
 def read(
-    store: Store,      # The store
+    store: Store,
     request: Request,  # Which page
     total: int | None = None,  # Runs that fit the query, where that is known: counting 100,000 runs can take longer than finding twenty
 ) -> dict[str, Any]:   # JSON-able: columns, rows, total, offset
@@ -101,7 +101,7 @@ def read(
 
 # %% ../../../nbs/ui/widgets/10_rows.ipynb #choices
 def choices(
-    store: Store,  # The store
+    store: Store,
 ) -> dict[str, list[list[str]]]:  # Group to columns, each with its heading
     "All columns that can be chosen."
     groups = {"run": [[key, title] for key, title in RUN_COLUMNS.items()]}

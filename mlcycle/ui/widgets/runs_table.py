@@ -33,7 +33,7 @@ FOLDER = "executed"  # In the project's root
 
 
 def open_executed(
-    store: Store,  # The store
+    store: Store,
     run: Run,      # A notebook run
 ) -> Path:         # The copy
     "Put a run's executed notebook where it can be opened. Raises `NotFoundError` when it has none."

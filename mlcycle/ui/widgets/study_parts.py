@@ -88,7 +88,7 @@ def head_of(
 
 # %% ../../../nbs/ui/widgets/16_study_parts.ipynb #how
 def unregistrable(
-    store: Store,  # The store
+    store: Store,
     study: Study,  # A study
     tuned: Tuned,  # Its trials
 ) -> dict[str, str] | None:  # Why, and the code that helps; None where the best can be registered, or there is none
