@@ -263,17 +263,18 @@ class ActiveRun:
         "Variables with which another process attaches to this run."
         return {**self.store.environment, ENV_RUN: self.id}
 
-    def _shown(self) -> Result:
+    def result(self) -> Result:
+        "The run in a few lines: its status, its params and its metrics so far. Raises `StoreError`."
         run = runs.get(self.store, self.id)
         head = f"{run.name} ({run.id[:8]}) of {run.experiment}: {run.status}" + (f" in {show_seconds(run.seconds)}" if run.ended else "")
         values = {**self.params, **self.metrics}
         return Result({"run": run.id}, [Text(head, STATES.get(run.status, "")), *([Facts(values)] if values else [])])
 
     def __repr__(self) -> str:
-        return repr(self._shown())
+        return repr(self.result())
 
     def _repr_html_(self) -> str:
-        return self._shown()._repr_html_()
+        return self.result()._repr_html_()
 
 # %% ../../nbs/track/02_active.ipynb #files-below
 def _files_below(folder: Path) -> list[tuple[Path, str]]:

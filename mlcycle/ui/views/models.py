@@ -21,23 +21,25 @@ __all__ = ['VERSION_COLUMNS', 'version_data', 'version_row', 'version_view', 'mo
 
 # %% ../../../nbs/ui/views/03_models.ipynb #version
 def version_data(
-    version: Version,  # A version
+    version: Version,
 ) -> dict[str, Any]:
-    "What `--json` says of a version."
+    "The data of a version as `--json` prints it."
     return {"model": version.model, "version": version.number, "ref": version.ref, "run": version.run, "digest": version.digest,
             "flavour": version.flavour, "created": version.created, "actor": version.actor, "aliases": list(version.aliases),
             "metrics": version.metrics, "signature": version.signature}
 
 # %% ../../../nbs/ui/views/03_models.ipynb #version-row
 def version_row(
-    version: Version,  # A version
+    version: Version,
 ) -> list[Any]:
     "One line of a table of versions."
     from mlcycle.registry.flavours.base import is_unsafe
 
-    marked = version.flavour + (" (runs code when loaded)" if is_unsafe(version.flavour) else "")
-    few = show_value(dict([*version.metrics.items()][:4])) + (f", {len(version.metrics) - 4} more" if len(version.metrics) > 4 else "")
-    return [version.ref, version.aliases, marked, version.run[:8], few, version.created, version.actor]
+    flavour = version.flavour + (" (runs code when loaded)" if is_unsafe(version.flavour) else "")
+    metrics = show_value(dict([*version.metrics.items()][:4]))
+    if len(version.metrics) > 4:
+        metrics += f", {len(version.metrics) - 4} more"
+    return [version.ref, version.aliases, flavour, version.run[:8], metrics, version.created, version.actor]
 
 # %% ../../../nbs/ui/views/03_models.ipynb #signature
 VERSION_COLUMNS = ["version", "aliases", "flavour", "run", "metrics", "registered", "by"]
@@ -46,13 +48,15 @@ VERSION_COLUMNS = ["version", "aliases", "flavour", "run", "metrics", "registere
 def _signature(signature: Any) -> Table:
     from mlcycle.registry.signatures import Tensor
 
-    array = isinstance(signature.inputs, Tensor)
-    taken = [["takes", "(array)", signature.inputs.summary]] if array else [["takes", str(c.name), c.summary] for c in signature.inputs]
-    return Table(["", "column", "type"], taken + [["gives", str(c.name), c.summary] for c in signature.outputs], "Signature")
+    if isinstance(signature.inputs, Tensor):
+        inputs = [["takes", "(array)", signature.inputs.summary]]
+    else:
+        inputs = [["takes", str(c.name), c.summary] for c in signature.inputs]
+    return Table(["", "column", "type"], inputs + [["gives", str(c.name), c.summary] for c in signature.outputs], "Signature")
 
 
 def _search(store: Store, version: Version) -> dict[str, Any]:
-    "`study`, `trial` and `space` of a version that a search found; empty for any other."
+    "`study`, `trial` and `space` of a version from a search; empty for any other."
     try:
         return study_of(store, runs.get(store, version.run))
     except NotFoundError:  # the run was deleted
@@ -60,55 +64,61 @@ def _search(store: Store, version: Version) -> dict[str, Any]:
 
 # %% ../../../nbs/ui/views/03_models.ipynb #version-view
 def version_view(
-    store: Store,      # The store
-    version: Version,  # A version
+    store: Store,
+    version: Version,
 ) -> Result:
     "One version: its origin, its signature, its files."
     files = models.version_files(store, version)
-    again = [{"verdict": e.data["verdict"], "run": e.data["run"], "first": e.data["first"], "tolerance": e.data["tolerance"],
-              "environment": e.data["environment"], "time": e.time, "actor": e.actor} for e in reproductions(store, version)]
+    repeats = [{"verdict": e.data["verdict"], "run": e.data["run"], "first": e.data["first"], "tolerance": e.data["tolerance"],
+                "environment": e.data["environment"], "time": e.time, "actor": e.actor} for e in reproductions(store, version)]
     search = _search(store, version)
-    data = version_data(version) | search | {"files": [{"name": f.name, "digest": f.digest, "bytes": f.size} for f in files], "reproductions": again}
+    data = version_data(version) | search | {"files": [{"name": f.name, "digest": f.digest, "bytes": f.size} for f in files],
+                                             "reproductions": repeats}
     head = Facts({"version": version.ref, "aliases": version.aliases or None, "flavour": version_row(version)[2], "run": version.run[:8],
                   **({"study": f"{search['study']}, trial {search['trial']}", "space": space_words(search["space"]) or None} if search else {}),
                   "registered": version.created, "by": version.actor, "digest": version.digest[:16], "reproduced": last_reproduction(store, version)})
     parts: list[Part] = [head, *lineage_parts(of_version(store, version))]
-    held: list[Part] = [Facts(version.metrics, "Metrics")] if version.metrics else []
+    tables: list[Part] = [Facts(version.metrics, "Metrics")] if version.metrics else []
     if version.signature:
         from mlcycle.registry.signatures import from_dict
 
-        held.append(_signature(from_dict(version.signature)))
-    parts.append(Columns([*held, Table(["file", "size"], [[f.name, show_bytes(f.size)] for f in files], "Files")]))
+        tables.append(_signature(from_dict(version.signature)))
+    tables.append(Table(["file", "size"], [[f.name, show_bytes(f.size)] for f in files], "Files"))
+    parts.append(Columns(tables))
     return Result(data, parts)
 
 # %% ../../../nbs/ui/views/03_models.ipynb #model
 def move_data(
-    move: AliasMove,  # One move
+    move: AliasMove,  # One entry of an alias's history
 ) -> dict[str, Any]:
-    "What `--json` says of a move."
+    "The data of a move of an alias as `--json` prints it."
     return {"model": move.model, "alias": move.alias, "from": move.before, "to": move.after, "time": move.time, "actor": move.actor, "why": move.why}
 
 # %% ../../../nbs/ui/views/03_models.ipynb #model-view
 def model_view(
-    store: Store,  # The store
-    model: Model,  # A model
+    store: Store,
+    model: Model,
 ) -> Result:
-    "One model: its versions, where the one that its name stands for came from, and who moved its aliases."
-    held, moves = models.versions(store, model.name), models.alias_history(store, model.name)
-    data = {"name": model.name, "aliases": model.aliases, "versions": [version_data(v) for v in held], "history": [move_data(m) for m in moves]}
-    rows = [[m.time, m.alias, m.before, m.after, m.actor, m.why] for m in reversed(moves)]
-    meant = next((v for v in held if "champion" in v.aliases), held[-1] if held else None)  # as a bare name is resolved
-    return Result(data, [Table(VERSION_COLUMNS, [version_row(v) for v in reversed(held)], model.name),
-                         *(lineage_parts(of_version(store, meant), f"Lineage of {meant.ref}") if meant else []),
-                         *([Table(["when", "alias", "from", "to", "by", "why"], rows, "Alias history")] if rows else [])])
+    "One model: its versions, the lineage of the version that the bare name refers to, and who moved its aliases."
+    versions = models.versions(store, model.name)
+    moves = models.alias_history(store, model.name)
+    data = {"name": model.name, "aliases": model.aliases, "versions": [version_data(v) for v in versions], "history": [move_data(m) for m in moves]}
+    parts: list[Part] = [Table(VERSION_COLUMNS, [version_row(v) for v in reversed(versions)], model.name)]
+    if versions:
+        named = next((v for v in versions if "champion" in v.aliases), versions[-1])  # as a bare name is resolved
+        parts += lineage_parts(of_version(store, named), f"Lineage of {named.ref}")
+    if moves:
+        rows = [[m.time, m.alias, m.before, m.after, m.actor, m.why] for m in reversed(moves)]
+        parts.append(Table(["when", "alias", "from", "to", "by", "why"], rows, "Alias history"))
+    return Result(data, parts)
 
 # %% ../../../nbs/ui/views/03_models.ipynb #models-view
 def models_view(
-    store: Store,  # The store
+    store: Store,
 ) -> Result:
     "Every registered model."
-    found = models.list_models(store)
-    data = [{"name": m.name, "versions": list(m.versions), "aliases": m.aliases, "created": m.created} for m in found]
-    rows = [[m.name, len(m.versions), m.aliases, m.created] for m in found]
+    registered = models.list_models(store)
+    data = [{"name": m.name, "versions": list(m.versions), "aliases": m.aliases, "created": m.created} for m in registered]
+    rows = [[m.name, len(m.versions), m.aliases, m.created] for m in registered]
     return Result(data, [Table(["model", "versions", "aliases", "since"], rows,
                                empty="No models are registered. `mlcycle register RUN NAME` makes the first version.")])

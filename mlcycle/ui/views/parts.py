@@ -24,13 +24,13 @@ __all__ = ['Columns', 'Picture', 'lineage_parts']
 # %% ../../../nbs/ui/views/01_parts.ipynb #columns
 @dataclass(frozen=True, slots=True)
 class Columns:
-    "Parts next to each other, below each other in a terminal."
+    "Parts next to each other in HTML, below each other in a terminal."
     parts: Sequence[Part]  # What to show
 
     def html(self) -> str:
         "As HTML."
-        each = "".join(f"<div style='min-width:0;max-width:100%'>{part.html()}</div>" for part in self.parts)
-        return f"<div style='display:flex;flex-wrap:wrap;gap:0 48px;align-items:flex-start'>{each}</div>"
+        columns = "".join(f"<div style='min-width:0;max-width:100%'>{part.html()}</div>" for part in self.parts)
+        return f"<div style='display:flex;flex-wrap:wrap;gap:0 48px;align-items:flex-start'>{columns}</div>"
 
     def rich(self) -> RenderableType:
         "For a terminal."
@@ -39,7 +39,7 @@ class Columns:
         return Group(*(part.rich() for part in self.parts))
 
 # %% ../../../nbs/ui/views/01_parts.ipynb #picture
-_TURN = "<style>:is([data-jp-theme-light='false'],.vscode-dark,.quarto-dark) img.mlc-drawn{filter:invert(.933) hue-rotate(180deg)}</style>"
+_INVERT = "<style>:is([data-jp-theme-light='false'],.vscode-dark,.quarto-dark) img.mlc-drawn{filter:invert(.933) hue-rotate(180deg)}</style>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +48,13 @@ class Picture:
     data: bytes                     # SVG or PNG
     alt: str                        # What it shows, in words
     mime: str = "image/svg+xml"     # `image/svg+xml` or `image/png`
-    drawn: bool = False             # Dark on white, to be turned around on a dark page
+    drawn: bool = False             # Drawn by mlcycle dark on white: to be inverted on a dark page
 
     def html(self) -> str:
         "As HTML."
-        data, (before, look) = base64.b64encode(self.data).decode(), (_TURN, "mlc-drawn") if self.drawn else ("", "")
-        return (f"{before}<img class='{look}' alt='{html.escape(self.alt)}' src='data:{self.mime};base64,{data}' "
+        data = base64.b64encode(self.data).decode()
+        style, name = (_INVERT, "mlc-drawn") if self.drawn else ("", "")
+        return (f"{style}<img class='{name}' alt='{html.escape(self.alt)}' src='data:{self.mime};base64,{data}' "
                 "style='max-width:100%;height:auto;display:block;margin:4px 0'>")
 
     def rich(self) -> RenderableType:
@@ -67,5 +68,5 @@ def lineage_parts(
     lineage: Lineage,         # Where a run or a version came from
     title: str = "Lineage",   # Heading of the picture
 ) -> list[Part]:
-    "The picture of a lineage, where there is more to see than the thing itself."
+    "The picture of a lineage; nothing where it has no edges."
     return [LineagePart(lineage, title)] if lineage.edges else []

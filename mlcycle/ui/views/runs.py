@@ -22,31 +22,33 @@ from .parts import Columns, Picture, lineage_parts
 __all__ = ['FIGURES', 'FIGURE_BYTES', 'figures', 'run_data', 'run_view', 'runs_view']
 
 # %% ../../../nbs/ui/views/02_runs.ipynb #figures
-FIGURES, FIGURE_BYTES = 4, 400_000  # Figures that a view shows, and the size of the largest
+FIGURES = 4             # Figures that a view shows at most
+FIGURE_BYTES = 400_000  # Size of the largest figure that is shown
 _MIME = {"png": "image/png", "jpg": "image/jpeg", "jpeg": "image/jpeg", "gif": "image/gif", "webp": "image/webp", "svg": "image/svg+xml"}
 
 
 def figures(
-    store: Store,           # The store
+    store: Store,
     files: list[Artifact],  # A run's artifacts
 ) -> list[Part]:            # Pictures, and a line on those that are not shown
     "The figures among some files as pictures."
-    found = [(file, _MIME[ending]) for file in files if file.kind == "figure" and (ending := file.name.rpartition(".")[2].lower()) in _MIME]
+    pictured = [(file, _MIME[ending]) for file in files if file.kind == "figure" and (ending := file.name.rpartition(".")[2].lower()) in _MIME]
     parts: list[Part] = []
-    for file, mime in [pair for pair in found if pair[0].size <= FIGURE_BYTES][:FIGURES]:
+    for file, mime in [pair for pair in pictured if pair[0].size <= FIGURE_BYTES][:FIGURES]:
         try:
-            parts.append(Picture(store.blobs.read(file.digest), file.name, mime, 300))
+            parts.append(Picture(store.blobs.read(file.digest), file.name, mime))
         except MlcycleError as e:  # a lost file is no reason to show nothing
             parts.append(Text(f"{file.name} cannot be shown: {e}", "warn"))
-    left = len(found) - len(parts)
-    return parts + ([Text(f"{left} more figure{'s' if left > 1 else ''} among the artifacts", "dim")] if left else [])
+    if rest := len(pictured) - len(parts):
+        parts.append(Text(f"{rest} more figure{'s' if rest > 1 else ''} among the artifacts", "dim"))
+    return parts
 
 # %% ../../../nbs/ui/views/02_runs.ipynb #data
 def run_data(
-    store: Store,  # The store
-    run: Run,      # A run
+    store: Store,
+    run: Run,
 ) -> dict[str, Any]:
-    "What `--json` says of a run."
+    "The data of a run as `--json` prints it."
     return {"run": run.id, "name": run.name, "experiment": run.experiment, "kind": run.kind, "status": run.status, "started": run.started,
             "ended": run.ended, "seconds": run.seconds, "parent": run.parent, "actor": run.actor, "reason": run.reason,
             "error": {"type": run.error.type, "message": run.error.message, "cell": run.error.cell} if run.error else None,
@@ -54,24 +56,26 @@ def run_data(
 
 # %% ../../../nbs/ui/views/02_runs.ipynb #run
 def run_view(
-    store: Store,  # The store
-    run: Run,      # A run
+    store: Store,
+    run: Run,
 ) -> Result:
-    "One run: what it was given, what came out, where it came from."
-    data, found = run_data(store, run), facts.captures(store, run)
-    files, datasets = artifacts.listing(store, run), inputs.listing(store, run)
-    data |= {"artifacts": [{"name": a.name, "digest": a.digest, "bytes": a.size, "kind": a.kind} for a in files], "captured": found,
+    "One run: its params and inputs, its results, its origin."
+    data = run_data(store, run)
+    captures = facts.captures(store, run)
+    files = artifacts.listing(store, run)
+    datasets = inputs.listing(store, run)
+    data |= {"artifacts": [{"name": a.name, "digest": a.digest, "bytes": a.size, "kind": a.kind} for a in files], "captured": captures,
              "inputs": [{"name": d.name, "role": d.role, "digest": d.digest, "rows": d.rows, "source": d.source} for d in datasets],
              "warnings": facts.warnings(store, run), "children": [child.id for child in runs.children(store, run)]}
     parts: list[Part] = [Facts({
         "run": f"{run.name} ({run.id[:8]})", "experiment": run.experiment, "status": run.status, "reason": run.reason, "started": run.started,
-        "took": show_seconds(run.seconds), "by": run.actor, "part of": run.parent and run.parent[:8], **_origin(run, data["tags"], found),
-        "reproduced": last_reproduction(store, run), "kept": kept_line(found.get(KEPT, {}), run.id, time.time())})]
+        "took": show_seconds(run.seconds), "by": run.actor, "part of": run.parent and run.parent[:8], **_origin(run, data["tags"], captures),
+        "reproduced": last_reproduction(store, run), "kept": kept_line(captures.get(KEPT, {}), run.id, time.time())})]
     parts += lineage_parts(of_run(store, run))
-    if held := [Facts(data[what], what.capitalize()) for what in ("params", "metrics", "tags") if data[what]]:
-        parts.append(Columns(held))
-    if shown := figures(store, files):
-        parts += [Text("Figures", "head"), Columns(shown)]
+    if logged := [Facts(data[kind], kind.capitalize()) for kind in ("params", "metrics", "tags") if data[kind]]:
+        parts.append(Columns(logged))
+    if pictures := figures(store, files):
+        parts += [Text("Figures", "head"), Columns(pictures)]
     tables = [Table(["data", "for", "rows", "digest"], [[d.name, d.role, d.rows, d.digest[:12]] for d in datasets], "Inputs"),
               Table(["artifact", "kind", "size"], [[a.name, a.kind, show_bytes(a.size)] for a in files], "Artifacts")]
     if any(table.rows for table in tables):
@@ -84,11 +88,20 @@ def run_view(
     return Result(data, parts)
 
 # %% ../../../nbs/ui/views/02_runs.ipynb #origin
-def _origin(run: Run, tags: dict[str, str], found: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    git, code, environment = found.get("git", {}), found.get("code", {}), found.get("environment", {})
-    commit, snapshot = git.get("commit"), git.get("snapshot")
+def _commit(git: dict[str, Any]) -> str | None:
+    "The commit of a run in one line, with its branch and whether files had changed."
+    if not git.get("commit"):
+        return None
+    branch = f" on {git['branch']}" if git.get("branch") else ""
+    changes = " with changes" if git.get("dirty") else ""
+    return f"{git['commit'][:10]}{branch}{changes}"
+
+
+def _origin(run: Run, tags: dict[str, str], captures: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    git, code, environment = (captures.get(name, {}) for name in ("git", "code", "environment"))
+    snapshot = git.get("snapshot")
     return {
-        "git": f"{commit[:10]}{' on ' + git['branch'] if git.get('branch') else ''}{' with changes' if git.get('dirty') else ''}" if commit else None,
+        "git": _commit(git),
         "get it back": f"git worktree add DIR {snapshot[:12]}" if snapshot else None,
         "source": tags.get("notebook") if run.kind == "notebook" else code.get("script"),
         "environment": f"Python {environment['python']}, {environment.get('distributions')} distributions" if environment.get("python") else None,
@@ -96,21 +109,27 @@ def _origin(run: Run, tags: dict[str, str], found: dict[str, dict[str, Any]]) ->
 
 # %% ../../../nbs/ui/views/02_runs.ipynb #runs
 def runs_view(
-    frame: Any,  # What `track.queries.runs` returns
+    frame: Any,  # A DataFrame that `track.queries.runs` returned
 ) -> Result:
-    "A table of runs, with what tells them apart."
+    "A table of runs, without the params that all of them share."
     columns = list(frame.columns)
     records = [dict(zip(columns, row, strict=True)) for row in frame.astype(object).where(frame.notna(), None).itertuples(index=False, name=None)]
     data = [{**{c: r[c] for c in ("id", "name", "experiment", "status", "kind", "parent")}, "started": r["started"], "seconds": r["seconds"],
              **{folder: {c.removeprefix(f"{folder}."): r[c] for c in columns if c.startswith(f"{folder}.") and r[c] is not None}
                 for folder in ("params", "metrics", "tags")}} for r in records]
-    names = [c for c in columns if c not in ("kind", "parent") and not c.startswith("tags.") and not _same(c, records)]
+    names = [c for c in columns if c not in ("kind", "parent") and not c.startswith("tags.") and not _is_constant(c, records)]
     heads = ["run" if c == "id" else c.removeprefix("params.").removeprefix("metrics.") for c in names]
-    rows = [[r["id"][:8] if c == "id" else show_seconds(r[c]) if c == "seconds" else r[c] for c in names] for r in records]
+    rows = [[_cell(c, r[c]) for c in names] for r in records]
     return Result(data, [Table(heads, rows, empty="No runs fit. `mlcycle run NOTEBOOK` makes one.")])
 
 # %% ../../../nbs/ui/views/02_runs.ipynb #same
-def _same(column: str, records: list[dict[str, Any]]) -> bool:
-    "Does a column tell nothing apart? A metric always does."
-    telling = column == "experiment" or column.startswith("params.")
-    return telling and len(records) > 1 and len({repr(r[column]) for r in records}) == 1
+def _cell(column: str, value: Any) -> Any:
+    if column == "id":
+        return value[:8]
+    return show_seconds(value) if column == "seconds" else value
+
+
+def _is_constant(column: str, records: list[dict[str, Any]]) -> bool:
+    "Is this a param, or the experiment, with one value in all of several runs? Metrics are always shown."
+    may_be_left_out = column == "experiment" or column.startswith("params.")
+    return may_be_left_out and len(records) > 1 and len({repr(r[column]) for r in records}) == 1

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from mlcycle.store.connect import Store
 
 # %% auto #0
-__all__ = ['OWN', 'FEW', 'field', 'heading', 'Request', 'chosen', 'read', 'choices']
+__all__ = ['RUN_COLUMNS', 'MAX_SHOWN', 'field', 'heading', 'Request', 'chosen', 'read', 'choices']
 
 # %% ../../../nbs/ui/widgets/10_rows.ipynb #field
-OWN = {"id": "run", "name": "name", "experiment": "experiment", "kind": "kind", "status": "status", "started": "started", "seconds": "took"}
-FEW = 5  # Params, and metrics, that are shown when nobody chose
+RUN_COLUMNS = {"id": "run", "name": "name", "experiment": "experiment", "kind": "kind", "status": "status", "started": "started", "seconds": "took"}
+MAX_SHOWN = 5  # Params, and metrics, that a page shows when no columns were chosen
 
 
 def field(
@@ -36,53 +36,57 @@ def field(
 
 # %% ../../../nbs/ui/widgets/10_rows.ipynb #heading
 def heading(
-    column: str,  # A column
+    column: str,  # A column of `mlc.runs`
 ) -> str:
-    "What stands over it."
-    return OWN.get(column) or column.partition(".")[2]
+    "The heading of a column."
+    return RUN_COLUMNS.get(column) or column.partition(".")[2]
 
 # %% ../../../nbs/ui/widgets/10_rows.ipynb #choice
 @dataclass(frozen=True, slots=True)
 class Request:
-    "What to show."
+    "Which page of which runs to show."
     query: str = ""                # Condition, in the grammar of `store.query`
     experiment: str | None = None  # Only this experiment
     order_by: str = "-started"     # A field, `-` before it for descending
     offset: int = 0                # Runs before the page
     size: int = 20                 # Runs on it
-    columns: Sequence[str] = ()    # Which; those that tell the runs apart by default
+    columns: Sequence[str] = ()    # Which; those that distinguish the runs by default
 
 # %% ../../../nbs/ui/widgets/10_rows.ipynb #chosen
 def chosen(
     columns: Sequence[str],          # Those that the runs of the page have
     records: list[dict[str, Any]],   # The runs of the page
 ) -> list[str]:
-    "The columns of a page when nobody chose."
-    def told(column: str) -> bool:
+    "The columns of a page when none were chosen."
+    def varies(column: str) -> bool:
         return len(records) < 2 or len({repr(r.get(column)) for r in records}) > 1
 
-    params = [c for c in columns if c.startswith("params.") and told(c)]
+    params = [c for c in columns if c.startswith("params.") and varies(c)]
     metrics = [c for c in columns if c.startswith("metrics.")]
-    experiment = ["experiment"] if told("experiment") else []
-    return ["name", "id", *experiment, "status", "started", "seconds", *params[:FEW], *metrics[:FEW]]
+    experiment = ["experiment"] if varies("experiment") else []
+    return ["name", "id", *experiment, "status", "started", "seconds", *params[:MAX_SHOWN], *metrics[:MAX_SHOWN]]
 
 # %% ../../../nbs/ui/widgets/10_rows.ipynb #cell
 def _cell(column: str, value: Any) -> list[Any]:
-    "Text, and how it looks."
+    "The text of a cell, and its CSS class."
     if column == "id":
         return [value[:8], "id"]
     if column == "seconds":
         return [show_seconds(value), "num"]
+    if column == "name":
+        return [show_value(value), "name"]
+    if column == "status":
+        return [show_value(value), STATES.get(value, "")]
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return [show_value(value), "name" if column == "name" else STATES.get(value, "") if column == "status" else "num" if number else ""]
+    return [show_value(value), "num" if number else ""]
 
 # %% ../../../nbs/ui/widgets/10_rows.ipynb #page
 def read(
-    store: Store,      # The store
-    request: Request,  # What to show
-    total: int | None = None,  # How many fit, where that is known: counting 100,000 runs can take longer than finding twenty
+    store: Store,
+    request: Request,  # Which page
+    total: int | None = None,  # Runs that fit the query, where that is known: counting 100,000 runs can take longer than finding twenty
 ) -> dict[str, Any]:   # JSON-able: columns, rows, total, offset
-    "One page. Raises `QueryError`."
+    "One page of the table. Raises `QueryError`."
     total = count(store, request.query, request.experiment) if total is None else total
     last = max(0, (total - 1) // request.size * request.size)
     offset = max(0, min(request.offset, last))
@@ -97,9 +101,11 @@ def read(
 
 # %% ../../../nbs/ui/widgets/10_rows.ipynb #choices
 def choices(
-    store: Store,  # The store
-) -> dict[str, list[list[str]]]:  # Group to columns, each with what stands over it
-    "Every column that there is to choose."
-    found = names(store)
-    return {"run": [[key, title] for key, title in OWN.items()],
-            **{folder: [[f"{folder}.{name}", name] for name in held] for folder, held in found.items() if held}}
+    store: Store,
+) -> dict[str, list[list[str]]]:  # Group to columns, each with its heading
+    "All columns that can be chosen."
+    groups = {"run": [[key, title] for key, title in RUN_COLUMNS.items()]}
+    for folder, recorded in names(store).items():  # params, metrics, tags
+        if recorded:
+            groups[folder] = [[f"{folder}.{name}", name] for name in recorded]
+    return groups

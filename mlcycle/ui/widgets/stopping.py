@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 # %% auto #0
 __all__ = ['is_interruptible', 'interrupt', 'stop']
 
-# %% ../../../nbs/ui/widgets/03_stopping.ipynb #here
+# %% ../../../nbs/ui/widgets/03_stopping.ipynb #interruptible
 def is_interruptible() -> bool:
-    "Does the main thread of this process run something that an interrupt would end?"
+    "Does the main thread of this process run code that an interrupt would end?"
     return signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, signal.SIG_DFL, None)
 
 # %% ../../../nbs/ui/widgets/03_stopping.ipynb #interrupt
@@ -39,8 +39,8 @@ def interrupt() -> None:
 # %% ../../../nbs/ui/widgets/03_stopping.ipynb #stop
 def stop(
     store: Store,  # Where the run is
-    run: Run,      # A run
-) -> str:          # What is being done, for a person
+    run: Run,      # The run to end
+) -> str:          # One sentence for the page: what is done now
     "Ask a run to end; it ends `cancelled`, with what it had. Raises `UsageError` when that cannot be done from here."
     run = runs.get(store, run.id)
     if run.status != "running":
@@ -62,7 +62,7 @@ def stop(
 
 # %% ../../../nbs/ui/widgets/03_stopping.ipynb #stop-interrupt
 def _interrupt(store: Store, run: Run) -> None:
-    "End the cell that is at work. A run that is open with no cell at work, or that outlives its cell, is ended here."
+    "Interrupt the running cell. A run that is open while no cell runs, or after its cell has ended, is written down as cancelled."
     if is_interruptible():
         interrupt()
     end = time.monotonic() + PATIENCE
@@ -72,6 +72,6 @@ def _interrupt(store: Store, run: Run) -> None:
         if not is_interruptible():
             break
         time.sleep(0.05)
-    time.sleep(0.5)  # a cell that has just ended may be about to say so itself
+    time.sleep(0.5)  # a cell that has just ended may be about to write the end of the run itself
     if not is_interruptible():
         runs.finish(store, run, "cancelled", None, "stopped")
