@@ -23,7 +23,6 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from nbclient.util import ensure_async
 
 from ...config import ENV_TRIAL
-from ...errors import NotebookRunError
 from ..document import endings
 from ..document.endings import Ending
 from ..document.kernels import spec_manager
@@ -275,10 +274,7 @@ class TrackedClient(RedactingClient):
         return endings.raised(self.nb, index, error.ename, error.evalue, list(shown.traceback) if shown else [])
 
     def _exited(self, index: int, code: str) -> Ending:
-        ending = endings.exited(self.nb, index, code)
-        if ending.reason == "stopped before its last cell":  # Papermill takes exit code 0 for success
-            return replace(ending, exception=NotebookRunError(f"The notebook {ending.reason}. {ending.error.message}"))
-        return ending
+        return endings.exited(self.nb, index, code)
 
     def _with_last_words(self, ending: Ending) -> Ending:
         "A kernel that crashes says why on its standard error: a C stack, a missing module."

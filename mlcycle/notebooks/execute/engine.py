@@ -18,9 +18,9 @@ from papermill.engines import Engine
 from papermill.log import logger
 
 from ...config import ENV_TRIAL
-from ...errors import NoActiveRunError, NotebookRunError
+from ...errors import NoActiveRunError
 from ..checkpoints.keeper import CheckpointKeeper
-from ..document.endings import Ending
+from ..document.endings import Cause, Ending
 from ..document.kernels import language_of, pick_kernel
 from ..document.skipping import check_conditions
 from .client import Limits, TrackedClient
@@ -31,7 +31,7 @@ from ..follow.feed import Feed
 from ..follow.progress import NoBar, bar_for, plan
 from ..follow.watch import RunWatcher
 from ..record.executed import CELLS, EXECUTED, SOURCE, TAG, cell_times, keep, last_times, notebook_tag, parameters_in, tag_of
-from ..record.result import NotebookInterrupted, NotebookTerminated
+from ..record.result import stop_error
 from ..warm.imports import warmable
 from ..warm.threads import limit_threads
 from ...redact import Redactor
@@ -55,7 +55,6 @@ class Session:
     folder: Path | None = None         # Where the kernel works; None for this process's folder
     progress: bool | None = None       # Whether to show progress; None where somebody can see it
     follow: TextIO | None = None       # Where to show what the notebook prints, as it comes; None for nowhere
-    asked_by: str | None = None        # Who asked the run to stop, from elsewhere
     fresh: bool = False                # Whether the kernel is a process of its own, never a fork of a warm one
     shared: Any = None                 # `SharedCells`, executed already, that the run goes on from
     keeper: CheckpointKeeper | None = None       # Keeps checkpoints as it goes; None for none
@@ -130,10 +129,10 @@ def execute(
         bar.open()
         session.ending = watcher.judge(drive(client, tick))
     except BaseException as e:  # not the notebook's doing: a bug, or an exception thrown into this thread
-        session.ending = client.ending or Ending("failed", f"{type(e).__name__}: {e}", exception=e)
+        session.ending = client.ending or Ending("failed", f"{type(e).__name__}: {e}", exception=e, cause=Cause("internal"))
         raise
     finally:
-        session.seconds, session.nb, session.asked_by = time.monotonic() - began - client.waited, nb, watcher.asked_by
+        session.seconds, session.nb = time.monotonic() - began - client.waited, nb
         nb.metadata["mlcycle"] = client.told() | ({} if session.threads is None else {"threads": session.threads})
         _conclude(manager, session, watcher)
     return manager.nb
@@ -261,10 +260,7 @@ class TrackedEngine(Engine):
     @staticmethod
     def _raise(session: Session) -> None:
         ending = session.ending
-        if ending.status == "cancelled" and session.asked_by is not None:
-            raise NotebookRunError(f"{session.title} was {ending.reason}; run {session.active.id[:8]} keeps what there was.")
         if ending.status == "cancelled":
-            kind = NotebookTerminated if ending.reason and "SIGTERM" in ending.reason else NotebookInterrupted
-            raise kind(f"{session.title} was {ending.reason}; run {session.active.id[:8]} keeps what there was.")
+            raise stop_error(ending.cause, f"{session.title} was {ending.reason}; run {session.active.id[:8]} keeps what there was.")
         if ending.exception is not None:
             raise ending.exception

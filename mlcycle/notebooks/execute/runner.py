@@ -221,7 +221,7 @@ def _stream(follow: bool | TextIO) -> TextIO | None:
 def _finish(session: Session, source: Source, output: str | None, register: str | None) -> NotebookRun:
     from mlcycle.notebooks.checkpoints.keeper import KEPT, kept_line
     from mlcycle.notebooks.document.endings import cell_number
-    from mlcycle.notebooks.record.result import NotebookInterrupted, NotebookRun, NotebookTerminated
+    from mlcycle.notebooks.record.result import NotebookRun, stop_error
     from mlcycle.store import facts
 
     active, ending = session.active, session.ending
@@ -235,12 +235,10 @@ def _finish(session: Session, source: Source, output: str | None, register: str 
     if session.keeper is not None and (line := kept_line(facts.captures(active.store, run).get(KEPT, {}), run.id, time.time())):
         notes += (f"Kept {line}",)
     result = NotebookRun(run.id, run.name, run.experiment, source.path.name, run.status, session.seconds, run.reason, cell, nb_cell, run.error,
-                         active.metrics, active.params, None, written, tuple(session.problems), notes)
+                         active.metrics, active.params, None, written, tuple(session.problems), notes, cause=ending.cause)
     kept = f"Run {run.id[:8]} keeps the notebook as far as it came."
-    if run.status == "cancelled" and session.asked_by is not None:  # this run only: what runs it goes on
-        raise NotebookRunError(f"{source.path.name} was {run.reason}. {kept}", result)
     if run.status == "cancelled":
-        raise (NotebookTerminated if "SIGTERM" in (run.reason or "") else NotebookInterrupted)(f"{source.path.name} was {run.reason}. {kept}", result)
+        raise stop_error(ending.cause, f"{source.path.name} was {run.reason}. {kept}", result)
     if run.status == "pruned":  # its study asked for that: nothing went wrong
         return result
     if run.status != "finished":

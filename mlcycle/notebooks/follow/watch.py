@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any, TextIO
 
 from ...errors import StoreError
-from ..document.endings import Ending
+from ..document.endings import Ending, stop_cause, stop_reason
 from .feed import Feed, Printer
 from .progress import NoBar, RunState, TerminalBar
 from ...store import live, requests
@@ -165,9 +165,10 @@ class RunWatcher:
         ending: Ending,  # How the run ended
     ) -> Ending:         # The same, with who stopped it
         "Say who it was that stopped a run."
-        if self.asked_by is not None and ending.status == "cancelled" and ending.reason == "cancelled":
-            return replace(ending, reason=f"stopped by {self.asked_by}")
-        return ending
+        if self.asked_by is None or ending.cause is None or ending.cause.kind != "asked":
+            return ending
+        cause = stop_cause(None, self.asked_by)
+        return replace(ending, reason=stop_reason(cause), cause=cause)
 
     def rest(self) -> None:
         "Take what was printed at the very end."

@@ -136,7 +136,7 @@ def share_cells(
     from mlcycle.notebooks.execute.saving import RunManager
     from mlcycle.notebooks.params.inject import inject
     from mlcycle.notebooks.params.secrets import declare, environment, redactor_for
-    from mlcycle.notebooks.record.result import NotebookInterrupted, NotebookTerminated
+    from mlcycle.notebooks.record.result import stop_error
 
     source = path if isinstance(path, Source) else read_notebook(path)
     cells = above_parameters(source.nb)
@@ -160,7 +160,7 @@ def share_cells(
         raise
     if ending.status == "cancelled":
         active.finish("cancelled", None, ending.reason)
-        raise (NotebookTerminated if "SIGTERM" in (ending.reason or "") else NotebookInterrupted)(f"{source.path.name} was {ending.reason}.")
+        raise stop_error(ending.cause, f"{source.path.name} was {ending.reason}.")
     reason = ending.reason if ending.status != "finished" else client.refused
     active.finish(ending.status, ending.error, ending.reason)
     if client.kept is None:
