@@ -9,9 +9,9 @@ import contextlib
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, TextIO
+from typing import TextIO
 
 from ...errors import StoreError
 from ..document.endings import Ending, stop_cause, stop_reason
@@ -125,11 +125,12 @@ class RunWatcher:
         feed: Feed,                  # What it prints
         bar: NoBar,                  # Its progress
         out: TextIO | None = None,   # Where to show what it prints; None for nowhere
+        stop: Callable[[], None] | None = None,  # Called when somebody has asked the run to stop
     ):
         self.active, self.feed, self.writer = active, feed, OutputWriter(active)
         self.printer = Printer(out) if out is not None else None
         self.bar = FollowBar(bar.state, self.printer) if self.printer and isinstance(bar, TerminalBar) else bar
-        self.client: Any = None            # Set before the run starts: asked to stop
+        self.stop = stop
         self.asked_by: str | None = None   # Who asked the run to stop
         self._poll = time.monotonic() + 1.0
 
@@ -157,8 +158,8 @@ class RunWatcher:
             self.asked_by = requests.asked_by(self.active.store, self.active.run.pk)
         except StoreError:
             return
-        if self.asked_by is not None and self.client is not None:
-            self.client.stop()
+        if self.asked_by is not None and self.stop is not None:
+            self.stop()
 
     def judge(
         self,
