@@ -126,6 +126,7 @@ class ReproductionError(MlcycleError):
 # %% ../nbs/02_errors.ipynb #pruned
 class TrialPruned(BaseException):
     "A trial that its study has ended early; raised by `mlc.report`."
+    _TEXT = "Pruned at step {step}: {value} is not good enough to go on."
 
     def __init__(
         self,
@@ -136,7 +137,19 @@ class TrialPruned(BaseException):
         self.step, self.value = step, value
 
     def __str__(self) -> str:
-        return f"Pruned at step {self.step}: {self.value:g} is not good enough to go on."
+        return self._TEXT.format(step=self.step, value=format(self.value, "g"))
+
+    @classmethod
+    def step_in(
+        cls,
+        text: str,  # The text of an exception that was raised in another process
+    ) -> int | None:  # None where it is not the text of this class
+        "The step that such an exception names: of one that is raised in a kernel, only the name of its class and its text arrive."
+        import re
+
+        pattern = re.escape(cls._TEXT).replace(re.escape("{step}"), r"(-?\d+)").replace(re.escape("{value}"), ".*")
+        found = re.fullmatch(pattern, text)
+        return int(found[1]) if found else None
 
     def _render_traceback_(self) -> list[str]:
         return [str(self)]

@@ -102,7 +102,7 @@ class NotebookTarget:
         seconds, done = time.monotonic() - self._began.pop(outcome.row), outcome.result
         if done is None:
             return Ended(outcome.row, "failed", (), None, outcome.reason, seconds)
-        common = {"run": done.run, "seconds": done.seconds, "warnings": done.warnings}
+        common = {"run": done.run, "seconds": done.seconds, "warnings": done.warnings, "cause": done.cause}
         if outcome.status != "finished":
             return Ended(outcome.row, "failed" if outcome.status == "lost" else outcome.status, reason=done.reason, **common)
         try:

@@ -46,9 +46,10 @@ def carry_through(
     register: Callable[[], str | None],  # Called when it has finished
 ) -> Tuned:
     "Run a session to its end. Raises `NotebookInterrupted`, `NotebookTerminated` with what there is as `.result`."
+    from mlcycle.notebooks.document.endings import stop_cause
     from mlcycle.notebooks.execute.drive import stop_on_signals
     from mlcycle.notebooks.follow.progress import bar_for
-    from mlcycle.notebooks.record.result import NotebookInterrupted, NotebookTerminated
+    from mlcycle.notebooks.record.result import NotebookInterrupted, NotebookTerminated, stop_error
 
     state, target, active = session.state, session.target, session.active
     bar, inline = bar_for(state, progress), target.kind == "function" and target.jobs == 1
@@ -79,8 +80,8 @@ def carry_through(
     tuned = read_study(session.study, status=ended[0], reason=ended[1], seconds=state.elapsed(), run=active.id, version=version, notes=notes,
                        warnings=warnings)
     if ended[0] == "cancelled":
-        kind = NotebookTerminated if session.asked and session.asked[0] == signal.SIGTERM else NotebookInterrupted
-        raise kind(f"The study {tuned.study} was {ended[1]}. --resume --study {tuned.study} goes on with it.", tuned)
+        cause = stop_cause(session.asked[0] if session.asked else None)
+        raise stop_error(cause, f"The study {tuned.study} was {ended[1]}. --resume --study {tuned.study} goes on with it.", tuned)
     return tuned
 
 # %% ../../nbs/tune/14_running.ipynb #flat

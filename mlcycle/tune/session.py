@@ -224,7 +224,7 @@ class Session:
 
         trial = self.running.pop(ended.number)
         if ended.status == "cancelled" and not self.asked:  # Ctrl-C while a function ran in this thread
-            self.asked.append(signal.SIGTERM if "SIGTERM" in (ended.reason or "") else signal.SIGINT)
+            self.asked.append((ended.cause and ended.cause.signum) or signal.SIGINT)
         state = {"finished": TrialState.COMPLETE, "pruned": TrialState.PRUNED}.get(ended.status, TrialState.FAIL)
         reason = self.active.redactor.text(ended.reason) if ended.reason else None
         frozen = self._tell(trial, state, ended.values or None, {"run": ended.run, "reason": reason})
@@ -258,8 +258,9 @@ class Session:
     def ending(self) -> tuple[str, str | None]:
         "Status and reason of the session's run."
         if self.asked:
-            how = {signal.SIGINT: "interrupted (Ctrl-C)", signal.SIGTERM: "terminated (SIGTERM)"}.get(self.asked[0], f"stopped by {self.by}")
-            return "cancelled", f"{how} with {self.state.counts.counted} trials done"
+            from mlcycle.notebooks.document.endings import stop_cause, stop_reason
+
+            return "cancelled", f"{stop_reason(stop_cause(self.asked[0], self.by))} with {self.state.counts.counted} trials done"
         if self.budget.failures is not None and self.failed >= self.budget.failures:
             return "failed", self.why
         if not self.state.counts.by["finished"]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 import queue
+import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,8 @@ from ..track.active import ActiveRun
 
 if TYPE_CHECKING:
     from optuna import Trial
+
+    from mlcycle.notebooks.document.endings import Cause
 
 # %% auto #0
 __all__ = ['Ended', 'Reporting', 'objective_values', 'FunctionTarget']
@@ -35,6 +38,7 @@ class Ended:
     reason: str | None = None       # Why it did not finish
     seconds: float = 0.0            # How long it took
     warnings: tuple[str, ...] = ()  # What was not as asked for
+    cause: Cause | None = None      # What ended it early, where that is known
 
 # %% ../../nbs/tune/07_targets.ipynb #reporting
 class Reporting:
@@ -158,6 +162,7 @@ class FunctionTarget:
             self._limits.restore_original_limits()
 
     def _carry_out(self, trial: Trial, params: dict[str, Any], name: str, tags: dict[str, Any]) -> Ended:
+        from mlcycle.notebooks.document.endings import stop_cause
         from mlcycle.track.current import Terminated, run
         from mlcycle.track.trial import TrialPruned, trialing
 
@@ -176,12 +181,13 @@ class FunctionTarget:
         except TrialPruned as e:
             return Ended(trial.number, "pruned", (), block.active.id, str(e), time.monotonic() - began)
         except KeyboardInterrupt:
-            return Ended(trial.number, "cancelled", (), block.active.id, "interrupted", time.monotonic() - began)
+            return Ended(trial.number, "cancelled", (), block.active.id, "interrupted", time.monotonic() - began, cause=stop_cause(signal.SIGINT))
         except BaseException as e:  # an error of the function is a fact about these params
             if type(e).__name__ == "TrialPruned":  # Optuna's own, raised by those who know it
                 block.active.finish("pruned", None, str(e) or "pruned")
                 return Ended(trial.number, "pruned", (), block.active.id, str(e) or "pruned", time.monotonic() - began)
             if isinstance(e, Terminated):
-                return Ended(trial.number, "cancelled", (), block.active.id, "terminated (SIGTERM)", time.monotonic() - began)
+                return Ended(trial.number, "cancelled", (), block.active.id, "terminated (SIGTERM)", time.monotonic() - began,
+                             cause=stop_cause(signal.SIGTERM))
             reason = str(e) if isinstance(e, UsageError) else f"{type(e).__name__}: {e}"
             return Ended(trial.number, "failed", (), block.active.id, reason, time.monotonic() - began)

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from .checkpoint import Checkpoint
 
 if TYPE_CHECKING:
+    from nbclient import NotebookClient
+
     from mlcycle.track.active import ActiveRun
 
 # %% auto #0
@@ -23,7 +25,7 @@ class ExecutedCells(Protocol):
 
     def hand_over(
         self,
-        client: Any,  # What executes the notebook (`TrackedClient`); its kernel is a fork of the checkpoint
+        client: NotebookClient,  # What executes the notebook; its kernel is a fork of the checkpoint
     ) -> None:
         "Put the executed cells into a run's notebook."
 

@@ -19,6 +19,7 @@ from ..document.source import runnable
 
 if TYPE_CHECKING:
     from mlcycle.notebooks.checkpoints.checkpoint import Checkpoint
+    from mlcycle.notebooks.warm.process import ForkedKernel
     from mlcycle.track.active import ActiveRun
 
 # %% auto #0
@@ -100,8 +101,10 @@ class CheckpointKeeper:
 
     async def before(
         self,
-        client: Any,  # A `TrackedClient` with its kernel
-        index: int,   # Position of the cell that is about to run
+        cell: Any,                    # The cell that is about to run
+        index: int,                   # Its position
+        kernel: ForkedKernel | None,  # The kernel; None for one that is no fork
+        not_forked: str = "",         # Why it is none, where that is known
     ) -> None:
         "Keep the kernel as it stands, where that can be."
         import asyncio
@@ -109,13 +112,13 @@ class CheckpointKeeper:
         from mlcycle.notebooks.checkpoints.checkpoint import keep
         from mlcycle.notebooks.warm.process import NotForked
 
-        if not runnable(client.nb.cells[index]):
+        if not runnable(cell):
             return
-        kernel, now = getattr(client.km.provisioner, "kernel", None), time.time()
+        now = time.time()
         self._worked += time.monotonic() - self._since
         try:
             if kernel is None:
-                raise NotForked(client.not_forked or "its kernel is not one that can be forked")
+                raise NotForked(not_forked or "its kernel is not one that can be forked")
             made = await asyncio.to_thread(keep, kernel, "resume", 30)
             self.kept.append(Kept(index, now, self._worked, made))
             self.refused = None

@@ -7,11 +7,16 @@ from __future__ import annotations
 
 import ast
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...errors import NotebookFormatError
 from .endings import Ending, cell_number, clean, condition_raised
 from .source import UNRUN
+
+if TYPE_CHECKING:
+    from nbclient import NotebookClient
+
+    from mlcycle.redact import Redactor
 
 # %% auto #0
 __all__ = ['SKIPPED', 'condition', 'check_conditions', 'ConditionError', 'reason_to_skip', 'mark', 'was_skipped']
@@ -60,8 +65,9 @@ class ConditionError(Exception):
 
 # %% ../../../nbs/notebooks/document/05_skipping.ipynb #reason-to-skip
 async def reason_to_skip(
-    client: Any,  # A `TrackedClient` whose kernel is ready
-    index: int,   # Position of a cell
+    client: NotebookClient,  # Its kernel is ready
+    index: int,              # Position of a cell
+    redactor: Redactor,      # What to mask in the kernel's answer
 ) -> str | None:  # The tag that says so; None for a cell that is to be executed
     "Whether a cell is left out, asked just before it would run. Raises `ConditionError`, `DeadKernelError`."
     from nbclient.util import ensure_async
@@ -75,7 +81,7 @@ async def reason_to_skip(
         return None
     asked = await ensure_async(client.kc.execute("", silent=True, store_history=False, user_expressions={"skip": f"bool(({text}\n))"}))
     reply = await client.async_wait_for_reply(asked)
-    found = client.redactor.json(reply["content"]).get("user_expressions", {}).get("skip", {})
+    found = redactor.json(reply["content"]).get("user_expressions", {}).get("skip", {})
     if found.get("status") == "ok":
         return f"skip-if: {text}" if found["data"]["text/plain"] == "True" else None
     raise ConditionError(_refused(client.nb, index, text, found))

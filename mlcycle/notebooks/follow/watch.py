@@ -9,12 +9,12 @@ import contextlib
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, TextIO
+from typing import TextIO
 
 from ...errors import StoreError
-from ..document.endings import Ending
+from ..document.endings import Ending, stop_cause, stop_reason
 from .feed import Feed, Printer
 from .progress import NoBar, RunState, TerminalBar
 from ...store import live, requests
@@ -125,11 +125,12 @@ class RunWatcher:
         feed: Feed,                  # What it prints
         bar: NoBar,                  # Its progress
         out: TextIO | None = None,   # Where to show what it prints; None for nowhere
+        stop: Callable[[], None] | None = None,  # Called when somebody has asked the run to stop
     ):
         self.active, self.feed, self.writer = active, feed, OutputWriter(active)
         self.printer = Printer(out) if out is not None else None
         self.bar = FollowBar(bar.state, self.printer) if self.printer and isinstance(bar, TerminalBar) else bar
-        self.client: Any = None            # Set before the run starts: asked to stop
+        self.stop = stop
         self.asked_by: str | None = None   # Who asked the run to stop
         self._poll = time.monotonic() + 1.0
 
@@ -157,17 +158,18 @@ class RunWatcher:
             self.asked_by = requests.asked_by(self.active.store, self.active.run.pk)
         except StoreError:
             return
-        if self.asked_by is not None and self.client is not None:
-            self.client.stop()
+        if self.asked_by is not None and self.stop is not None:
+            self.stop()
 
     def judge(
         self,
         ending: Ending,  # How the run ended
     ) -> Ending:         # The same, with who stopped it
         "Say who it was that stopped a run."
-        if self.asked_by is not None and ending.status == "cancelled" and ending.reason == "cancelled":
-            return replace(ending, reason=f"stopped by {self.asked_by}")
-        return ending
+        if self.asked_by is None or ending.cause is None or ending.cause.kind != "asked":
+            return ending
+        cause = stop_cause(None, self.asked_by)
+        return replace(ending, reason=stop_reason(cause), cause=cause)
 
     def rest(self) -> None:
         "Take what was printed at the very end."

@@ -6,16 +6,19 @@
 from __future__ import annotations
 
 import math
+import signal
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ...display import STATES, Facts, Result, Text, show_seconds
 from ...entities import RunError, Status
+from ...errors import NotebookRunError
+from ..document.endings import Cause
 from ...track.current import Terminated
 
 # %% auto #0
-__all__ = ['NotebookRun', 'NotebookInterrupted', 'NotebookTerminated']
+__all__ = ['NotebookRun', 'NotebookInterrupted', 'NotebookTerminated', 'stop_error']
 
 # %% ../../../nbs/notebooks/record/01_result.ipynb #result
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class NotebookRun:
     warnings: tuple[str, ...] = ()   # What was not as asked for, such as another kernel
     notes: tuple[str, ...] = ()      # What else there is to know, such as a kernel that is kept
     cached: bool = False             # Whether it is a run of before, returned in place of running the same again
+    cause: Cause | None = None       # What ended it, as data; None for one that finished or that was read back from the store
 
     def json(self) -> dict[str, Any]:
         "For machines: plain JSON, metrics that are no finite number as null."
@@ -99,3 +103,14 @@ class NotebookTerminated(Terminated):
 
     def __str__(self) -> str:
         return self.message
+
+# %% ../../../nbs/notebooks/record/01_result.ipynb #stop-error
+def stop_error(
+    cause: Cause,        # Why it was stopped
+    message: str,        # What happened
+    result: Any = None,  # The outcome, for the exception's `result`
+) -> NotebookInterrupted | NotebookTerminated | NotebookRunError:
+    "The exception for a run, a sweep or a study that was stopped."
+    if cause.asked_by is not None:
+        return NotebookRunError(message, result)
+    return (NotebookTerminated if cause.signum == signal.SIGTERM else NotebookInterrupted)(message, result)

@@ -18,16 +18,18 @@ from ..params.secrets import Secret
 from ...track.environments import difference
 
 # %% auto #0
-__all__ = ['Found', 'MOST', 'Condition', 'table', 'file_digest', 'find_data', 'of_data', 'of_secrets', 'of_environment']
+__all__ = ['Found', 'Kind', 'MOST', 'Condition', 'table', 'file_digest', 'find_data', 'of_data', 'of_secrets', 'of_environment']
 
 # %% ../../../nbs/notebooks/reproduce/02_conditions.ipynb #condition
 Found = Literal["same", "different", "missing", "unknown"]
+Kind = Literal["notebook", "files", "parameters", "secret", "data", "package", "python", "platform"]
 
 
 @dataclass(frozen=True, slots=True)
 class Condition:
     "One thing that a run depends on, as it was and as it is."
-    what: str       # What it is
+    kind: Kind      # What sort of thing it is
+    what: str       # What it is called
     recorded: str   # How it was
     now: str        # How it is
     found: Found    # How they compare
@@ -72,17 +74,17 @@ def of_data(
     for dataset in datasets:
         what, was = f"data {dataset.name} ({dataset.role})", dataset.digest[:12]
         if dataset.rows is not None or not PurePath(dataset.source).is_absolute():  # it was in memory: only the run will tell
-            found.append(Condition(what, was, "compared when it has been read", "unknown"))
+            found.append(Condition("data", what, was, "compared when it has been read", "unknown"))
             continue
         path, same = find_data(dataset, folders)
         if path is None:
             why = f"{dataset.source} is not here: bring it back, from DVC or a backup"
-            found.append(Condition(what, was, f"no file {dataset.source}", "missing", why))
+            found.append(Condition("data", what, was, f"no file {dataset.source}", "missing", why))
         elif not same:
             why = f"{path} is not the data that the run read: bring that back, from DVC or a backup"
-            found.append(Condition(what, was, file_digest(path)[:12], "different", why))
+            found.append(Condition("data", what, was, file_digest(path)[:12], "different", why))
         else:
-            found.append(Condition(what, was, was, "same"))
+            found.append(Condition("data", what, was, was, "same"))
     return found
 
 # %% ../../../nbs/notebooks/reproduce/02_conditions.ipynb #secrets
@@ -90,7 +92,7 @@ def of_secrets(
     secrets: Sequence[Secret],  # Parameters that came from the environment
 ) -> list[Condition]:
     "Whether the variables that held a run's secrets are set; their values are never looked at."
-    return [Condition(f"secret {s.name}", f"env:{s.variable}", "set" if os.environ.get(s.variable) else "not set",
+    return [Condition("secret", f"secret {s.name}", f"env:{s.variable}", "set" if os.environ.get(s.variable) else "not set",
                       "unknown" if os.environ.get(s.variable) else "missing",
                       "" if os.environ.get(s.variable) else f"{s.name} comes from the variable {s.variable}: export {s.variable}=… first")
             for s in secrets]
@@ -105,18 +107,19 @@ def of_environment(
 ) -> list[Condition]:
     "What is installed otherwise."
     if not before:
-        return [Condition("packages", "not recorded", f"{len(now.get('distributions', ()))} packages", "unknown")]
+        return [Condition("package", "packages", "not recorded", f"{len(now.get('distributions', ()))} packages", "unknown")]
     found = difference(before, now)
-    rows = [Condition(name, *found.system[name], "different") if name in found.system else Condition(name, is_, is_, "same")
-            for name, is_ in (("Python", _python(before)), ("platform", str(before.get("platform", ""))))]
-    moved = [Condition(f"package {name}", *pair, "different") for name, pair in found.changed.items()]
-    moved += [Condition(f"package {name}", version, "not installed", "missing") for name, version in found.removed.items()]
-    moved += [Condition(f"package {name}", "not installed", version, "different") for name, version in found.added.items()]
+    system: list[tuple[Kind, str, str]] = [("python", "Python", _python(before)), ("platform", "platform", str(before.get("platform", "")))]
+    rows = [Condition(kind, name, *found.system[name], "different") if name in found.system else Condition(kind, name, is_, is_, "same")
+            for kind, name, is_ in system]
+    moved = [Condition("package", f"package {name}", *pair, "different") for name, pair in found.changed.items()]
+    moved += [Condition("package", f"package {name}", version, "not installed", "missing") for name, version in found.removed.items()]
+    moved += [Condition("package", f"package {name}", "not installed", version, "different") for name, version in found.added.items()]
     if not moved:
         count = f"{len(before['distributions'])} packages"
-        return [*rows, Condition("packages", count, count, "same")]
+        return [*rows, Condition("package", "packages", count, count, "same")]
     rest = len(moved) - MOST
-    return rows + moved[:MOST] + ([Condition("packages", f"and {rest} more that differ", "", "different")] if rest > 0 else [])
+    return rows + moved[:MOST] + ([Condition("package", "packages", f"and {rest} more that differ", "", "different")] if rest > 0 else [])
 
 # %% ../../../nbs/notebooks/reproduce/02_conditions.ipynb #python
 def _python(document: Mapping[str, Any]) -> str:

@@ -20,6 +20,7 @@ from .reproduction import Reproduction
 from ...store import events, facts, models, runs
 
 if TYPE_CHECKING:
+    from mlcycle.notebooks.document.endings import Cause
     from mlcycle.notebooks.execute.client import Limits
     from mlcycle.notebooks.execute.engine import Session
     from mlcycle.notebooks.reproduce.checkout import Place
@@ -82,7 +83,7 @@ def _place(stack: ExitStack, record: Recorded, store: Store, in_place: bool) -> 
 
     snapshot = record.snapshot
     if snapshot is None:
-        return here(record, store), Condition("files", "no snapshot", "as they are", "unknown")
+        return here(record, store), Condition("files", "files", "no snapshot", "as they are", "unknown")
     repository = holder(snapshot, starts_of(record, store))
     branch = f" on {record.git['branch']}" if record.git.get("branch") else ""
     was = f"snapshot {snapshot[:10]}{branch}"
@@ -91,14 +92,14 @@ def _place(stack: ExitStack, record: Recorded, store: Store, in_place: bool) -> 
             place = f"{record.git['remote']}, in the clone where it ran" if record.git.get("remote") else "the repository where it ran"
             raise ReproductionError(f"The run's files are in the snapshot {snapshot[:10]}, which is not in this repository. It is in {place}: change "
                                     f"to that, or `git fetch` {record.git.get('ref', 'it')} from there. --in-place takes the files that are here.")
-        return stack.enter_context(checked_out(record, repository)), Condition("files", was, "checked out", "same")
+        return stack.enter_context(checked_out(record, repository)), Condition("files", "files", was, "checked out", "same")
     if repository is None:
-        return here(record, store), Condition("files", was, "as they are", "unknown")
+        return here(record, store), Condition("files", "files", was, "as they are", "unknown")
     changed = changed_since(snapshot, repository)
     if not changed:
-        return here(record, store), Condition("files", was, "unchanged", "same")
+        return here(record, store), Condition("files", "files", was, "unchanged", "same")
     more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-    return here(record, store), Condition("files", was, f"changed: {', '.join(changed[:3])}{more}", "different")
+    return here(record, store), Condition("files", "files", was, f"changed: {', '.join(changed[:3])}{more}", "different")
 
 # %% ../../../nbs/notebooks/reproduce/06_runner.ipynb #environment
 def _environment(stack: ExitStack, record: Recorded, fresh: bool, check: bool) -> tuple[str | None, dict[str, Any], list[Condition]]:
@@ -117,10 +118,10 @@ def _environment(stack: ExitStack, record: Recorded, fresh: bool, check: bool) -
     if not record.environment:
         raise ReproductionError("The run did not record its environment, so that none can be built. Leave out --fresh-env.")
     plan = plan_for(record.environment)
-    lacking = [Condition("package", said, "cannot be installed", "missing", f"{said}: bring it back, or leave out --fresh-env")
+    lacking = [Condition("package", "package", said, "cannot be installed", "missing", f"{said}: bring it back, or leave out --fresh-env")
                for said in plan.lacking]
     if check or lacking:
-        return None, {}, [Condition("packages", f"{len(plan.requirements)} packages", "will be installed", "same"), *lacking]
+        return None, {}, [Condition("package", "packages", f"{len(plan.requirements)} packages", "will be installed", "same"), *lacking]
     python = build(plan)
     now = environment_in(python)
     held = [{**d, "distributions": [each for each in d.get("distributions", ()) if each["name"] not in OWN]} for d in (record.environment, now)]
@@ -131,16 +132,16 @@ def _conditions(record: Recorded, place: Place, files: Condition, installed: Seq
     from mlcycle.notebooks.reproduce.conditions import of_data, of_secrets
 
     given = ", ".join(f"{name}={value!r}" for name, value in record.params.items())
-    return [Condition("notebook", f"{record.name} {record.digest[:12]}", record.digest[:12], "same"), files,
-            *([Condition("parameters", given, "as recorded", "same")] if given else []),
+    return [Condition("notebook", "notebook", f"{record.name} {record.digest[:12]}", record.digest[:12], "same"), files,
+            *([Condition("parameters", "parameters", given, "as recorded", "same")] if given else []),
             *of_secrets(record.secrets), *of_data(record.inputs, place.folders), *installed]
 
 # %% ../../../nbs/notebooks/reproduce/06_runner.ipynb #look-refuse
 def _refuse(found: Reproduction, anyway: bool) -> None:
     "Raise for what is in the way."
-    hard = [condition for condition in found.obstacles if not (anyway and condition.what.startswith("data "))]
+    hard = [condition for condition in found.obstacles if not (anyway and condition.kind == "data")]
     if hard:
-        liftable = all(condition.what.startswith("data ") for condition in hard)
+        liftable = all(condition.kind == "data" for condition in hard)
         more = f" ({len(hard) - 1} more below)" if len(hard) > 1 else ""
         offer = " --anyway runs it all the same." if liftable else ""
         raise ReproductionError(f"Run {found.reproduces[:8]} cannot be reproduced here: {hard[0].blocks}{more}.{offer}", found)
@@ -185,11 +186,11 @@ def _captured(session: Session, installed: dict[str, Any]) -> None:
         "implementation": python.get("implementation", ""), "distributions": len(installed.get("distributions", ())), "document": NAME}})
 
 # %% ../../../nbs/notebooks/reproduce/06_runner.ipynb #no-word
-def _no_word(run: Run, after: Run) -> str | None:
+def _no_word(run: Run, after: Run, cause: Cause | None) -> str | None:
     "Why the new run is no reproduction at all, None where it is one."
-    kind = after.error.type if after.error else ""
-    outside = kind in ("RunTimeoutError", "CellTimeoutError") or (after.reason or "").startswith("the kernel did not start")
-    return after.reason if outside and not (run.error and run.error.type == kind) else None
+    outside = cause is not None and cause.kind in ("timeout", "not_started")
+    same_error = run.error is not None and run.error.type == (after.error.type if after.error else "")
+    return after.reason if outside and not same_error else None
 
 # %% ../../../nbs/notebooks/reproduce/06_runner.ipynb #hints
 def _hints(found: Reproduction, after: Run, place: Place, fresh: bool) -> list[str]:
@@ -200,10 +201,10 @@ def _hints(found: Reproduction, after: Run, place: Place, fresh: bool) -> list[s
     if place.moved and after.error and after.error.type in ("FileNotFoundError", "ModuleNotFoundError"):
         hints.append("It ran on the files that the snapshot and the run's inputs name. A file that Git ignores and that the run did not log with "
                      "log_input is missing there: --in-place runs it in the project's folder.")
-    packages = [c for c in found.conditions if c.found in ("different", "missing") and c.what.startswith(("package", "Python"))]
+    packages = [c for c in found.conditions if c.found in ("different", "missing") and c.kind in ("package", "python")]
     if packages and not fresh:
         hints.append(f"{len(packages)} of the packages differ from those of the run: --fresh-env builds its environment.")
-    if changed := next((c for c in found.conditions if c.what == "files" and c.found == "different"), None):
+    if changed := next((c for c in found.conditions if c.kind == "files" and c.found == "different"), None):
         hints.append(f"Files have {changed.now}: without --in-place, those of the run are used.")
     return hints
 
@@ -223,9 +224,10 @@ def reproduce(
     store: Store | None = None,  # Where the run is; the store in use by default
 ) -> Reproduction:
     "Run a notebook run once more and say whether it comes out the same. Raises `ReproductionError` for what is in the way, `UsageError`."
+    from mlcycle.notebooks.document.endings import stop_cause
     from mlcycle.notebooks.execute.client import Limits
     from mlcycle.notebooks.record.recorded import recorded
-    from mlcycle.notebooks.record.result import NotebookInterrupted, NotebookTerminated
+    from mlcycle.notebooks.record.result import stop_error
     from mlcycle.notebooks.reproduce.verdict import compare_runs
     from mlcycle.store.connect import current_store
 
@@ -248,11 +250,11 @@ def reproduce(
             told(found)
             found = replace(found, shown=True)
         session = _again(record, place, kernel, installed, Limits(run=timeout, cell=cell_timeout), progress, store)
-        after = session.active.run
+        after, cause = session.active.run, session.ending.cause
         if after.status == "cancelled":
-            stopped = NotebookTerminated if "SIGTERM" in (after.reason or "") else NotebookInterrupted
-            raise stopped(f"{record.name} was {after.reason}, so that nothing can be said. Run {after.id[:8]} keeps what there was.")
-        if reason := _no_word(run, after):
+            message = f"{record.name} was {after.reason}, so that nothing can be said. Run {after.id[:8]} keeps what there was."
+            raise stop_error(stop_cause(cause.signum), message)  # a request from elsewhere ends it as Ctrl-C does
+        if reason := _no_word(run, after, cause):
             raise ReproductionError(f"{record.name}: {reason}, so that nothing can be said. Run {after.id[:8]} keeps what there was.", found)
         found = replace(found, run=after.id, compared=compare_runs(store, run, after, tolerance, place.moved), seconds=session.seconds)
     differing = sum(c.found in ("different", "missing") for c in packages)

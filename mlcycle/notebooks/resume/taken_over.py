@@ -14,9 +14,10 @@ from ...errors import UsageError
 from ..document.source import numbers
 
 if TYPE_CHECKING:
+    from nbclient import NotebookClient
+
     from mlcycle.entities import Run
     from mlcycle.notebooks.checkpoints.checkpoint import Checkpoint
-    from mlcycle.notebooks.execute.client import TrackedClient
     from mlcycle.track.active import ActiveRun
 
 # %% auto #0
@@ -82,7 +83,7 @@ class TakenOver:
 
     def hand_over(
         self,
-        client: TrackedClient,  # Its kernel is a fork of the checkpoint
+        client: NotebookClient,  # Its kernel is a fork of the checkpoint
     ) -> None:
         "Put the cells into the new run's notebook, and what they logged into its record."
         from mlcycle.store.inheriting import inherit

@@ -125,10 +125,11 @@ class _SweepLoop:
 
     def ending(self) -> tuple[str, str | None]:
         "Status and reason of the sweep."
+        from mlcycle.notebooks.document.endings import stop_cause, stop_reason
+
         total, done = len(self.tasks), sum(outcome.status == "finished" for outcome in self.outcomes.values())
         if self.asked and len([o for o in self.outcomes.values() if o.status != "cancelled"]) < total:
-            how = {signal.SIGINT: "interrupted (Ctrl-C)", signal.SIGTERM: "terminated (SIGTERM)"}.get(self.asked[0], f"stopped by {self.by}")
-            return "cancelled", f"{how} with {done} of {total} finished"
+            return "cancelled", f"{stop_reason(stop_cause(self.asked[0], self.by))} with {done} of {total} finished"
         if self.executor.lost:
             return "failed", f"{self.executor.lost} with {done} of {total} finished"
         failed = total - done - self.state.pruned
@@ -302,7 +303,7 @@ def _drive(active: ActiveRun, executor: Executor, tasks: list[Task], rows: list[
         bar.close(*ended)
         sweep = _finish(loop, rows, title, where, *ended)
     if sweep.status == "cancelled":
-        _interrupted(sweep)
+        _interrupted(sweep, loop.asked[0])
     return sweep
 
 # %% ../../../nbs/notebooks/sweep/07_runner.ipynb #finish
@@ -331,8 +332,8 @@ def _finish(loop: _SweepLoop, rows: list[dict[str, Any]], title: str, where: str
     return sweep
 
 # %% ../../../nbs/notebooks/sweep/07_runner.ipynb #interrupted
-def _interrupted(sweep: Sweep) -> None:
-    from mlcycle.notebooks.record.result import NotebookInterrupted, NotebookTerminated
+def _interrupted(sweep: Sweep, signum: int | None) -> None:
+    from mlcycle.notebooks.document.endings import stop_cause
+    from mlcycle.notebooks.record.result import stop_error
 
-    kind = NotebookTerminated if "SIGTERM" in (sweep.reason or "") else NotebookInterrupted
-    raise kind(f"{sweep.notebook} was {sweep.reason}. Sweep {sweep.run[:8]} keeps what there is.", sweep)
+    raise stop_error(stop_cause(signum), f"{sweep.notebook} was {sweep.reason}. Sweep {sweep.run[:8]} keeps what there is.", sweep)

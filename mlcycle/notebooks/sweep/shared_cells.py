@@ -24,6 +24,8 @@ from ...track.active import ActiveRun
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+    from nbclient import NotebookClient
+
     from mlcycle.store.connect import Store
 
 # %% auto #0
@@ -80,7 +82,7 @@ class SharedCells:
 
     def hand_over(
         self,
-        client: TrackedClient,  # Its kernel is a fork of the checkpoint
+        client: NotebookClient,  # Its kernel is a fork of the checkpoint
     ) -> None:
         "Put the executed cells into a run's notebook."
         for index, cell in enumerate(self.cells):
@@ -98,8 +100,8 @@ class _CheckpointingClient(TrackedClient):
     kept: Checkpoint | None = None
     refused: str = ""
 
-    async def _end_kernel(self) -> None:
-        kernel = getattr(self.km and self.km.provisioner, "kernel", None)
+    async def end_kernel(self) -> None:
+        kernel = self.forked_kernel
         if self.ending is not None and self.ending.status == "finished":
             try:
                 if kernel is None:
@@ -108,7 +110,7 @@ class _CheckpointingClient(TrackedClient):
                 self.shutdown_kernel = "immediate"
             except NotForked as e:
                 self.refused = str(e)
-        await super()._end_kernel()
+        await super().end_kernel()
 
 # %% ../../../nbs/notebooks/sweep/01_shared_cells.ipynb #share
 class NotShared(Exception):
@@ -136,7 +138,7 @@ def share_cells(
     from mlcycle.notebooks.execute.saving import RunManager
     from mlcycle.notebooks.params.inject import inject
     from mlcycle.notebooks.params.secrets import declare, environment, redactor_for
-    from mlcycle.notebooks.record.result import NotebookInterrupted, NotebookTerminated
+    from mlcycle.notebooks.record.result import stop_error
 
     source = path if isinstance(path, Source) else read_notebook(path)
     cells = above_parameters(source.nb)
@@ -160,7 +162,7 @@ def share_cells(
         raise
     if ending.status == "cancelled":
         active.finish("cancelled", None, ending.reason)
-        raise (NotebookTerminated if "SIGTERM" in (ending.reason or "") else NotebookInterrupted)(f"{source.path.name} was {ending.reason}.")
+        raise stop_error(ending.cause, f"{source.path.name} was {ending.reason}.")
     reason = ending.reason if ending.status != "finished" else client.refused
     active.finish(ending.status, ending.error, ending.reason)
     if client.kept is None:
