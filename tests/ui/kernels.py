@@ -1,6 +1,7 @@
 "A live kernel, seen as a front end sees it."
 from __future__ import annotations
 
+import functools
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,12 @@ from jupyter_client.manager import KernelManager
 WARM = ("mlcycle", "IPython", "ipywidgets", "numpy", "pandas", "sklearn.linear_model")  # what nearly all cells here lead to
 
 
+@functools.cache
+def forked_in() -> tempfile.TemporaryDirectory[str]:
+    "An empty folder, until this process ends."
+    return tempfile.TemporaryDirectory(prefix="mlcycle-warm-")
+
+
 @contextmanager
 def started(
     folder: Path,         # Where it works
@@ -20,16 +27,18 @@ def started(
 ) -> Iterator[tuple[Any, Any]]:  # Its manager and its client
     "A live kernel. Its channels are sockets in a folder of its own: nobody can take a port from it while it starts."
     with tempfile.TemporaryDirectory(prefix="k") as sockets:
-        manager = KernelManager(kernel_name="python3", transport="ipc", ip=f"{sockets}/k")
+        manager, cwd = KernelManager(kernel_name="python3", transport="ipc", ip=f"{sockets}/k"), str(folder)
         if not stock:
             from mlcycle.notebooks.warm.provisioner import ForkProvisioner
 
             manager.provisioner = ForkProvisioner(kernel_spec=manager.kernel_spec, parent=manager, imports=list(WARM))
-        manager.start_kernel(cwd=str(folder), **options)
+            cwd = forked_in().name  # a warm process belongs to one folder: the same for all, which the kernel then leaves
+        manager.start_kernel(cwd=cwd, **options)
         client = manager.client()
         client.start_channels()
         try:
             client.wait_for_ready(timeout=120)
+            client.execute_interactive(f"__import__('os').chdir({str(folder)!r})", silent=True, timeout=120)
             yield manager, client
         finally:
             client.stop_channels()
