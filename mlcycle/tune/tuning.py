@@ -41,7 +41,7 @@ def tune(
     jobs: int = 1,                     # Trials at once
     sampler: Any = "tpe",              # `tpe`, `random`, `grid`, `gp`, `cmaes`, `qmc`, `nsga2`, or one of Optuna's
     pruner: Any = "median",            # `median`, `hyperband`, `percentile`, `patient`, `wilcoxon`, `none`, or one of Optuna's
-    study: str | None = None,          # What to call it; opened from the target's name by default
+    study: str | None = None,          # What to call it; made from the target's name by default
     resume: bool = False,              # Go on with the study of this name, if there is one
     seed: int | None = None,           # The same seed and one job give the same trials
     fixed: Mapping[str, Any] | None = None,        # Params that all trials are given
@@ -96,7 +96,7 @@ def tune(
              "sampler": _called(sampler), "pruner": _called(pruner), "seed": seed, "estimator": estimator is not None}
     name = study or _free_name(store, Path(title).stem)
     if not given.dimensions and sampler == "grid" and not resume:
-        raise UsageError("A grid is opened of a space: give the values of each param, -s 'depth={2, 4, 8}'. Without one, take --sampler random.")
+        raise UsageError("A grid is made of a space: give the values of each param, -s 'depth={2, 4, 8}'. Without one, take --sampler random.")
     if not resume and not given.dimensions and not (callable(target) and _suggests(target)):
         raise UsageError(f"What is to be varied? Give a space: -s lr=loguniform(1e-4,1), --space FILE, or `# tune: …` beside a parameter of {title}.")
     enqueue = list(enqueue)

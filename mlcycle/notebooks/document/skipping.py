@@ -63,7 +63,7 @@ async def reason_to_skip(
     client: Any,  # A `TrackedClient` whose kernel is ready
     index: int,   # Position of a cell
 ) -> str | None:  # The tag; None for a cell that is to be executed
-    "The tag because of which a cell is left out, answer just before the cell would run. Raises `ConditionError`, `DeadKernelError`."
+    "The tag because of which a cell is left out, found just before the cell would run. Raises `ConditionError`, `DeadKernelError`."
     from nbclient.util import ensure_async
 
     cell = client.nb.cells[index]
