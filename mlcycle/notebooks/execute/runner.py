@@ -219,7 +219,7 @@ def _stream(follow: bool | TextIO) -> TextIO | None:
 
 # %% ../../../nbs/notebooks/execute/14_runner.ipynb #finish
 def _finish(session: Session, source: Source, output: str | None, register: str | None) -> NotebookRun:
-    from mlcycle.notebooks.checkpoints.keeper import KEPT, kept_line
+    from mlcycle.notebooks.checkpoints.keeper import CHECKPOINTS_CAPTURE, kept_line
     from mlcycle.notebooks.document.endings import cell_number
     from mlcycle.notebooks.record.result import NotebookRun, stop_error
     from mlcycle.store import facts
@@ -232,7 +232,7 @@ def _finish(session: Session, source: Source, output: str | None, register: str 
     if index is not None:
         cell, nb_cell = cell_number(session.nb, index), session.nb.cells[index].get("id")
     notes = tuple(session.notes)
-    if session.keeper is not None and (line := kept_line(facts.captures(active.store, run).get(KEPT, {}), run.id, time.time())):
+    if session.keeper is not None and (line := kept_line(facts.captures(active.store, run).get(CHECKPOINTS_CAPTURE, {}), run.id, time.time())):
         notes += (f"Kept {line}",)
     result = NotebookRun(run.id, run.name, run.experiment, source.path.name, run.status, session.seconds, run.reason, cell, nb_cell, run.error,
                          active.metrics, active.params, None, written, tuple(session.problems), notes, cause=ending.cause)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..checkpoints.checkpoint import Checkpoint, keep
+from ..checkpoints.checkpoint import Checkpoint, checkpoint_kernel
 from ..document.source import Source, runnable
 from ..execute.client import TrackedClient
 from ..params.declared import declaring
@@ -106,7 +106,7 @@ class _CheckpointingClient(TrackedClient):
             try:
                 if kernel is None:
                     raise NotForked(self.not_forked or "its kernel is not one that can be forked")
-                self.kept = await asyncio.to_thread(keep, kernel)
+                self.kept = await asyncio.to_thread(checkpoint_kernel, kernel)
                 self.shutdown_kernel = "immediate"
             except NotForked as e:
                 self.refused = str(e)

@@ -11,7 +11,7 @@ from typing import Any
 from ...display import Facts, Part, Result, Table, Text, show_bytes, show_seconds
 from ...entities import Artifact, Run
 from ...errors import MlcycleError
-from ...notebooks.checkpoints.keeper import KEPT, kept_line
+from ...notebooks.checkpoints.keeper import CHECKPOINTS_CAPTURE, kept_line
 from ...notebooks.reproduce.runner import last_reproduction
 from ...registry.lineage import of_run
 from ...store import artifacts, facts, inputs, metrics, runs
@@ -70,7 +70,7 @@ def run_view(
     parts: list[Part] = [Facts({
         "run": f"{run.name} ({run.id[:8]})", "experiment": run.experiment, "status": run.status, "reason": run.reason, "started": run.started,
         "took": show_seconds(run.seconds), "by": run.actor, "part of": run.parent and run.parent[:8], **_origin(run, data["tags"], captures),
-        "reproduced": last_reproduction(store, run), "kept": kept_line(captures.get(KEPT, {}), run.id, time.time())})]
+        "reproduced": last_reproduction(store, run), "kept": kept_line(captures.get(CHECKPOINTS_CAPTURE, {}), run.id, time.time())})]
     parts += lineage_parts(of_run(store, run))
     if logged := [Facts(data[kind], kind.capitalize()) for kind in ("params", "metrics", "tags") if data[kind]]:
         parts.append(Columns(logged))
