@@ -1539,7 +1539,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'mlcycle.redact.Redactor.watcher': ('redact.html#redactor.watcher', 'mlcycle/redact.py'),
                                 'mlcycle.redact._base64_cores': ('redact.html#_base64_cores', 'mlcycle/redact.py'),
                                 'mlcycle.redact._blocks': ('redact.html#_blocks', 'mlcycle/redact.py'),
-                                'mlcycle.redact._made': ('redact.html#_made', 'mlcycle/redact.py'),
+                                'mlcycle.redact._redactor_of': ('redact.html#_redactor_of', 'mlcycle/redact.py'),
                                 'mlcycle.redact.check_secret': ('redact.html#check_secret', 'mlcycle/redact.py'),
                                 'mlcycle.redact.forms': ('redact.html#forms', 'mlcycle/redact.py')},
             'mlcycle.registry.aliases': { 'mlcycle.registry.aliases._pile': ('registry/aliases.html#_pile', 'mlcycle/registry/aliases.py'),
