@@ -28,4 +28,4 @@ def stop(run: str, wait: float) -> Result:
     done = stop_run(store, runs.resolve(store, run), wait)
     good = done.ended and done.run.status != "lost"
     data = {"run": done.run.id, "status": done.run.status, "ended": done.ended}
-    return Result(data, [Text(done.words, "good" if good else "warn")], 0 if good else 1)
+    return Result(data, [Text(done.message, "good" if good else "warn")], 0 if good else 1)
