@@ -52,7 +52,7 @@ def explain(
         return StoreFormatError(f"The store at {where} is damaged ({text}). Restore it from a backup.")
     if "database is locked" in message:
         return StoreError(f"The store at {where} was locked by another process for {BUSY_SECONDS:.0f} s. "
-                          "See who holds it open and try again.")
+                          "Close the program that holds it open and try again.")
     if "readonly" in message or "unable to open database file" in message or "permission denied" in message:
         return StoreError(f"The store at {where} cannot be written ({text}). Check the folder's permissions.")
     unreachable = ("connection refused", "could not connect", "timeout expired", "could not translate host", "server closed")

@@ -46,7 +46,7 @@ def gc(
     remove: bool = False,   # Remove it instead of listing it
     age: float = 3600.0,    # Seconds for which a temporary file must have been untouched
 ) -> Garbage:
-    "Find, and if told to remove, the content that nothing refers to. Raises `StoreError`, `ArtifactError`."
+    "Find the content that nothing refers to, and remove it on request. Raises `StoreError`, `ArtifactError`."
     stored = sorted(store.blobs.digests())
     temporary = tuple(store.blobs.abandoned(age))
     if not remove:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mlcycle.store.connect import Store
 
 # %% auto #0
-__all__ = ['TEXTS', 'TIMES', 'FOLDERS', 'epoch', 'Translator', 'page', 'count']
+__all__ = ['TEXTS', 'TIMES', 'FOLDERS', 'epoch', 'Fields', 'Translator', 'page', 'count']
 
 # %% ../../nbs/store/13_query.ipynb #names
 TEXTS = ("id", "name", "experiment", "kind", "status", "parent", "actor")
@@ -47,14 +47,14 @@ def epoch(
         raise QueryError(f"{text!r} in {query!r} is no time. Write it as '2026-11-22' or '2026-11-22T09:30'.") from e
     return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
 
-# %% ../../nbs/store/13_query.ipynb #translator
-class Translator:
-    "Translates one query into a condition for `where` and the tables to select from, `source`."
+# %% ../../nbs/store/13_query.ipynb #fields
+class Fields:
+    "The fields that one query names; `source` holds the tables to select from."
 
     def __init__(
         self,
         store: Store,
-        text: str,     # The query
+        text: str,     # The query, for errors
     ):
         self.store, self.text = store, text
         self.source: FromClause = schema.runs
@@ -123,6 +123,16 @@ class Translator:
                 raise self.refuse(f"{name!r} is not known{f' (did you mean {near[0]}?)' if near else ''}")
         return None
 
+# %% ../../nbs/store/13_query.ipynb #translator
+class Translator:
+    "Translates the text of one query into a condition on its fields."
+
+    def __init__(
+        self,
+        fields: Fields,  # The fields of the query
+    ):
+        self.fields = fields
+
     def value(self, node: ast.expr) -> Any:
         "A constant, or a list of them. Raises `QueryError`."
         match node:
@@ -136,7 +146,7 @@ class Translator:
                     return -inner if isinstance(sign, ast.USub) else inner
             case ast.List(elts=items) | ast.Tuple(elts=items) | ast.Set(elts=items):
                 return [self.value(item) for item in items]
-        raise self.refuse(f"{ast.unparse(node)!r} cannot be used")
+        raise self.fields.refuse(f"{ast.unparse(node)!r} cannot be used")
 
     def compare(self, sort: str, where: Any, operator: ast.cmpop, value: Any) -> ColumnElement:
         "One comparison of a field with a constant."
@@ -148,7 +158,7 @@ class Translator:
         make = _OPERATORS[type(operator)]
         equality = isinstance(operator, ast.Eq | ast.NotEq)
         if not equality and (value is None or isinstance(value, bool | list)):
-            raise self.refuse(f"{value!r} has no order: it cannot be compared with < or >")
+            raise self.fields.refuse(f"{value!r} has no order: it cannot be compared with < or >")
         if sort == "params":
             return self.param(where, make, operator, value, equality)
         column = where.c.value if sort in ("metrics", "tags") else where
@@ -156,10 +166,10 @@ class Translator:
             is_set = where.c.run.is_not(None) if sort in ("metrics", "tags") else column.is_not(None)
             return is_set if isinstance(operator, ast.NotEq) else not_(is_set)
         if sort == "time":
-            return make(column, epoch(value, self.text))
+            return make(column, epoch(value, self.fields.text))
         if sort in ("metrics", "number"):
             if isinstance(value, str | list):
-                raise self.refuse(f"A number cannot be compared with {value!r}")
+                raise self.fields.refuse(f"A number cannot be compared with {value!r}")
             if isinstance(value, float) and math.isnan(value):
                 is_nan = and_(where.c.run.is_not(None), column.is_(None)) if sort == "metrics" else column.is_(None)
                 return is_nan if isinstance(operator, ast.Eq) else not_(is_nan)
@@ -180,22 +190,22 @@ class Translator:
     def among(self, sort: str, where: Any, value: Any) -> ColumnElement:
         "Is the field one of a list? Raises `QueryError`."
         if not isinstance(value, list):
-            raise self.refuse(f"`in` needs a list, or a text on its left: not {value!r}")
+            raise self.fields.refuse(f"`in` needs a list, or a text on its left: not {value!r}")
         return or_(false(), *(self.compare(sort, where, ast.Eq(), item) for item in value))
 
     def comparison(self, left: ast.expr, operator: ast.cmpop, right: ast.expr) -> ColumnElement:
         "One link of a chain of comparisons, the field on either side."
-        field = self.column(left)
+        field = self.fields.column(left)
         if field:
             return self.compare(*field, operator, self.value(right))
-        field = self.column(right)
+        field = self.fields.column(right)
         if field is None:
-            raise self.refuse(f"{ast.unparse(left)!r} and {ast.unparse(right)!r} are both values")
+            raise self.fields.refuse(f"{ast.unparse(left)!r} and {ast.unparse(right)!r} are both values")
         if isinstance(operator, ast.In | ast.NotIn):
             sort, where = field
             text = self.value(left)
             if not isinstance(text, str) or sort not in ("text", "tags", "params"):
-                raise self.refuse(f"{ast.unparse(left)!r} cannot be contained in {ast.unparse(right)!r}")
+                raise self.fields.refuse(f"{ast.unparse(left)!r} cannot be contained in {ast.unparse(right)!r}")
             column = where if sort == "text" else where.c.value
             contained = and_(column.is_not(None), column.contains(text, autoescape=True))
             return not_(contained) if isinstance(operator, ast.NotIn) else contained
@@ -213,20 +223,20 @@ class Translator:
             case ast.Compare(left=left, ops=operators, comparators=rights):
                 links = zip([left, *rights], operators, rights, strict=False)
                 return and_(true(), *(self.comparison(*link) for link in links))
-        raise self.refuse(f"{ast.unparse(node)!r} is no comparison")
+        raise self.fields.refuse(f"{ast.unparse(node)!r} is no comparison")
 
     def where(self) -> ColumnElement:
         "The condition of the query's text. Raises `QueryError`."
         try:
-            tree = ast.parse(self.text.strip(), mode="eval")
+            tree = ast.parse(self.fields.text.strip(), mode="eval")
         except (SyntaxError, ValueError, RecursionError, MemoryError) as e:
-            if "=" in self.text.replace("==", "").replace("!=", "").replace("<=", "").replace(">=", ""):
-                raise self.refuse("A single = compares nothing; write ==") from e
-            raise self.refuse("Something is not understood") from e
+            if "=" in self.fields.text.replace("==", "").replace("!=", "").replace("<=", "").replace(">=", ""):
+                raise self.fields.refuse("A single = compares nothing; write ==") from e
+            raise self.fields.refuse("Something is not understood") from e
         try:
             return self.condition(tree.body)
         except RecursionError as e:
-            raise self.refuse("Too much is nested") from e
+            raise self.fields.refuse("Too much is nested") from e
 
 # %% ../../nbs/store/13_query.ipynb #page
 def page(
@@ -242,16 +252,16 @@ def page(
         raise QueryError(f"limit must be at least 1, not {limit}.")
     if offset < 0:
         raise QueryError(f"offset must be at least 0, not {offset}.")
-    translator, conditions = _translate(store, query, experiment)
-    return _ordered(store, translator, conditions, order_by.strip(), limit, offset)
+    fields, conditions = _translate(store, query, experiment)
+    return _ordered(store, fields, conditions, order_by.strip(), limit, offset)
 
 # %% ../../nbs/store/13_query.ipynb #translate
-def _translate(store: Store, query: str | None, experiment: str | None) -> tuple[Translator, list[ColumnElement]]:
-    translator = Translator(store, query or "")
-    conditions = [translator.where()] if query and query.strip() else []
+def _translate(store: Store, query: str | None, experiment: str | None) -> tuple[Fields, list[ColumnElement]]:
+    fields = Fields(store, query or "")
+    conditions = [Translator(fields).where()] if query and query.strip() else []
     if experiment is not None:
         conditions.append(schema.runs.c.experiment == experiment)
-    return translator, conditions
+    return fields, conditions
 
 # %% ../../nbs/store/13_query.ipynb #sort-column
 def _sort_column(sort: str, where: Any) -> Any:
@@ -260,12 +270,12 @@ def _sort_column(sort: str, where: Any) -> Any:
     return where.c.value if sort in ("metrics", "tags") else where
 
 # %% ../../nbs/store/13_query.ipynb #ordered
-def _ordered(store: Store, translator: Translator, conditions: list[ColumnElement], order: str, limit: int | None, offset: int) -> list[Any]:
+def _ordered(store: Store, fields: Fields, conditions: list[ColumnElement], order: str, limit: int | None, offset: int) -> list[Any]:
     down, name = order.startswith("-"), order.lstrip("+-")
-    translator.text = order
+    fields.text = order
     try:
         node = ast.parse(name, mode="eval").body
-        field = translator.column(node)
+        field = fields.column(node)
     except SyntaxError:
         field = None
     if field is None:
@@ -278,19 +288,19 @@ def _ordered(store: Store, translator: Translator, conditions: list[ColumnElemen
     if sort == "params":
         ordering.append(where.c.value.desc().nulls_last() if down else where.c.value.asc().nulls_last())
     ordering.append(schema.runs.c.pk.desc())
-    base = select(*columns).select_from(translator.source)
-    fitting = conditions + ([where.c.run.is_not(None), where.c.name == translator.path(node)[1]] if by_metric else [])
+    base = select(*columns).select_from(fields.source)
+    fitting = conditions + ([where.c.run.is_not(None), where.c.name == fields.path(node)[1]] if by_metric else [])
     rows = store.db.all(base.where(*fitting).order_by(*ordering).limit(limit).offset(offset or None))
     if by_metric and (limit is None or len(rows) < limit):
-        with_metric = 0 if rows or not offset else _count(store, translator, fitting)
+        with_metric = 0 if rows or not offset else _count(store, fields, fitting)
         others = base.where(*conditions, where.c.run.is_(None)).order_by(schema.runs.c.pk.desc())
         others = others.offset(None if rows else max(0, offset - with_metric))
         rows += store.db.all(others.limit(None if limit is None else limit - len(rows)))
     return rows
 
 # %% ../../nbs/store/13_query.ipynb #page-count
-def _count(store: Store, translator: Translator, conditions: list[ColumnElement]) -> int:
-    return store.db.all(select(func.count()).select_from(translator.source).where(*conditions))[0][0]
+def _count(store: Store, fields: Fields, conditions: list[ColumnElement]) -> int:
+    return store.db.all(select(func.count()).select_from(fields.source).where(*conditions))[0][0]
 
 # %% ../../nbs/store/13_query.ipynb #count
 def count(
@@ -299,5 +309,5 @@ def count(
     experiment: str | None = None,  # Only this experiment
 ) -> int:
     "How many runs fit. Raises `QueryError`."
-    translator, conditions = _translate(store, query, experiment)
-    return _count(store, translator, conditions)
+    fields, conditions = _translate(store, query, experiment)
+    return _count(store, fields, conditions)
