@@ -79,10 +79,10 @@ def isolated(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.chdir(tmp_path)
     yield
     if connect := sys.modules.get("mlcycle.store.connect"):
-        for store in filter(None, [connect._connected, *connect._found.values()]):
+        for store in filter(None, [connect._connected, *connect._opened.values()]):
             store.close()
         connect._connected = None
-        connect._found.clear()
+        connect._opened.clear()
 
 
 @pytest.fixture(scope="session")

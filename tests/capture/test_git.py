@@ -20,7 +20,7 @@ Git = Callable[..., str]
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     "No memory of earlier repositories, and no settings of the machine's own user."
-    for cache in (repository._found, snapshots._last, git._remotes, git._hopeless):
+    for cache in (repository._repositories, snapshots._last, git._remotes, git._too_slow):
         cache.clear()
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
     monkeypatch.setenv("GIT_CONFIG_NOSYSTEM", "1")
