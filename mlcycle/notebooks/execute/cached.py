@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...entities import Dataset, Run
 from ...errors import MlcycleError
-from ...store import artifacts, facts, fingerprints, inputs, metrics, models
+from ...store import fingerprints, inputs, models
 
 if TYPE_CHECKING:
     from mlcycle.notebooks.record.result import NotebookRun
@@ -123,10 +123,11 @@ def as_result(
 ) -> NotebookRun:
     "An earlier run as the result of this one. Raises `NotebookRunError` when it cannot be registered, `ArtifactError`."
     from mlcycle.errors import NotebookRunError
+    from mlcycle.notebooks.record.executed import write_executed
     from mlcycle.notebooks.record.result import NotebookRun
 
-    result = NotebookRun(run.id, run.name, run.experiment, notebook, run.status, run.seconds or 0.0, metrics=metrics.latest(store, run),
-                         params=facts.params(store, run), output=_written(store, run, output), warnings=notes, cached=True)
+    written = write_executed(store, run, output) if output is not None else None
+    result = NotebookRun.from_run(store, run, notebook, output=written, warnings=notes, cached=True)
     if register is None:
         return result
     from dataclasses import replace
@@ -139,19 +140,3 @@ def as_result(
     except MlcycleError as e:
         reason = f"the run of before was not registered as {register!r}: {e}"
         raise NotebookRunError(f"{notebook}: {reason}", replace(result, reason=reason)) from e
-
-# %% ../../../nbs/notebooks/execute/06_cached.ipynb #written
-def _written(store: Store, run: Run, output: str | None) -> Path | None:
-    if output is None:
-        return None
-    from papermill.iorw import papermill_io
-
-    from mlcycle.notebooks.execute.saving import write_atomic
-    from mlcycle.notebooks.record.executed import EXECUTED
-
-    text = store.blobs.read(artifacts.get(store, run, EXECUTED).digest).decode()
-    if "://" in output:
-        papermill_io.write(text, output)
-        return None
-    write_atomic(text, Path(output))
-    return Path(output)

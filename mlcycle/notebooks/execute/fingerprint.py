@@ -5,21 +5,20 @@
 # %% ../../../nbs/notebooks/execute/05_fingerprint.ipynb #imports
 from __future__ import annotations
 
-import ast
 import hashlib
 import importlib.util
 import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
 from ...errors import MlcycleError
+from ..document.imports import imported
 from ..document.skipping import condition
 from ..document.source import runnable
 from ..params.inject import INJECTED
@@ -27,7 +26,7 @@ from ...store.facts import encode
 from ...track.capture import environment
 
 # %% auto #0
-__all__ = ['Fingerprint', 'Unknown', 'code_cells', 'imported', 'own_files', 'fingerprint']
+__all__ = ['Fingerprint', 'Unknown', 'code_cells', 'own_files', 'fingerprint']
 
 # %% ../../../nbs/notebooks/execute/05_fingerprint.ipynb #class
 @dataclass(frozen=True, slots=True)
@@ -56,42 +55,9 @@ def code_cells(
             found.append((cell.source, sorted(tags & _MATTER) + ([f"skip-if: {when}"] if when is not None else [])))
     return found
 
-# %% ../../../nbs/notebooks/execute/05_fingerprint.ipynb #imported
-_LINE = re.compile(r"(?m)^\s*(?:from\s+(\w+)|import\s+(\w+))")
+# %% ../../../nbs/notebooks/execute/05_fingerprint.ipynb #magic-patterns
 _RUN = re.compile(r"""(?m)^\s*%run\s+(?:-\w+\s+)*["']?([^\s"']+)""")
 _LOAD = re.compile(r"(?m)^\s*%(?:load_ext|reload_ext)\s+(\w+)")
-
-
-@lru_cache(maxsize=256)  # the runs of a sweep ask for the same cells
-def imported(
-    source: str,  # Source of a cell or a module
-) -> tuple[tuple[str, bool], ...]:  # Top-level name, and whether the import may fail
-    "What a piece of Python imports, by absolute name."
-    return tuple(_imported(source)) if "import" in source else ()
-
-# %% ../../../nbs/notebooks/execute/05_fingerprint.ipynb #imported-imported
-def _imported(source: str) -> Iterator[tuple[str, bool]]:
-    if source.lstrip().startswith("%%"):
-        source = source.lstrip().partition("\n")[2]
-    plain = "\n".join(re.sub(r"^(\s*)[%!?].*", r"\1pass", line) for line in source.splitlines())
-    try:
-        tree = ast.parse(plain)
-    except (SyntaxError, ValueError, RecursionError):  # another language below %%, or IPython's own syntax within a line
-        yield from ((a or b, True) for a, b in _LINE.findall(source))
-        return
-    inside = {id(node) for outer in ast.walk(tree) if isinstance(outer, ast.Try) for node in ast.walk(outer)}
-    for node in ast.walk(tree):
-        match node:
-            case ast.Import(names=names):
-                found = [alias.name for alias in names]
-            case ast.ImportFrom(module=str(name), level=0):
-                found = [name]
-            case ast.Call(func=ast.Name(id="__import__" | "import_module") | ast.Attribute(attr="import_module"),
-                          args=[ast.Constant(value=str(name)), *_]):
-                found = [name]
-            case _:
-                continue
-        yield from ((name.partition(".")[0], id(node) in inside) for name in found if name[:1] != ".")
 
 # %% ../../../nbs/notebooks/execute/05_fingerprint.ipynb #files-in
 _INSTALLED = ("site-packages", "dist-packages")

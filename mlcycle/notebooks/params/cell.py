@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import ast
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ...errors import UsageError
+from ...files import write_atomic
 from .declared import Parameters, declaring, infer, tagged
 from .line import Assignment, is_declaration, read_line, words_of
 
@@ -95,16 +95,5 @@ def write_parameters(
             _set(cells[i], "\n".join(line for line in _text(cells[i]).splitlines() if not is_declaration(line)))
         content_cells = [cell for i, cell in enumerate(cells) if i not in lines or _text(cell).strip()]
         cells[:] = content_cells
-    _save(source.path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    write_atomic(json.dumps(content, indent=1, ensure_ascii=False) + "\n", source.path, keep_mode=True)
     return infer(read_notebook(source.path).nb) or Parameters()
-
-# %% ../../../nbs/notebooks/params/07_cell.ipynb #save
-def _save(path: Path, text: str) -> None:
-    "In one step, so that nobody finds half a notebook; the file keeps its permissions."
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        aside.write_text(text, encoding="utf-8")
-        aside.chmod(path.stat().st_mode & 0o777)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)

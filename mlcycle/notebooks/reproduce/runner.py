@@ -20,8 +20,8 @@ from .reproduction import Reproduction
 from ...store import events, facts, models, runs
 
 if TYPE_CHECKING:
-    from mlcycle.notebooks.execute.client import Limits
     from mlcycle.notebooks.execute.engine import Session
+    from mlcycle.notebooks.execute.options import RunOptions
     from mlcycle.notebooks.reproduce.checkout import Place
     from mlcycle.store.connect import Store
 
@@ -146,30 +146,31 @@ def _refuse(found: Reproduction, anyway: bool) -> None:
         raise ReproductionError(f"Run {found.reproduces[:8]} cannot be reproduced here: {hard[0].blocks}{more}.{offer}", found)
 
 # %% ../../../nbs/notebooks/reproduce/06_runner.ipynb #again
-def _again(record: Recorded, place: Place, kernel: str | None, installed: dict[str, Any], limits: Limits, progress: bool | None,
-           store: Store) -> Session:
+def _again(record: Recorded, place: Place, kernel: str | None, installed: dict[str, Any], options: RunOptions, store: Store) -> Session:
     "Run the notebook once more."
-    from mlcycle.notebooks.document.kernels import pick_kernel
+    from mlcycle.notebooks.document.source import Source
     from mlcycle.notebooks.execute.engine import Session, begin, execute
+    from mlcycle.notebooks.execute.opened import open_notebook
     from mlcycle.notebooks.params.secrets import environment, redactor_for
     from mlcycle.notebooks.record.executed import TAG
 
-    choice, redactor = pick_kernel(record.nb), redactor_for(record.secrets)
+    opened = open_notebook(Source(place.path, record.data, record.digest, record.nb), secrets=record.secrets)
+    redactor = redactor_for(opened.secrets)
     tags = {TAG: record.path.as_posix(), TAG_OF: record.run.id}
     active = begin(record.nb, place.path, record.data, params=dict(record.params), redactor=redactor, experiment=record.run.experiment, tags=tags,
                    store=store)
-    env = {**environment(record.secrets), **place.env}
-    session = Session(active, record.name, redactor, env, limits, place.folder, progress, fresh=True,  # a cold start is the proof
+    env = {**environment(opened.secrets), **place.env}
+    session = Session(active, record.name, redactor, env, options.limits, place.folder, options.progress, fresh=True,  # a cold start is the proof
                       threads=record.threads)
     try:
         if kernel is not None:
             _captured(session, installed)
-        elif choice.warning:
-            active.warn(choice.warning)
+        elif opened.kernel.warning:
+            active.warn(opened.kernel.warning)
     except BaseException as e:
         active.finish("failed", None, f"it could not be started: {e}")
         raise
-    execute(record.nb, kernel or choice.name, session)
+    execute(record.nb, kernel or opened.kernel.name, session)
     return session
 
 # %% ../../../nbs/notebooks/reproduce/06_runner.ipynb #captured
@@ -221,14 +222,16 @@ def reproduce(
     progress: bool | None = None,       # Show progress; None where somebody can see it
     told: Callable[[Reproduction], Any] | None = None,  # Called with what was looked at before anything runs
     store: Store | None = None,  # Where the run is; the store in use by default
+    options: RunOptions | None = None,  # Time limits and progress as one object, in their place
 ) -> Reproduction:
     "Run a notebook run once more and say whether it comes out the same. Raises `ReproductionError` for what is in the way, `UsageError`."
-    from mlcycle.notebooks.execute.client import Limits
+    from mlcycle.notebooks.execute.options import RunOptions
     from mlcycle.notebooks.record.recorded import recorded
     from mlcycle.notebooks.record.result import NotebookInterrupted, NotebookTerminated
     from mlcycle.notebooks.reproduce.verdict import compare_runs
     from mlcycle.store.connect import current_store
 
+    options = RunOptions.of(options, timeout=timeout, cell_timeout=cell_timeout, progress=progress)
     if not 0 <= tolerance < 1:
         raise UsageError(f"The tolerance is a relative difference from 0 to 1, not {tolerance!r}.")
     store = store or current_store()
@@ -247,7 +250,7 @@ def reproduce(
         if told is not None:
             told(found)
             found = replace(found, shown=True)
-        session = _again(record, place, kernel, installed, Limits(run=timeout, cell=cell_timeout), progress, store)
+        session = _again(record, place, kernel, installed, options, store)
         after = session.active.run
         if after.status == "cancelled":
             stopped = NotebookTerminated if "SIGTERM" in (after.reason or "") else NotebookInterrupted

@@ -15,8 +15,8 @@ from ...entities import Run
 from ...errors import MlcycleError
 from ..document.outputs import Difference, calm, close, differences
 from ..document.source import numbers
-from ..record.executed import EXECUTED
-from ...store import artifacts, inputs, metrics, runs
+from ..record.executed import executed_text
+from ...store import inputs, metrics, runs
 
 if TYPE_CHECKING:
     from mlcycle.store.connect import Store
@@ -161,7 +161,7 @@ def _executed(store: Store, run: Run, moved: Mapping[str, str]) -> Any:
     import nbformat
 
     try:
-        text = store.blobs.read(artifacts.get(store, run, EXECUTED).digest).decode()
+        text = executed_text(store, run)
     except MlcycleError:
         return None
     for here, there in moved.items():

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..params.declared import Parameters, infer, tagged
+from ..params.declared import Parameters, tagged
 from ..params.inject import INJECTED, code_for, inject, jsonable, place
 from ..params.secrets import Secret
 from ..params.values import check_values
+from ..record.executed import given_params
 from ..record.recorded import assigned
 
 # %% auto #0
@@ -19,22 +20,19 @@ __all__ = ['check_changes', 'reassigned']
 
 # %% ../../../nbs/notebooks/resume/02_changed_values.ipynb #checked
 def check_changes(
-    nb: Any,                      # The notebook as it is now
-    changed: Mapping[str, Any],   # Parameters that are to differ
-    given: Mapping[str, Any],     # What the earlier run was given, secrets included
-    language: str = "python",     # Its language
-    kernel: str = "",             # Name of its kernel
-) -> dict[str, Any]:              # The changed ones, of the declared types
+    parameters: Parameters | None,  # What the notebook declares as it is now, None when unknown
+    changed: Mapping[str, Any],     # Parameters that are to differ
+    given: Mapping[str, Any],       # What the earlier run was given, secrets included
+) -> dict[str, Any]:                # The changed ones, of the declared types
     "Hold changed parameters against what the notebook declares. Raises `ParameterError`."
-    declared = infer(nb, language, kernel)
-    if declared is not None:  # what was given before need not be given again
-        declared = Parameters(p for p in declared if not p.required or p.name in changed or p.name not in given)
-    return check_values(declared, changed)
+    if parameters is not None:  # what was given before need not be given again
+        parameters = Parameters(p for p in parameters if not p.required or p.name in changed or p.name not in given)
+    return check_values(parameters, changed)
 
 # %% ../../../nbs/notebooks/resume/02_changed_values.ipynb #reassigned
 def reassigned(
     nb: Any,                      # The notebook as it is now; it is changed
-    executed: Mapping[str, Any],  # The executed notebook of the earlier run as JSON
+    executed: Any,                # The executed notebook of the earlier run, None where it kept none
     changed: Mapping[str, Any],   # Parameters that are to differ
     secrets: Sequence[Secret] = (),  # Parameters that come from the environment
     language: str = "python",     # Its language
@@ -43,13 +41,13 @@ def reassigned(
     "Assign the parameters of an earlier run, changed where that is asked for."
     import nbformat
 
-    given = executed.get("metadata", {}).get("papermill", {}).get("parameters", {})
+    given = given_params(executed)
     if not changed:
-        return assigned(nb, dict(executed))
+        return assigned(nb, executed)
     if language != "python":
         names = {secret.name for secret in secrets}
         return inject(nb, {**{n: v for n, v in given.items() if n not in names}, **changed}, secrets, language, kernel)
-    nb = assigned(nb, dict(executed))
+    nb = assigned(nb, executed)
     nb.metadata.setdefault("papermill", nbformat.NotebookNode())["parameters"] = nbformat.from_dict(
         {**given, **{name: jsonable(value, strict=True) for name, value in changed.items()}})
     new = code_for(changed).splitlines()

@@ -21,6 +21,7 @@ from ...display import Facts, Part, Result, Text
 from ...entities import Run
 from ...errors import UsageError
 from ..checkpoints.reach import NotKept, kept_of, reach
+from ..record.executed import read_executed
 
 if TYPE_CHECKING:
     from mlcycle.notebooks.checkpoints.checkpoint import Checkpoint
@@ -144,8 +145,5 @@ def _just_before(kept: Mapping[str, Any], run: Run) -> Mapping[str, Any]:
 
 
 def _source(store: Store, run: Run, index: int) -> str:
-    from mlcycle.notebooks.resume.runner import executed_of
-
-    cells = executed_of(store, run).get("cells", [])
-    source = cells[index]["source"] if index < len(cells) else ""
-    return source if isinstance(source, str) else "".join(source)
+    executed = read_executed(store, run)
+    return executed.cells[index].source if executed is not None and index < len(executed.cells) else ""

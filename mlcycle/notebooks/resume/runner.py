@@ -5,10 +5,9 @@
 # %% ../../../nbs/notebooks/resume/03_runner.ipynb #imports
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -16,17 +15,20 @@ from ...entities import Run
 from ...errors import NotebookRunError
 from ..checkpoints.reach import NotKept, kept_of, reach
 from ..document.source import Source, read_notebook
-from ..record.executed import EXECUTED, TAG
+from ..execute.opened import OpenedNotebook, open_notebook
+from ..execute.options import RunOptions
+from ..record.executed import TAG
 from ..record.recorded import Recorded, recorded
 from .taken_over import TakenOver, position_of, start_from, taken_cells
-from ...store import artifacts, runs
+from ...store import runs
 
 if TYPE_CHECKING:
+    from mlcycle.notebooks.execute.engine import Session
     from mlcycle.notebooks.record.result import NotebookRun
     from mlcycle.store.connect import Store
 
 # %% auto #0
-__all__ = ['RERUNS', 'source_now', 'executed_of', 'rerun']
+__all__ = ['RERUNS', 'source_now', 'OpenedRun', 'open_run', 'rerun']
 
 # %% ../../../nbs/notebooks/resume/03_runner.ipynb #source
 RERUNS = "reruns"  # Tag of the new run: the old one's id
@@ -43,33 +45,40 @@ def source_now(
     place = path if path.parent.is_dir() else Path.cwd() / path.name
     return Source(place, record.data, record.digest, deepcopy(record.nb))
 
-# %% ../../../nbs/notebooks/resume/03_runner.ipynb #executed-of
-def executed_of(
-    store: Store,  # Where the run is
-    run: Run,      # A notebook run
-) -> dict[str, Any]:  # As JSON; empty where it kept none
-    "The executed notebook of a run."
-    from mlcycle.errors import NotFoundError
+# %% ../../../nbs/notebooks/resume/03_runner.ipynb #opened-run
+@dataclass(frozen=True, slots=True)
+class OpenedRun:
+    "A run that is to be run again."
+    record: Recorded        # What it recorded of itself
+    opened: OpenedNotebook  # Its notebook as it is now
 
-    try:
-        return json.loads(store.blobs.read(artifacts.get(store, run, EXECUTED).digest))
-    except NotFoundError:
-        return {}
+# %% ../../../nbs/notebooks/resume/03_runner.ipynb #open-run
+def open_run(
+    ref: str,                    # A run: its name, or the beginning of its id
+    store: Store | None = None,  # Where it is; the store in use by default
+) -> OpenedRun:
+    "Read the record of a run, and its notebook as it is now. Raises `NotFoundError`, `UsageError`, `NotebookFormatError`."
+    from mlcycle.store.connect import current_store
+
+    store = store or current_store()
+    record = recorded(store, runs.resolve(store, ref))
+    return OpenedRun(record, open_notebook(source_now(record, store), secrets=record.secrets))
 
 # %% ../../../nbs/notebooks/resume/03_runner.ipynb #take
-def _take(store: Store, run: Run, executed: Mapping[str, Any], nb: Any, first: str | None) -> TakenOver:
+def _take(store: Store, record: Recorded, nb: Any, first: str | None) -> TakenOver:
     "What the new run goes on from. Raises `NotKept`, `UsageError`."
-    import nbformat
-
+    run, executed = record.run, record.executed
     begin = None if first is None else position_of(nb, first)
-    kept, before = kept_of(store, run), nbformat.reads(json.dumps(executed), 4)
-    each, count = start_from(kept["checkpoints"], kept["failed"], before, nb, begin)
-    if each is None:
+    kept = kept_of(store, run)
+    if executed is None:
+        raise NotKept(f"run {run.id[:8]} kept no executed notebook")
+    checkpoint, count = start_from(kept["checkpoints"], kept["failed"], executed, nb, begin)
+    if checkpoint is None:
         lowest = kept["checkpoints"][0]["cell"]
         raise NotKept(f"run {run.id[:8]} is kept from before cell {lowest} on, and code cell {count + 1} or one above it is to be executed")
-    widgets = before.metadata.get("widgets", {}).get("application/vnd.jupyter.widget-state+json", {}).get("state", {})
+    widgets = executed.metadata.get("widgets", {}).get("application/vnd.jupyter.widget-state+json", {}).get("state", {})
     states = {model: dict(state["state"]) for model, state in widgets.items() if "state" in state}
-    return TakenOver(run, taken_cells(before, nb, count, run.id), reach(each, run.id[:8]), each["time"], states)
+    return TakenOver(run, taken_cells(executed, nb, count, run.id), reach(checkpoint, run.id[:8]), checkpoint["time"], states)
 
 # %% ../../../nbs/notebooks/resume/03_runner.ipynb #folder
 def _folder(record: Recorded, source: Source) -> Path:
@@ -85,9 +94,41 @@ def _name(run: Run) -> str | None:
     made = run.name.rpartition("-")[2]
     return None if made and run.id.startswith(made) else run.name
 
+# %% ../../../nbs/notebooks/resume/03_runner.ipynb #prepared
+def _prepared(run: OpenedRun, params: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    "The notebook with the parameters of the run assigned, some of them changed; and what the new run records of them."
+    from mlcycle.notebooks.document.skipping import check_conditions
+    from mlcycle.notebooks.params.inject import jsonable
+    from mlcycle.notebooks.record.executed import given_params, parameters_in
+    from mlcycle.notebooks.resume.changed_values import check_changes, reassigned
+
+    record, nb, kernel = run.record, run.opened.source.nb, run.opened.kernel
+    check_conditions(nb, kernel.language)
+    given = given_params(record.executed)
+    changed = check_changes(run.opened.parameters, params, given)
+    nb = reassigned(deepcopy(nb), record.executed, changed, record.secrets, kernel.language, kernel.name)
+    recorded_params = {**parameters_in(nb, kernel.language), **{name: value for name, value in record.params.items() if name in given},
+                       **{name: jsonable(value) for name, value in changed.items()}}
+    return nb, {name: value for name, value in recorded_params.items() if name not in run.opened.secret_names}
+
+# %% ../../../nbs/notebooks/resume/03_runner.ipynb #begun
+def _begun(run: OpenedRun, nb: Any, params: dict[str, Any], options: RunOptions, taken: TakenOver | None, store: Store) -> Session:
+    "Begin the new run."
+    from mlcycle.notebooks.checkpoints.keeper import CheckpointKeeper
+    from mlcycle.notebooks.execute.engine import Session, begin
+    from mlcycle.notebooks.params.secrets import environment, redactor_for
+
+    record, source, redactor = run.record, run.opened.source, redactor_for(run.record.secrets)
+    active = begin(nb, source.path, source.data, params=params, redactor=redactor, name=_name(record.run), experiment=record.run.experiment,
+                   tags={TAG: record.path.as_posix(), RERUNS: record.run.id}, store=store)
+    if taken is not None:
+        taken.active = active
+    return Session(active, run.opened.name, redactor, environment(record.secrets), options.limits, _folder(record, source), options.progress,
+                   options.stream, shared=taken, keeper=CheckpointKeeper(options.keep) if options.keep else None, threads=record.threads)
+
 # %% ../../../nbs/notebooks/resume/03_runner.ipynb #rerun
 def rerun(
-    ref: str,                                 # A run: its name, or the beginning of its id
+    ref: str | OpenedRun,                     # A run: its name, or the beginning of its id; or one that `open_run` has opened
     params: Mapping[str, Any] | None = None,  # Parameters that are to differ
     *,
     first: str | int | None = None,           # Number or id of a cell that is to be executed, with all below; the one that failed by default
@@ -96,62 +137,39 @@ def rerun(
     register: str | None = None,              # Name of a model to register what the run logged under
     keep: float | None = None,                # Seconds for which it is kept in its turn, should it fail
     progress: bool | None = None,             # Show progress; None where somebody can see it
-    follow: TextIO | None = None,             # Where to show what the notebook prints as it comes
+    follow: bool | TextIO = False,            # Show what the notebook prints as it comes: here, or in this stream
     store: Store | None = None,               # Where the run is; the store in use by default
+    options: RunOptions | None = None,        # Time limits, keep, progress and follow as one object, in their place
 ) -> NotebookRun:                             # What became of it
     "Run the notebook of a run again, from where it failed if it was kept. Raises `NotFoundError`, `UsageError`, `NotebookRunError`."
-    from mlcycle.notebooks.checkpoints.keeper import CheckpointKeeper, check_keep
-    from mlcycle.notebooks.document.kernels import pick_kernel
-    from mlcycle.notebooks.document.skipping import check_conditions
-    from mlcycle.notebooks.execute.client import Limits
-    from mlcycle.notebooks.execute.engine import Session, begin
-    from mlcycle.notebooks.execute.runner import carry_out, check_limit
-    from mlcycle.notebooks.params.inject import jsonable
-    from mlcycle.notebooks.params.secrets import environment, redactor_for
-    from mlcycle.notebooks.record.executed import parameters_in
-    from mlcycle.notebooks.resume.changed_values import check_changes, reassigned
+    from mlcycle.notebooks.execute.runner import carry_out
     from mlcycle.registry.names import check_model_name
     from mlcycle.store.connect import current_store
 
-    store = store or current_store()
-    check_keep(keep)
-    limits = Limits(run=check_limit("timeout", timeout), cell=check_limit("cell_timeout", cell_timeout))
+    options = RunOptions.of(options, timeout=timeout, cell_timeout=cell_timeout, keep=keep, progress=progress, follow=follow)
     if register is not None:
         check_model_name(register)
-    run = runs.resolve(store, ref)
-    record = recorded(store, run)
-    source, executed = source_now(record, store), executed_of(store, run)
-    choice, redactor = pick_kernel(source.nb), redactor_for(record.secrets)
-    check_conditions(source.nb, choice.language)
-    given = executed.get("metadata", {}).get("papermill", {}).get("parameters", {})
-    changed = check_changes(source.nb, params or {}, given, choice.language, choice.name)
-    nb = reassigned(deepcopy(source.nb), executed, changed, record.secrets, choice.language, choice.name)
-    taken, why = None, ""
+    store = store or current_store()
+    opened_run = ref if isinstance(ref, OpenedRun) else open_run(ref, store)
+    record, opened = opened_run.record, opened_run.opened
+    nb, recorded_params = _prepared(opened_run, params or {})
+    taken, why, session = None, "", None
     try:
-        taken = _take(store, run, executed, nb, None if first is None else str(first))
+        taken = _take(store, record, nb, None if first is None else str(first))
     except NotKept as e:
         why = str(e)
-    secret = {each.name for each in record.secrets}
-    told = {**parameters_in(nb, choice.language), **{name: value for name, value in record.params.items() if name in given},
-            **{name: jsonable(value) for name, value in changed.items()}}
     try:
-        active = begin(nb, source.path, source.data, params={n: value for n, value in told.items() if n not in secret}, redactor=redactor,
-                       name=_name(run), experiment=run.experiment, tags={TAG: record.path.as_posix(), RERUNS: run.id}, store=store)
-        session = Session(active, source.path.name, redactor, environment(record.secrets), limits,
-                          _folder(record, source), progress, follow, shared=taken,
-                          keeper=CheckpointKeeper(keep) if keep else None, threads=record.threads)
-        if taken is not None:
-            taken.active = active
-        return _said(carry_out(nb, choice, session, source, None, register), taken, why, session)
+        session = _begun(opened_run, nb, recorded_params, options, taken, store)
+        return _described(carry_out(nb, opened, session, None, register), taken, why, session)
     except NotebookRunError as e:
-        e.result = _said(e.result, taken, why, session)
+        e.result = _described(e.result, taken, why, session)
         raise
     finally:
         if taken is not None:
             taken.checkpoint.close()
 
 # %% ../../../nbs/notebooks/resume/03_runner.ipynb #said
-def _said(result: Any, taken: TakenOver | None, why: str, session: Any) -> Any:
+def _described(result: Any, taken: TakenOver | None, why: str, session: Any) -> Any:
     from mlcycle.notebooks.document.endings import cell_number
 
     if taken is not None and taken.used:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ConfigError, MlcycleError
+from ..record.result import NotebookRun
 from .executors import Executor, Pace
-from .tasks import TRIES, Outcome, Task, attempts, execute_task, settle, stop_here, stoppable, stored_result
+from .tasks import TRIES, Outcome, Task, attempts, execute_task, settle, stop_here, stoppable
 from .worker_versions import differences, have, needed
 
 if TYPE_CHECKING:
@@ -223,7 +224,7 @@ class DaskExecutor(Executor):
             from mlcycle.store import runs
 
             counts = runs.get(self._store, before[-1].id)
-        result = stored_result(self._store, counts, Path(task.path).name) if counts is not None else None
+        result = NotebookRun.from_run(self._store, counts, Path(task.path).name) if counts is not None else None
         return Outcome(task.row, result, f"{type(error).__name__}: {error}", max(1, len(before)))
 
     def stop(self, signum: int | None = None) -> None:

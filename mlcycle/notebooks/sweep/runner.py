@@ -12,7 +12,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,8 @@ from ...errors import MlcycleError, UsageError
 
 if TYPE_CHECKING:
     from mlcycle.notebooks.document.source import Source
+    from mlcycle.notebooks.execute.opened import OpenedNotebook
+    from mlcycle.notebooks.execute.options import RunOptions
     from mlcycle.notebooks.sweep.executors import Executor
     from mlcycle.notebooks.sweep.result import Sweep
     from mlcycle.notebooks.sweep.tasks import Outcome, Task
@@ -54,21 +56,6 @@ def out_paths(
     if str(notebook) in found:
         raise UsageError("An executed notebook would overwrite the notebook itself. Choose another folder.")
     return found
-
-# %% ../../../nbs/notebooks/sweep/07_runner.ipynb #write-out
-def _write_out(store: Store, run_id: str, place: str) -> None:
-    from mlcycle.notebooks.execute.saving import write_atomic
-    from mlcycle.notebooks.record.executed import EXECUTED
-    from mlcycle.store import artifacts, runs
-
-    text = store.blobs.read(artifacts.get(store, runs.get(store, run_id), EXECUTED).digest).decode()
-    if "://" in place:
-        from papermill.iorw import papermill_io
-
-        papermill_io.write(text, place)
-    else:
-        Path(place).parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(text, Path(place))
 
 # %% ../../../nbs/notebooks/sweep/07_runner.ipynb #drive
 @dataclass
@@ -118,8 +105,12 @@ class _SweepLoop:
             if text not in self.problems:
                 self.problems.append(text)
         if self.outs and outcome.result is not None:
+            from mlcycle.notebooks.record.executed import write_executed
+            from mlcycle.store import runs
+
+            store = self.active.store
             try:
-                _write_out(self.active.store, outcome.result.run, self.outs[outcome.row - 1])
+                write_executed(store, runs.get(store, outcome.result.run), self.outs[outcome.row - 1])
             except (OSError, MlcycleError) as e:
                 self.problems.append(f"{self.outs[outcome.row - 1]} was not written: {e}")
 
@@ -136,7 +127,7 @@ class _SweepLoop:
 
 # %% ../../../nbs/notebooks/sweep/07_runner.ipynb #many
 def run_many(
-    path: str | Path,                           # A notebook file
+    path: str | Path | Source | OpenedNotebook,  # A notebook file, or one that was read or opened before
     params: Mapping[str, Iterable[Any]] | Iterable[Mapping[str, Any]] | Any,  # A grid `{"lr": [0.1, 0.3]}`, a list of dicts, or a DataFrame
     *,
     jobs: int | None = None,                    # Runs at once; as many as the executor has room for by default
@@ -158,53 +149,52 @@ def run_many(
     refresh: bool = False,                      # Run them although there are some
     fresh: bool = False,                        # Give each a process that was started for it, in place of one forked with its imports done
     share: bool = True,                         # Execute the cells above the parameters once for all, where the executor can and it is safe
+    options: RunOptions | None = None,          # The options above (kernel, limits, secrets, tags, …) as one object, in their place
 ) -> Sweep:                                     # A row a run; a run that failed raises nothing
     "Execute a notebook once for each set of params. Raises `UsageError` before anything ran, `NotebookInterrupted` with what there is as `.result`."
-    from mlcycle.notebooks.document.source import read_notebook
-    from mlcycle.notebooks.execute.memory import to_bytes
-    from mlcycle.notebooks.execute.runner import check_limit
-    from mlcycle.notebooks.params.secrets import declare, redactor_for
+    from mlcycle.notebooks.execute.opened import open_notebook
+    from mlcycle.notebooks.execute.options import RunOptions
+    from mlcycle.notebooks.params.secrets import redactor_for
     from mlcycle.notebooks.sweep.executors import make_executor
     from mlcycle.store.connect import current_store
 
-    source, declared = read_notebook(path), declare(secrets)
-    redactor, rows, fixed = redactor_for(declared), *_checked(source, params, fixed or {}, [s.name for s in declared], kernel)
+    options = RunOptions.of(options, kernel=kernel, timeout=timeout, cell_timeout=cell_timeout, memory=memory, scratch=scratch, secrets=secrets,
+                            tags=tags, progress=progress, cached=cached, refresh=refresh, fresh=fresh)
+    if options.keep is not None or options.follow:
+        raise UsageError("keep and follow are for one run. Leave them out for many.")
+    opened = open_notebook(path, options.kernel, options.secrets)
+    redactor = redactor_for(opened.secrets)
+    rows, fixed = _checked(opened, params, fixed or {})
     if jobs is not None and (isinstance(jobs, bool) or not isinstance(jobs, int) or jobs < 1):
         raise UsageError(f"jobs must be a whole number above zero, not {jobs!r}.")
-    options = {"kernel": kernel, "timeout": check_limit("timeout", timeout), "cell_timeout": check_limit("cell_timeout", cell_timeout),
-               "memory": to_bytes(memory), "secrets": {s.name: f"env:{s.variable}" for s in declared} or None, "tags": dict(tags or {}),
-               "fresh": fresh, "cached": cached, "refresh": refresh}
+    source = opened.source
     if out is not None:
         out_paths(out, [(f"run-{i}", i, row) for i, row in enumerate(rows, 1)], source.path)
-    store, taker = store or current_store(), make_executor(executor, jobs)
-    options["threads"] = taker.threads
+    store, executor = store or current_store(), make_executor(executor, jobs)
+    options = replace(options, threads=executor.threads)
     try:
-        versions = taker.prepare(source, store)
-        active = _begin(store, source, rows, redactor, experiment, name, tags, taker)
+        versions = executor.prepare(source, store)
+        active = _begin(store, source, rows, redactor, experiment, name, options.tags, executor)
         try:
-            tasks = _tasks(active, source, rows, fixed, options, scratch, versions)
+            tasks = _tasks(active, source, rows, fixed, options, versions)
             outs = out_paths(out, [(task.name, task.row, rows[task.row - 1]) for task in tasks], source.path) if out is not None else []
-            share = share and taker.shares and len(tasks) > 1 and not (fresh or cached or scratch)
-            return _drive(active, taker, tasks, rows, outs, source, progress, share)
+            share = share and executor.shares and len(tasks) > 1 and not (options.fresh or options.cached or options.scratch)
+            return _drive(active, executor, tasks, rows, outs, opened, options, share)
         except BaseException as e:  # where it has not ended yet
             active.finish("cancelled" if isinstance(e, KeyboardInterrupt) else "failed", None, f"{type(e).__name__}: {e}")
             raise
     finally:
-        taker.close()
+        executor.close()
 
 # %% ../../../nbs/notebooks/sweep/07_runner.ipynb #checked
-def _checked(source: Any, params: Any, fixed: Mapping[str, Any], secrets: list[str],
-             kernel: str | None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+def _checked(opened: OpenedNotebook, params: Any, fixed: Mapping[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     "The params of each run and those of all, of the declared types."
-    from mlcycle.notebooks.document.kernels import pick_kernel
-    from mlcycle.notebooks.params.declared import infer
     from mlcycle.notebooks.sweep.grid import as_grid, check_grid, check_rows, combinations
     from mlcycle.notebooks.sweep.tables import rows_of
 
-    choice = pick_kernel(source.nb, kernel)
-    parameters = infer(source.nb, choice.language, choice.name)
-    shared = check_grid(parameters, {name: [value] for name, value in fixed.items()})
-    fixed = {name: values[0] for name, values in shared.items()}
+    parameters = opened.parameters
+    single_values = check_grid(parameters, {name: [value] for name, value in fixed.items()})
+    fixed = {name: values[0] for name, values in single_values.items()}
     if isinstance(params, Mapping):
         rows = combinations(check_grid(parameters, as_grid(params), fixed))
     elif hasattr(params, "itertuples"):
@@ -213,11 +203,11 @@ def _checked(source: Any, params: Any, fixed: Mapping[str, Any], secrets: list[s
         rows = list(params)
         if wrong := [row for row in rows if not isinstance(row, Mapping)]:
             raise UsageError(f"The params of each run are a dict, not {wrong[0]!r:.60}.")
-    return check_rows(parameters, rows, fixed, secrets), fixed
+    return check_rows(parameters, rows, fixed, opened.secret_names), fixed
 
 # %% ../../../nbs/notebooks/sweep/07_runner.ipynb #begin
-def _begin(store: Store, source: Any, rows: list[dict[str, Any]], redactor: Any, experiment: str | None, name: str | None,
-           tags: Mapping[str, Any] | None, executor: Executor) -> ActiveRun:
+def _begin(store: Store, source: Source, rows: list[dict[str, Any]], redactor: Any, experiment: str | None, name: str | None,
+           tags: Mapping[str, Any], executor: Executor) -> ActiveRun:
     "The parent run."
     from mlcycle.notebooks.execute.engine import parent_in
     from mlcycle.notebooks.params.inject import jsonable
@@ -230,12 +220,12 @@ def _begin(store: Store, source: Any, rows: list[dict[str, Any]], redactor: Any,
     params = {n: values for n, values in varied.items() if len(values) <= 100}
     active = start(name, experiment or (current.experiment if current else None), kind="sweep", params=params, store=store, redactor=redactor,
                    parent=current.id if current else None, cwd=source.folder, label=source.path.stem)
-    active.set_tags({**(tags or {}), TAG: notebook_tag(source.path, store), "sweep.runs": len(rows), "sweep.executor": executor.name})
+    active.set_tags({**tags, TAG: notebook_tag(source.path, store), "sweep.runs": len(rows), "sweep.executor": executor.name})
     keep(active, redactor.text(source.data.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape"), SOURCE, "source")
     return active
 
 # %% ../../../nbs/notebooks/sweep/07_runner.ipynb #tasks
-def _tasks(active: ActiveRun, source: Any, rows: list[dict[str, Any]], fixed: dict[str, Any], options: dict[str, Any], scratch: bool,
+def _tasks(active: ActiveRun, source: Source, rows: list[dict[str, Any]], fixed: dict[str, Any], options: RunOptions,
            versions: dict[str, str]) -> list[Task]:
     from mlcycle.notebooks.record.executed import notebook_tag
     from mlcycle.notebooks.sweep.tasks import Task
@@ -243,24 +233,22 @@ def _tasks(active: ActiveRun, source: Any, rows: list[dict[str, Any]], fixed: di
     width, settings = len(str(len(rows))), active.store.settings
     tag, where = notebook_tag(source.path, active.store), (settings.store, settings.artifacts)
     return [Task(active.id, i, f"{active.name}-{i:0{width}}", active.experiment, str(source.path), source.data, tag, {**fixed, **row}, options,
-                 scratch, where, versions) for i, row in enumerate(rows, 1)]
+                 where, versions) for i, row in enumerate(rows, 1)]
 
 # %% ../../../nbs/notebooks/sweep/07_runner.ipynb #drive-many
 @contextmanager
-def _shared_cells(loop: _SweepLoop, source: Source, bar: Any) -> Iterator[None]:
+def _shared_cells(loop: _SweepLoop, opened: OpenedNotebook, options: RunOptions, bar: Any) -> Iterator[None]:
     "Execute the cells above the parameters once, for the time of the sweep."
     from mlcycle.notebooks.record.result import NotebookInterrupted, NotebookTerminated
     from mlcycle.notebooks.sweep.shared_cells import NotShared, above_parameters, share_cells
 
-    if not above_parameters(source.nb):
+    if not above_parameters(opened.source.nb):
         yield
         return
-    options, active = loop.tasks[0].options, loop.active
+    active = loop.active
     loop.state.preparing = True
     try:
-        loop.executor.shared = share_cells(source, kernel=options["kernel"], secrets=options["secrets"], timeout=options["timeout"],
-                                             threads=options["threads"], experiment=active.experiment, parent=active.id,
-                                             store=active.store, tick=bar.tick)
+        loop.executor.shared = share_cells(opened, options, experiment=active.experiment, parent=active.id, store=active.store, tick=bar.tick)
     except NotShared as e:
         loop.problems.append(f"Each run executed the cells above the parameters itself: {e}.")
     except (NotebookInterrupted, NotebookTerminated) as e:
@@ -275,22 +263,21 @@ def _shared_cells(loop: _SweepLoop, source: Source, bar: Any) -> Iterator[None]:
             loop.executor.shared = None
 
 # %% ../../../nbs/notebooks/sweep/07_runner.ipynb #drive-many-drive
-def _drive(active: ActiveRun, executor: Executor, tasks: list[Task], rows: list[dict[str, Any]], outs: list[str], source: Source,
-           progress: bool | None, share: bool) -> Sweep:
+def _drive(active: ActiveRun, executor: Executor, tasks: list[Task], rows: list[dict[str, Any]], outs: list[str],
+           opened: OpenedNotebook, options: RunOptions, share: bool) -> Sweep:
     from mlcycle.notebooks.execute.drive import stop_on_signals
     from mlcycle.notebooks.follow.progress import bar_for
     from mlcycle.notebooks.sweep.result import SweepState
 
-    title = source.path.name
-    state = SweepState(title, len(tasks), executor.slots())
-    loop, bar = _SweepLoop(active, executor, tasks, state, outs), bar_for(state, progress)
+    state = SweepState(opened.name, len(tasks), executor.slots())
+    loop, bar = _SweepLoop(active, executor, tasks, state, outs), bar_for(state, options.progress)
     where = f"{state.slots} at once, {executor.name}"
     ended: tuple[str, str | None] = ("failed", "the sweep itself failed")
     try:
         with stop_on_signals(loop.asked.append), warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # the table shows them
             bar.open()
-            with _shared_cells(loop, source, bar) if share else nullcontext():
+            with _shared_cells(loop, opened, options, bar) if share else nullcontext():
                 loop.go(bar)
         ended = loop.ending()
     except BaseException as e:  # a bug, or an exception thrown into this thread
@@ -300,7 +287,7 @@ def _drive(active: ActiveRun, executor: Executor, tasks: list[Task], rows: list[
         raise
     finally:
         bar.close(*ended)
-        sweep = _finish(loop, rows, title, where, *ended)
+        sweep = _finish(loop, rows, opened.name, where, *ended)
     if sweep.status == "cancelled":
         _interrupted(sweep)
     return sweep

@@ -5,36 +5,15 @@
 # %% ../../../nbs/notebooks/sweep/08_worker_versions.ipynb #imports
 from __future__ import annotations
 
-import ast
 import platform
-import re
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-# %% auto #0
-__all__ = ['imported', 'needed', 'have', 'differences']
+from ..document.imports import imported_modules
 
-# %% ../../../nbs/notebooks/sweep/08_worker_versions.ipynb #imported
-def imported(
-    nb: Any,  # A notebook node
-) -> set[str]:  # Top-level names, such as `sklearn`
-    "The modules that a notebook's cells import, wherever in the cell."
-    found: set[str] = set()
-    for cell in nb.cells:
-        if cell.cell_type != "code":
-            continue
-        source = "\n".join("pass" if re.match(r"\s*[%!?]", line) else line for line in cell.source.splitlines())
-        try:
-            tree = ast.parse(source)
-        except (SyntaxError, ValueError):
-            continue
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Import):
-                found |= {alias.name.partition(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-                found.add(node.module.partition(".")[0])
-    return found
+# %% auto #0
+__all__ = ['needed', 'have', 'differences']
 
 # %% ../../../nbs/notebooks/sweep/08_worker_versions.ipynb #distributions
 @lru_cache(maxsize=1)
@@ -53,7 +32,7 @@ def needed(
     from mlcycle.track.capture.distributions import fingerprint
 
     known = _distributions(fingerprint())
-    names = {"mlcycle", *(each for module in imported(nb) for each in known.get(module, ()))}
+    names = {"mlcycle", *(each for module in imported_modules(nb) for each in known.get(module, ()))}
     found = {"python": ".".join(platform.python_version_tuple()[:2])}
     return found | {name: version(name) for name in sorted(names)}
 

@@ -24,6 +24,7 @@ from .this_notebook import Unsaved, notebook_path, saved_cells, unsaved
 
 if TYPE_CHECKING:
     from mlcycle.entities import Run
+    from mlcycle.notebooks.execute.opened import OpenedNotebook
     from mlcycle.store.connect import Store
 
 # %% auto #0
@@ -184,30 +185,29 @@ def notebook_here() -> Path:
 
 # %% ../../../nbs/ui/session/07_batch_run.ipynb #run
 def run_this(
-    path: Path,                # The notebook one is in
+    notebook: OpenedNotebook,   # The notebook one is in
     values: Mapping[str, Any],  # Values for its parameters
-    **options: Any,            # More for `run_notebook`
+    **settings: Any,            # More for `run_notebook`
 ) -> Result:                   # The run, and how it differs
     "Execute the saved notebook and compare. Raises what `run_notebook` raises, after the comparison was shown."
     from IPython import get_ipython
     from IPython.display import display
 
     from mlcycle.errors import NotebookRunError
-    from mlcycle.notebooks.document.source import read_notebook
     from mlcycle.notebooks.execute.runner import run_notebook
     from mlcycle.store.connect import current_store
 
-    shell, store = get_ipython(), options.get("store") or current_store()
-    journal, saved = journal_of(shell), read_notebook(path).nb
+    shell, store = get_ipython(), settings.get("store") or current_store()
+    journal, saved = journal_of(shell), notebook.source.nb
     document = saved_cells(saved)
     if changes := unsaved(journal, document):
         display(unsaved_view(changes))
     whole, within = tracked_here(store)
-    if not options.get("experiment") and (mine := whole or next(reversed(within), None)):
-        options["experiment"] = mine.experiment  # what is compared stands together
+    if not settings.get("experiment") and (mine := whole or next(reversed(within), None)):
+        settings["experiment"] = mine.experiment  # what is compared stands together
     before, findings = metrics_of(store, whole, within), judge(journal, document)
     try:
-        done, failed = run_notebook(path, values, **options), None
+        done, failed = run_notebook(notebook, values, **settings), None
     except NotebookRunError as e:
         done, failed = e.result, e
     found = _compared(store, done, shell.user_ns, saved, before, findings, changes)
@@ -221,18 +221,14 @@ def run_this(
 # %% ../../../nbs/ui/session/07_batch_run.ipynb #compared
 def _compared(store: Store, done: Any, names: Mapping[str, Any], saved: Any, before: Metrics, findings: Sequence[Finding],
               changes: Sequence[Unsaved]) -> Comparison:
-    import json
-
-    import nbformat
-
-    from mlcycle.notebooks.record.executed import EXECUTED
-    from mlcycle.store import artifacts, runs
+    from mlcycle.notebooks.record.executed import read_executed
+    from mlcycle.store import runs
 
     run = runs.get(store, done.run)
     try:
-        executed = nbformat.reads(json.dumps(json.loads(store.blobs.read(artifacts.get(store, run, EXECUTED).digest))), 4)
-        outputs = differences(saved, executed)
-    except MlcycleError:  # it was not kept: the run says why
+        executed = read_executed(store, run)
+        outputs = differences(saved, executed) if executed is not None else []
+    except MlcycleError:  # it cannot be read
         outputs = []
     missing = re.search(r"name '(\w+)' is not defined", done.error.message) if done.error and done.error.type == "NameError" else None
     return Comparison(before, metrics_of(store, run, runs.children(store, run)), values_that_differ(names, done.params), outputs, findings, changes,
