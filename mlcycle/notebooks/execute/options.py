@@ -70,14 +70,16 @@ class RunOptions:
     def of(
         cls,
         options: RunOptions | None,  # All of them as one object, or None
-        **given: Any,                # Each by itself, as a person writes them
+        **given: Any,                # Each that the function takes by itself, as a person writes it
     ) -> RunOptions:
-        "The options that a function was given in one of two ways. Raises `UsageError` when it was given both."
+        "The options that a function was given in one of two ways. Raises `UsageError` for both ways at once, and for an option that it does not take."
         if options is None:
             return cls(**given)
-        defaults = {field.name: field.default for field in fields(cls)}
+        defaults, unset = {field.name: field.default for field in fields(cls)}, cls()
         if twice := [name for name, value in given.items() if value != defaults[name]]:
             raise UsageError(f"`options` holds {', '.join(twice)} too. Give the options as one object or each by itself.")
+        if foreign := [name for name in defaults if name not in given and getattr(options, name) != getattr(unset, name)]:
+            raise UsageError(f"The options {', '.join(foreign)} are not taken here. Leave them out.")
         return options
 
     @property

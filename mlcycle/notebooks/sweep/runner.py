@@ -161,8 +161,6 @@ def run_many(
 
     options = RunOptions.of(options, kernel=kernel, timeout=timeout, cell_timeout=cell_timeout, memory=memory, scratch=scratch, secrets=secrets,
                             tags=tags, progress=progress, cached=cached, refresh=refresh, fresh=fresh)
-    if options.keep is not None or options.follow:
-        raise UsageError("keep and follow are for one run. Leave them out for many.")
     opened = open_notebook(path, options.kernel, options.secrets)
     redactor = redactor_for(opened.secrets)
     rows, fixed = _checked(opened, params, fixed or {})
