@@ -72,7 +72,7 @@ class RunOptions:
         options: RunOptions | None,  # All of them as one object, or None
         **given: Any,                # Each that the function takes by itself, as a person writes it
     ) -> RunOptions:
-        "The options that a function was given in one of two ways. Raises `UsageError` for both ways at once, and for an option that it does not take."
+        "The options that a function was given in one of two ways. Raises `UsageError` for both at once, and for an option that it does not take."
         if options is None:
             return cls(**given)
         defaults, unset = {field.name: field.default for field in fields(cls)}, cls()
