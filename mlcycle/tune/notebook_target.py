@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
-from ..notebooks.document.source import Source
+from ..notebooks.execute.opened import OpenedNotebook
+from ..notebooks.execute.options import RunOptions
 from ..notebooks.sweep.executors import Executor
 from ..notebooks.sweep.tasks import Outcome, Task
 from ..track.active import ActiveRun
@@ -30,21 +32,21 @@ class NotebookTarget:
 
     def __init__(
         self,
-        source: Source,          # The notebook
+        opened: OpenedNotebook,  # The notebook
         active: ActiveRun,       # The run of the study
         metrics: Sequence[str],  # Names of the objectives
         executor: Executor,      # Executes the runs
         fixed: Mapping[str, Any],    # Params that all trials are given, checked
-        options: Mapping[str, Any],  # More for `run_notebook`: limits, kernel, secrets, tags
+        options: RunOptions,         # How each trial is run
         versions: Mapping[str, str],  # What a worker must have installed
         share: bool = True,      # Execute the cells above the parameters once, where that is safe
     ):
         from mlcycle.notebooks.record.executed import notebook_tag
 
-        self.source, self.active, self.metrics, self.executor = source, active, tuple(metrics), executor
-        self.fixed, self.options, self.versions = dict(fixed), dict(options), dict(versions)
-        self.tag = notebook_tag(source.path, active.store)
-        self.share = share and executor.shares and not options.get("fresh")
+        self.opened, self.active, self.metrics, self.executor = opened, active, tuple(metrics), executor
+        self.fixed, self.options, self.versions = dict(fixed), options, dict(versions)
+        self.tag = notebook_tag(opened.source.path, active.store)
+        self.share = share and executor.shares and not options.fresh
         self.alone = getattr(executor, "jobs", None) == 1
         self.notes: list[str] = []
         self._listener = Listener().__enter__() if executor.shares else None
@@ -57,12 +59,11 @@ class NotebookTarget:
         "Execute the cells above the parameters, for all trials."
         from mlcycle.notebooks.sweep.shared_cells import NotShared, above_parameters, share_cells
 
-        if not self.share or not above_parameters(self.source.nb):
+        if not self.share or not above_parameters(self.opened.source.nb):
             return
         try:
-            self.executor.shared = share_cells(
-                self.source, kernel=self.options.get("kernel"), secrets=self.options.get("secrets"), experiment=self.active.experiment,
-                timeout=self.options.get("timeout"), threads=self.options.get("threads"), parent=self.active.id, store=self.active.store, tick=tick)
+            self.executor.shared = share_cells(self.opened, self.options, experiment=self.active.experiment, parent=self.active.id,
+                                               store=self.active.store, tick=tick)
         except NotShared as e:
             self.notes.append(f"Each trial executed the cells above the parameters itself: {e}.")
 
@@ -80,14 +81,14 @@ class NotebookTarget:
         "Begin a trial; `wait` returns how it ended."
         from mlcycle.track.trial import ENV_TRIAL
 
-        options = {**self.options, "tags": {**self.options.get("tags", {}), **tags}}
+        options = replace(self.options, tags={**self.options.tags, **tags})
         if self._listener is not None:
             handler = Reporting(trial, self.metrics[0], len(self.metrics) == 1)
-            options["env"] = {ENV_TRIAL: self._listener.register(str(trial.number), handler)}
-        store = self.active.store.settings
+            options = replace(options, env={ENV_TRIAL: self._listener.register(str(trial.number), handler)})
+        source, store = self.opened.source, self.active.store.settings
         self._began[trial.number] = time.monotonic()
-        self.executor.submit(Task(self.active.id, trial.number, name, self.active.experiment, str(self.source.path), self.source.data, self.tag,
-                                  {**self.fixed, **params}, options, False, (store.store, store.artifacts), self.versions))
+        self.executor.submit(Task(self.active.id, trial.number, name, self.active.experiment, str(source.path), source.data, self.tag,
+                                  {**self.fixed, **params}, options, (store.store, store.artifacts), self.versions))
 
     def wait(
         self,

@@ -22,6 +22,8 @@ from .trials import count
 if TYPE_CHECKING:
     from optuna import Study
 
+    from mlcycle.notebooks.execute.opened import OpenedNotebook
+    from mlcycle.notebooks.execute.options import RunOptions
     from mlcycle.store.connect import Store
     from mlcycle.track.active import ActiveRun
     from mlcycle.tune.spaces.space import Space
@@ -31,7 +33,7 @@ __all__ = ['tune']
 
 # %% ../../nbs/tune/15_tuning.ipynb #tune
 def tune(
-    target: Any,               # A notebook file, a function, or a scikit-learn estimator
+    target: Any,               # A notebook (a file, or one that was opened before), a function, or a scikit-learn estimator
     space: Any = None,         # What is varied: a file, a mapping, a list of `name=…`; a notebook can say it itself
     *,
     metric: str | Sequence[str] | None = None,     # Objective that a notebook logs; several for a Pareto front
@@ -67,8 +69,11 @@ def tune(
     tags: Mapping[str, Any] | None = None,  # Tags of every run
     progress: bool | None = None,        # Show progress; None where somebody can see it
     store: Store | None = None,          # Where to keep the study; the store in use by default
+    options: RunOptions | None = None,   # How each trial of a notebook is run, as one object in place of the options above; its timeout is a trial's
 ) -> Tuned:                              # The whole study; a trial that fails raises nothing
     "Search for the best params. Raises `UsageError` before anything ran; on Ctrl-C `NotebookInterrupted`, with what there is as `.result`."
+    from mlcycle.notebooks.execute.opened import open_notebook
+    from mlcycle.notebooks.execute.options import RunOptions, check_limit
     from mlcycle.store.connect import current_store
     from mlcycle.tune.engines import UNINFORMED, make_pruner, make_sampler
     from mlcycle.tune.estimators import estimator_objective, is_estimator
@@ -76,7 +81,9 @@ def tune(
     from mlcycle.tune.session import Budget, Session
     from mlcycle.tune.spaces.space import Space
 
-    store, given, estimator = store or current_store(), None, None
+    options = RunOptions.of(options, kernel=kernel, timeout=check_limit("trial_timeout", trial_timeout), cell_timeout=cell_timeout, memory=memory,
+                            secrets=secrets, tags=tags, progress=progress, fresh=fresh)
+    store, opened, given, estimator = store or current_store(), None, None, None
     if is_estimator(target):
         score = scoring if isinstance(scoring, str) else "score"
         metrics, directions = goals(metric, direction, score, "maximize")
@@ -86,7 +93,8 @@ def tune(
         metrics, directions = goals(metric, direction)
         title = getattr(target, "__name__", type(target).__name__)
     else:
-        title, given = Path(target).name, _space_in(target, space, kernel)
+        opened = open_notebook(target, options.kernel, options.secrets)
+        title, given = opened.name, _space_in(opened, space)
         if metric is None:
             raise UsageError(f"Which metric of {title} is the objective? --metric NAME, with --direction maximize where more is better.")
         metrics, directions = goals(metric, direction)
@@ -106,9 +114,8 @@ def tune(
         stack.enter_context(quietly())
         make_sampler(sampler, seed, len(metrics)), make_pruner(pruner, len(metrics))
         check_first(given if given.dimensions else None, enqueue, from_study, store)
-        carry = _target(target, metrics, jobs, fixed, executor, store, kernel=kernel, timeout=trial_timeout, cell_timeout=cell_timeout,
-                        memory=memory, secrets=secrets, tags=dict(tags or {}), fresh=fresh, share=share)
-        opened, before = take_up(store, name, resume, known, bool(space))
+        carry = _target(target, opened, metrics, jobs, fixed, executor, store, options, share)
+        made, before = take_up(store, name, resume, known, bool(space))
         varied, queued = Space.from_json(before["space"]) if before["space"]["dimensions"] else None, before["sampler"] == "grid"
         if trials is None and timeout is None and not queued:
             raise _endless()
@@ -121,8 +128,8 @@ def tune(
         notes = try_first(opened, varied, enqueue, from_study, store)
         total = varied.grid_size() if queued and trials is None else trials
         limits = {"trials": total, "timeout": timeout, "jobs": jobs}
-        active = _begin(store, opened, target, title, before, limits, experiment, tags)
-        state = StudyState(title, metrics, count(opened), total, timeout)
+        active = _begin(store, made, opened, title, before, limits, experiment, options.tags)
+        state = StudyState(title, metrics, count(made), total, timeout)
         try:
             carrier = carry(active)
             stack.callback(carrier.close)
@@ -133,7 +140,7 @@ def tune(
         except BaseException as e:
             active.finish("failed", None, f"it could not be started: {e}")
             raise
-        return carry_through(session, progress, lambda: register_best(session, register, estimator, X, y))
+        return carry_through(session, options.progress, lambda: register_best(session, register, estimator, X, y))
 
 # %% ../../nbs/tune/15_tuning.ipynb #parts
 def _check(trials: int | None, timeout: float | None, jobs: int, failures: int | None, sampler: Any, resume: bool, study: str | None) -> None:
@@ -172,22 +179,17 @@ def _free_name(store: Store, stem: str) -> str:
     return next(name for i in range(1, len(taken) + 2) if (name := f"{stem}-{i}") not in taken)
 
 # %% ../../nbs/tune/15_tuning.ipynb #space-in
-def _space_in(path: str | Path, given: Any, kernel: str | None) -> Space:
+def _space_in(opened: OpenedNotebook, given: Any) -> Space:
     "What a notebook says that is to be varied, with what is given on top."
-    from mlcycle.notebooks.document.kernels import pick_kernel
-    from mlcycle.notebooks.document.source import read_notebook
-    from mlcycle.notebooks.params.declared import infer
     from mlcycle.tune.spaces.cells import check_against, space_of
 
-    source = read_notebook(path)
-    choice = pick_kernel(source.nb, kernel)
-    found = to_space(given, space_of(source.nb, source.path.name))
-    check_against(found, infer(source.nb, choice.language, choice.name))
-    return found
+    space = to_space(given, space_of(opened.source.nb, opened.name))
+    check_against(space, opened.parameters)
+    return space
 
 # %% ../../nbs/tune/15_tuning.ipynb #begin
-def _begin(store: Store, study: Study, target: Any, title: str, known: dict[str, Any], limits: dict[str, Any], experiment: str | None,
-           tags: Mapping[str, Any] | None) -> ActiveRun:
+def _begin(store: Store, study: Study, opened: OpenedNotebook | None, title: str, known: dict[str, Any], limits: dict[str, Any],
+           experiment: str | None, tags: Mapping[str, Any]) -> ActiveRun:
     from mlcycle.notebooks.execute.engine import parent_in
     from mlcycle.track.begin import start
 
@@ -195,33 +197,26 @@ def _begin(store: Store, study: Study, target: Any, title: str, known: dict[str,
     params = {"sampler": known["sampler"], "pruner": known["pruner"], "seed": known["seed"], **limits}
     active = start(f"{study.study_name}", experiment or (current.experiment if current else None), kind="study", store=store,
                    params={name: value for name, value in params.items() if value is not None},
-                   parent=current.id if current else None, cwd=None if callable(target) else Path(target).resolve().parent)
-    active.set_tags({**(tags or {}), "study": study.study_name, "tuned": title})
+                   parent=current.id if current else None, cwd=opened.source.folder if opened is not None else None)
+    active.set_tags({**tags, "study": study.study_name, "tuned": title})
     active.log_text(json.dumps(known["space"], indent=1), "space.json")
     return active
 
 # %% ../../nbs/tune/15_tuning.ipynb #target
-def _target(target: Any, metrics: tuple[str, ...], jobs: int, fixed: Mapping[str, Any] | None, executor: Any, store: Store, *,
-            share: bool, **options: Any) -> Callable[[ActiveRun], Any]:  # Makes it, once there is a run
+def _target(target: Any, opened: OpenedNotebook | None, metrics: tuple[str, ...], jobs: int, fixed: Mapping[str, Any] | None, executor: Any,
+            store: Store, options: RunOptions, share: bool) -> Callable[[ActiveRun], Any]:  # Makes it, once there is a run
     "Refuse what cannot be carried out."
     from mlcycle.tune.targets import FunctionTarget
 
-    if callable(target):
+    if opened is None:
         return lambda active: FunctionTarget(target, active, metrics, jobs, fixed)
-    from mlcycle.notebooks.document.kernels import pick_kernel
-    from mlcycle.notebooks.document.source import read_notebook
-    from mlcycle.notebooks.execute.memory import to_bytes
-    from mlcycle.notebooks.execute.runner import check_limit
-    from mlcycle.notebooks.params.declared import infer
-    from mlcycle.notebooks.params.secrets import declare
-    from mlcycle.notebooks.params.values import check_values
+    from dataclasses import replace
+
     from mlcycle.notebooks.sweep.executors import make_executor
     from mlcycle.tune.notebook_target import NotebookTarget
 
-    source, declared, taker = read_notebook(target), declare(options["secrets"]), make_executor(executor, jobs)
-    choice = pick_kernel(source.nb, options["kernel"])
-    fixed = check_values(infer(source.nb, choice.language, choice.name), fixed or {}, [s.name for s in declared])
-    options |= {"timeout": check_limit("trial_timeout", options["timeout"]), "cell_timeout": check_limit("cell_timeout", options["cell_timeout"]),
-                "memory": to_bytes(options["memory"]), "secrets": {s.name: f"env:{s.variable}" for s in declared} or None, "threads": taker.threads}
-    versions = taker.prepare(source, store)
-    return lambda active: NotebookTarget(source, active, metrics, taker, fixed, options, versions, share)
+    executor = make_executor(executor, jobs)
+    fixed = opened.checked(fixed or {})
+    options = replace(options, threads=executor.threads)
+    versions = executor.prepare(opened.source, store)
+    return lambda active: NotebookTarget(opened, active, metrics, executor, fixed, options, versions, share)

@@ -19,6 +19,7 @@ import mlcycle as mlc
 from mlcycle.config import ENV_TRIAL
 from mlcycle.errors import NotebookRunError
 from mlcycle.notebooks.execute.drive import Control
+from mlcycle.notebooks.execute.options import RunOptions
 from mlcycle.notebooks.execute.runner import run_notebook
 from mlcycle.notebooks.sweep.shared_cells import sharing
 from mlcycle.notebooks.sweep.tasks import Task, execute_task
@@ -146,7 +147,7 @@ def test_as_a_task(project):
     handlers = [At(1), At(20)]
     with mlc.run("study") as study, Listener() as listener:
         tasks = [Task(study.id, row, f"trial {row}", study.experiment, str(path), path.read_bytes(), "train.ipynb",
-                      options={"env": {ENV_TRIAL: listener.register(str(row), handler)}}) for row, handler in enumerate(handlers, 1)]
+                      options=RunOptions(env={ENV_TRIAL: listener.register(str(row), handler)})) for row, handler in enumerate(handlers, 1)]
         outcomes = [execute_task(task, project.store, Control()) for task in tasks]
     assert [outcome.status for outcome in outcomes] == ["pruned", "finished"]
     assert [len(handler.got) for handler in handlers] == [2, 10]

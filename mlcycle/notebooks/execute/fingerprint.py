@@ -5,21 +5,20 @@
 # %% ../../../nbs/notebooks/execute/10_fingerprint.ipynb #imports
 from __future__ import annotations
 
-import ast
 import hashlib
 import importlib.util
 import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
 from ...errors import MlcycleError
+from ..document.imports import imported
 from ..document.skipping import condition
 from ..document.source import runnable
 from ..params.inject import INJECTED
@@ -27,12 +26,12 @@ from ...store.facts import encode
 from ...track.capture import environment
 
 # %% auto #0
-__all__ = ['Fingerprint', 'Unknown', 'code_cells', 'imported', 'own_files', 'fingerprint']
+__all__ = ['Fingerprint', 'Unknown', 'code_cells', 'own_files', 'fingerprint']
 
 # %% ../../../nbs/notebooks/execute/10_fingerprint.ipynb #class
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    "What a run was made of, or why that cannot be told."
+    "What decides the result of a run as one digest, or the reason why there is none."
     digest: str | None = None   # SHA-256, None where there is a problem
     problem: str | None = None  # Why there is none, for a person
 
@@ -41,74 +40,41 @@ class Unknown(Exception):
     "A part that cannot be known; the message says which."
 
 # %% ../../../nbs/notebooks/execute/10_fingerprint.ipynb #code
-_MATTER = {"parameters", "raises-exception"}
+_DECISIVE_TAGS = {"parameters", "raises-exception"}
 
 
 def code_cells(
     nb: Any,  # A notebook node, parameters injected or not
 ) -> list[tuple[str, list[str]]]:  # Source and tags that matter
     "The cells that decide what a notebook computes."
-    found = []
+    decisive = []
     for cell in nb.cells:
         tags = set(cell.metadata.get("tags", []))
         if runnable(cell) and INJECTED not in tags:
             when = condition(cell)
-            found.append((cell.source, sorted(tags & _MATTER) + ([f"skip-if: {when}"] if when is not None else [])))
-    return found
+            decisive.append((cell.source, sorted(tags & _DECISIVE_TAGS) + ([f"skip-if: {when}"] if when is not None else [])))
+    return decisive
 
-# %% ../../../nbs/notebooks/execute/10_fingerprint.ipynb #imported
-_LINE = re.compile(r"(?m)^\s*(?:from\s+(\w+)|import\s+(\w+))")
+# %% ../../../nbs/notebooks/execute/10_fingerprint.ipynb #magic-patterns
 _RUN = re.compile(r"""(?m)^\s*%run\s+(?:-\w+\s+)*["']?([^\s"']+)""")
 _LOAD = re.compile(r"(?m)^\s*%(?:load_ext|reload_ext)\s+(\w+)")
-
-
-@lru_cache(maxsize=256)  # the runs of a sweep ask for the same cells
-def imported(
-    source: str,  # Source of a cell or a module
-) -> tuple[tuple[str, bool], ...]:  # Top-level name, and whether the import may fail
-    "What a piece of Python imports, by absolute name."
-    return tuple(_imported(source)) if "import" in source else ()
-
-# %% ../../../nbs/notebooks/execute/10_fingerprint.ipynb #imported-imported
-def _imported(source: str) -> Iterator[tuple[str, bool]]:
-    if source.lstrip().startswith("%%"):
-        source = source.lstrip().partition("\n")[2]
-    plain = "\n".join(re.sub(r"^(\s*)[%!?].*", r"\1pass", line) for line in source.splitlines())
-    try:
-        tree = ast.parse(plain)
-    except (SyntaxError, ValueError, RecursionError):  # another language below %%, or IPython's own syntax within a line
-        yield from ((a or b, True) for a, b in _LINE.findall(source))
-        return
-    inside = {id(node) for outer in ast.walk(tree) if isinstance(outer, ast.Try) for node in ast.walk(outer)}
-    for node in ast.walk(tree):
-        match node:
-            case ast.Import(names=names):
-                found = [alias.name for alias in names]
-            case ast.ImportFrom(module=str(name), level=0):
-                found = [name]
-            case ast.Call(func=ast.Name(id="__import__" | "import_module") | ast.Attribute(attr="import_module"),
-                          args=[ast.Constant(value=str(name)), *_]):
-                found = [name]
-            case _:
-                continue
-        yield from ((name.partition(".")[0], id(node) in inside) for name in found if name[:1] != ".")
 
 # %% ../../../nbs/notebooks/execute/10_fingerprint.ipynb #files-in
 _INSTALLED = ("site-packages", "dist-packages")
 _LIBRARY = os.path.dirname(os.__file__) + os.sep
-_MOST = 5_000  # Files of one project that are looked through or digested
+_MAX_FILES = 5_000  # Files of one project that are looked through or digested
 
 
 def _files_in(folder: Path) -> list[Path]:
     "The Python files below a folder; environments, caches and hidden folders left out."
-    found: list[Path] = []
+    paths: list[Path] = []
     for here, folders, files in os.walk(folder):
         folders[:] = sorted(f for f in folders if not f.startswith(".") and f not in ("__pycache__", "node_modules", *_INSTALLED)
                             and not os.path.exists(os.path.join(here, f, "pyvenv.cfg")))
-        found += [Path(here, name) for name in sorted(files) if name.endswith(".py")]
-        if len(found) > _MOST:
-            raise Unknown(f"{folder} holds more than {_MOST} Python files")
-    return found
+        paths += [Path(here, name) for name in sorted(files) if name.endswith(".py")]
+        if len(paths) > _MAX_FILES:
+            raise Unknown(f"{folder} holds more than {_MAX_FILES} Python files")
+    return paths
 
 # %% ../../../nbs/notebooks/execute/10_fingerprint.ipynb #spec
 def _spec(name: str, folder: Path) -> ModuleSpec | None:
@@ -145,7 +111,7 @@ def own_files(
     "The files of one's own that a notebook's code imports or runs. Raises `Unknown`."
     todo, names, digests = list(sources), set(), {}
     project: list[Path] | None = None
-    moved = any("sys.path" in source for source in todo)
+    changes_path = any("sys.path" in source for source in todo)
     while todo:
         source = todo.pop()
         files: list[Path] = []
@@ -159,7 +125,7 @@ def own_files(
             if name in names:
                 continue
             located = _located(name, folder)
-            if located is None or (located and moved):
+            if located is None or (located and changes_path):
                 project = _files_in(root) if project is None else project
                 named = [p for p in project if p.stem == name or name in p.relative_to(root).parts[:-1]]
                 if located is None and not named and not may_fail:
@@ -170,13 +136,13 @@ def own_files(
             files += located
         for path in files:
             path = path.resolve()
-            shown = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
-            if shown not in digests:
+            label = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+            if label not in digests:
                 data = path.read_bytes()
-                digests[shown] = hashlib.sha256(data).hexdigest()
+                digests[label] = hashlib.sha256(data).hexdigest()
                 todo += _cells(data) if path.suffix == ".ipynb" else [data.decode("utf-8", "replace")] if path.suffix == ".py" else []
-                if len(digests) > _MOST:
-                    raise Unknown(f"it imports more than {_MOST} files")
+                if len(digests) > _MAX_FILES:
+                    raise Unknown(f"it imports more than {_MAX_FILES} files")
     return digests
 
 # %% ../../../nbs/notebooks/execute/10_fingerprint.ipynb #cells
@@ -205,7 +171,7 @@ def fingerprint(
     kernel: str,              # Name of its kernel
     secrets: Iterable[str] = (),  # Names of the parameters that are secret
 ) -> Fingerprint:
-    "What a run of this notebook would be made of. Raises nothing: what cannot be known is a problem."
+    "The fingerprint of a run of this notebook. Raises nothing: what cannot be known is a problem of the fingerprint."
     from mlcycle.config import project_root
 
     try:

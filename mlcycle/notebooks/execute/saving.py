@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import sys
-import threading
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -19,24 +18,12 @@ from papermill.engines import NotebookExecutionManager
 from papermill.iorw import LocalHandler, papermill_io, write_ipynb
 from papermill.log import logger
 
+from ...files import write_atomic
 from ..document.skipping import SKIPPED, was_skipped
 from ...redact import Redactor
 
 # %% auto #0
-__all__ = ['write_atomic', 'redacted', 'RunManager']
-
-# %% ../../../nbs/notebooks/execute/01_saving.ipynb #write
-def write_atomic(
-    text: str,   # Content
-    path: Path,  # File to write
-) -> None:
-    "Write a file so that a reader sees the old content or the new one, never half."
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+__all__ = ['redacted', 'RunManager']
 
 # %% ../../../nbs/notebooks/execute/01_saving.ipynb #redacted
 def redacted(

@@ -11,10 +11,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ...entities import Run
-from ...errors import NotFoundError, UsageError
+from ...errors import UsageError
 from .feed import pieces_of
-from ..record.executed import EXECUTED
-from ...store import artifacts, live, runs
+from ..record.executed import read_executed
+from ...store import live, runs
 from ...store.live import Piece
 
 if TYPE_CHECKING:
@@ -25,13 +25,8 @@ __all__ = ['printed', 'follow']
 
 # %% ../../../nbs/notebooks/follow/04_logs.ipynb #executed
 def _executed(store: Store, run: Run) -> list[Piece] | None:
-    import nbformat
-
-    try:
-        digest = artifacts.get(store, run, EXECUTED).digest
-    except NotFoundError:
-        return None
-    return pieces_of(nbformat.reads(store.blobs.read(digest).decode(), as_version=4))
+    executed = read_executed(store, run)
+    return pieces_of(executed) if executed is not None else None
 
 
 def _live(store: Store, run: Run, place: int = 0) -> list[Piece]:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import ast
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ...errors import UsageError
+from ...files import write_atomic
 from .declared import Parameters, declaring, infer, tagged
 from .line import Assignment, is_declaration, read_line, words_of
 
@@ -94,17 +94,7 @@ def write_parameters(
         for i in lines:
             _set(cells[tagged_index], update_source(_text(cells[tagged_index]), _declared(_text(cells[i]))))
             _set(cells[i], "\n".join(line for line in _text(cells[i]).splitlines() if not is_declaration(line)))
-        cells[:] = [cell for i, cell in enumerate(cells) if i not in lines or _text(cell).strip()]
-    _save(source.path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+        content_cells = [cell for i, cell in enumerate(cells) if i not in lines or _text(cell).strip()]
+        cells[:] = content_cells
+    write_atomic(json.dumps(content, indent=1, ensure_ascii=False) + "\n", source.path, keep_mode=True)
     return infer(read_notebook(source.path).nb) or Parameters()
-
-# %% ../../../nbs/notebooks/params/07_cell.ipynb #save
-def _save(path: Path, text: str) -> None:
-    "Replace the file in one step, so that nobody reads half a notebook; the file keeps its permissions."
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.chmod(path.stat().st_mode & 0o777)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -25,15 +25,18 @@ class Secret:
 
 # %% ../../../nbs/notebooks/params/02_secrets.ipynb #declare
 def declare(
-    specs: Mapping[str, str] | Iterable[str] | None,  # `{"api_key": "env:HF_TOKEN"}`, or `["api_key=env:HF_TOKEN"]`
-) -> tuple[Secret, ...]:                              # In the order given
+    specs: Mapping[str, str] | Iterable[str | Secret] | None,  # `{"api_key": "env:HF_TOKEN"}`, or `["api_key=env:HF_TOKEN"]`; declared ones stay
+) -> tuple[Secret, ...]:                                       # In the order given
     "Read the declarations of secrets. Raises `ParameterError` for one that does not name an environment variable."
     if not specs:
         return ()
-    pairs = specs.items() if isinstance(specs, Mapping) else (spec.partition("=")[::2] for spec in specs)
     secrets = []
-    for name, source in pairs:
-        # the text after the name may be the value itself, typed by mistake: the message must not repeat it
+    for spec in specs.items() if isinstance(specs, Mapping) else specs:
+        if isinstance(spec, Secret):
+            secrets.append(spec)
+            continue
+        name, source = spec if isinstance(spec, tuple) else spec.partition("=")[::2]
+        # what follows the name may be the value itself, typed by mistake: it must not be repeated
         if not name.isidentifier() or not (match := re.fullmatch(r"env:([A-Za-z_]\w*)", source)):
             shown = name if name.isidentifier() else "NAME"
             raise ParameterError(f"A secret is declared as {shown}=env:VARIABLE; the environment variable VARIABLE holds its value.")

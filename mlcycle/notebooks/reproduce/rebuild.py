@@ -143,19 +143,19 @@ def build(
         os.utime(folder / "complete")  # so that one can see which are used
         return python
     folder.parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(prefix=f"{plan.key}-", dir=folder.parent))
+    unfinished = Path(tempfile.mkdtemp(prefix=f"{plan.key}-", dir=folder.parent))
     try:
-        _make(plan, made)
-        (made / "complete").touch()
+        _make(plan, unfinished)
+        (unfinished / "complete").touch()
         if folder.exists():  # what is left of one that was not completed
             shutil.rmtree(folder)
-        made.rename(folder)
+        unfinished.rename(folder)
     except OSError as e:
         if (folder / "complete").exists():  # somebody else built the same meanwhile
             return python
         raise ReproductionError(f"The environment could not be kept in {folder.parent}: {e.strerror or e}.") from e
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
     return python
 
 # %% ../../../nbs/notebooks/reproduce/04_rebuild.ipynb #kernel

@@ -21,6 +21,7 @@ from ...display import Facts, Part, Result, Text
 from ...entities import Run
 from ...errors import UsageError
 from ..checkpoints.reach import NotKept, kept_of, reach
+from ..record.executed import read_executed
 
 if TYPE_CHECKING:
     from mlcycle.notebooks.checkpoints.checkpoint import Checkpoint
@@ -120,19 +121,19 @@ def debug_kernel(
     record = recorded(store, run)
     try:
         kept = kept_of(store, run)
-        each = _just_before(kept, run)
-        checkpoint = reach(each, run.id[:8])
+        newest = _just_before(kept, run)
+        checkpoint = reach(newest, run.id[:8])
     except NotKept as e:
         raise UsageError(f"There is no state to look at: {e}.") from None
-    folder = tempfile.mkdtemp(prefix="k", dir=os.path.dirname(each["path"]))
+    folder = tempfile.mkdtemp(prefix="k", dir=os.path.dirname(newest["path"]))
     env = {name: value for name, value in os.environ.items() if name != "JPY_PARENT_PID"} | environment(record.secrets)
     try:
         kernel, file = _forked(checkpoint, folder, kept["folder"], env)
     except NotForked as e:
         checkpoint.close()
         shutil.rmtree(folder, ignore_errors=True)
-        raise UsageError(f"No kernel came out of what run {run.id[:8]} kept: {e}.") from e
-    return DebugKernel(run, each["cell"], _source(store, run, kept["failed"]), kept["until"], file, folder, checkpoint, kernel)
+        raise UsageError(f"The state that run {run.id[:8]} kept could not be made a kernel: {e}.") from e
+    return DebugKernel(run, newest["cell"], _source(store, run, kept["failed"]), kept["until"], file, folder, checkpoint, kernel)
 
 # %% ../../../nbs/notebooks/resume/04_debugging.ipynb #just-before
 def _just_before(kept: Mapping[str, Any], run: Run) -> Mapping[str, Any]:
@@ -144,8 +145,5 @@ def _just_before(kept: Mapping[str, Any], run: Run) -> Mapping[str, Any]:
 
 
 def _source(store: Store, run: Run, index: int) -> str:
-    from mlcycle.notebooks.resume.runner import executed_of
-
-    cells = executed_of(store, run).get("cells", [])
-    source = cells[index]["source"] if index < len(cells) else ""
-    return source if isinstance(source, str) else "".join(source)
+    executed = read_executed(store, run)
+    return executed.cells[index].source if executed is not None and index < len(executed.cells) else ""

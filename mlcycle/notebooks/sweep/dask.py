@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import ConfigError, MlcycleError
+from ..record.result import NotebookRun
 from .executors import Executor, Pace
-from .tasks import TRIES, Outcome, Task, attempts, execute_task, settle, stop_here, stoppable, stored_result
+from .tasks import TRIES, Outcome, Task, attempts, execute_task, settle, stop_here, stoppable
 from .worker_versions import differences, have, needed
 
 if TYPE_CHECKING:
@@ -47,8 +48,8 @@ def run_on_worker(
     from distributed import get_worker, secede
 
     try:
-        if found := differences(task.versions, have(task.versions)):  # it may have joined after the others were asked
-            return Outcome(task.row, None, f"the worker {get_worker().address} has {'; '.join(found)}")
+        if skew := differences(task.versions, have(task.versions)):  # it may have joined after the others were asked
+            return Outcome(task.row, None, f"the worker {get_worker().address} has {'; '.join(skew)}")
         with stoppable(task.sweep, secede) as control:  # while it puts its things away, the next may begin
             return execute_task(task, worker_store(task.store), control, get_worker().address)
     except MlcycleError as e:
@@ -151,7 +152,7 @@ class DaskExecutor(Executor):
         self._sweep = ""
 
     def prepare(self, source: Source, store: Store) -> dict[str, str]:
-        self._store, wanted = store, needed(source.nb)
+        self._store, required = store, needed(source.nb)
         if not self.client.scheduler_info(n_workers=-1)["workers"]:
             try:
                 self.client.wait_for_workers(1, timeout=30)
@@ -159,9 +160,9 @@ class DaskExecutor(Executor):
                 raise ConfigError("The Dask cluster has no worker. Start some with `dask worker ADDRESS`, then run it again.") from e
         with _Marks(store) as marks:
             address = (store.settings.store, store.settings.artifacts)
-            found = self.client.run(look_around, list(wanted), address, marks, on_error="return")
-        _refuse(found, wanted, store, self._hosts())
-        return wanted
+            answers = self.client.run(look_around, list(required), address, marks, on_error="return")
+        _refuse(answers, required, store, self._hosts())
+        return required
 
     def _hosts(self) -> set[str]:
         import socket
@@ -190,20 +191,20 @@ class DaskExecutor(Executor):
         future.add_done_callback(self._ended.put)
 
     def wait(self, seconds: float) -> list[Outcome]:
-        found: list[Outcome] = []
+        outcomes: list[Outcome] = []
         try:
             future = self._ended.get(timeout=seconds)
             while True:
                 if (task := self._futures.pop(future, None)) is not None and (outcome := self._outcome(future, task)) is not None:
-                    found.append(outcome)
+                    outcomes.append(outcome)
                 future = self._ended.get_nowait()
         except queue.Empty:
             pass
         if self.client.status not in ("running", "connecting"):
             self.lost = "the connection to the Dask scheduler was lost"
-            found += [Outcome(task.row, None, self.lost) for task in self._futures.values()]
+            outcomes += [Outcome(task.row, None, self.lost) for task in self._futures.values()]
             self._futures.clear()
-        return found
+        return outcomes
 
     def _outcome(self, future: Any, task: Task) -> Outcome | None:
         "What became of a future; None where it is tried again."
@@ -215,15 +216,15 @@ class DaskExecutor(Executor):
             return Outcome(task.row, None, "Dask gave the run up: its scheduler was lost or restarted")
         error = future.exception()
         before = attempts(self._store, task.sweep, task.name)
-        counts = settle(self._store, before)
-        if counts is None and type(error).__name__ == "KilledWorker" and len(before) < TRIES:  # a scheduler with `allowed-failures: 0`
+        ended_run = settle(self._store, before)
+        if ended_run is None and type(error).__name__ == "KilledWorker" and len(before) < TRIES:  # a scheduler with `allowed-failures: 0`
             self.submit(task)
             return None
-        if counts is None and before:
+        if ended_run is None and before:
             from mlcycle.store import runs
 
-            counts = runs.get(self._store, before[-1].id)
-        result = stored_result(self._store, counts, Path(task.path).name) if counts is not None else None
+            ended_run = runs.get(self._store, before[-1].id)
+        result = NotebookRun.from_run(self._store, ended_run, Path(task.path).name) if ended_run is not None else None
         return Outcome(task.row, result, f"{type(error).__name__}: {error}", max(1, len(before)))
 
     def stop(self, signum: int | None = None) -> None:
@@ -235,18 +236,19 @@ class DaskExecutor(Executor):
             self.client.close()
 
 # %% ../../../nbs/notebooks/sweep/09_dask.ipynb #refuse
-def _refuse(found: dict[str, Any], wanted: dict[str, str], store: Store, hosts: set[str]) -> None:
+def _refuse(answers: dict[str, Any], required: dict[str, str], store: Store, hosts: set[str]) -> None:
     "Raise `ConfigError` for workers that have other versions or another store."
-    skew, problems, places = [], [], dict(zip(("metadata", "artifacts"), local_places(store), strict=True))
-    for worker, said in found.items():
-        if not isinstance(said, dict):
-            problems.append(f"{worker}: {type(said).__name__}: {said}. Is mlcycle installed there?")
+    skew, problems = [], []
+    places = dict(zip(("metadata", "artifacts"), local_places(store), strict=True))
+    for worker, answer in answers.items():
+        if not isinstance(answer, dict):
+            problems.append(f"{worker}: {type(answer).__name__}: {answer}. Is mlcycle installed there?")
             continue
-        skew += [f"{worker} has {line}" for line in differences(wanted, said["versions"])]
-        if what := said.get("unreachable"):
+        skew += [f"{worker} has {line}" for line in differences(required, answer["versions"])]
+        if what := answer.get("unreachable"):
             problems.append(f"{worker} does not see the folder of the {what}, {places[what]}")
-        if "problem" in said:
-            problems.append(f"{worker} cannot open the store: {said['problem']}")
+        if "problem" in answer:
+            problems.append(f"{worker} cannot open the store: {answer['problem']}")
     if skew:
         raise ConfigError("Nothing was run: the workers have other versions than this Python.\n- " + "\n- ".join(skew)
                           + "\nInstall the same versions on both sides, from one lock file or image.")

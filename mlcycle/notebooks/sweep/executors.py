@@ -154,12 +154,12 @@ class LocalExecutor(Executor):
         threading.Thread(target=work, name=f"mlcycle-{task.name}", daemon=True).start()
 
     def wait(self, seconds: float) -> list[Outcome]:
-        found: list[Outcome | None] = []
+        arrived: list[Outcome | None] = []
         with contextlib.suppress(queue.Empty):
-            found.append(self._outcomes.get(timeout=seconds))
+            arrived.append(self._outcomes.get(timeout=seconds))
             while True:
-                found.append(self._outcomes.get_nowait())
-        return [outcome for outcome in found if outcome is not None]
+                arrived.append(self._outcomes.get_nowait())
+        return [outcome for outcome in arrived if outcome is not None]
 
     def stop(self, signum: int | None = None) -> None:
         for control in list(self._controls):
@@ -189,13 +189,13 @@ def make_executor(
     else:
         package = type(spec).__module__.partition(".")[0]
         name, address = _PACKAGES.get(package, package), spec
-    known = executors()
-    if name not in known:
-        raise UsageError(f"There is no executor {name!r}; there are {', '.join(known)}. Write --executor local or --executor dask://HOST:PORT.")
-    module, _, attribute = known[name].partition(":")
+    available = executors()
+    if name not in available:
+        raise UsageError(f"There is no executor {name!r}; there are {', '.join(available)}. Write --executor local or --executor dask://HOST:PORT.")
+    module, _, attribute = available[name].partition(":")
     try:
-        made = getattr(import_module(module), attribute)
+        executor_class = getattr(import_module(module), attribute)
     except Exception as e:
-        raise ConfigError(f"The executor {name!r} ({known[name]}) cannot be loaded: {type(e).__name__}: {e}. "
+        raise ConfigError(f"The executor {name!r} ({available[name]}) cannot be loaded: {type(e).__name__}: {e}. "
                           "Mend or uninstall the package that registers it.") from e
-    return made(address, jobs)
+    return executor_class(address, jobs)

@@ -22,10 +22,12 @@ from ..warm.process import NotForked
 from ...track.active import ActiveRun
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable
 
     from nbclient import NotebookClient
 
+    from mlcycle.notebooks.execute.opened import OpenedNotebook
+    from mlcycle.notebooks.execute.options import RunOptions
     from mlcycle.store.connect import Store
 
 # %% auto #0
@@ -42,8 +44,8 @@ def above_parameters(
 
 
 def _digest(cells: list[Any]) -> str:
-    told = [(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in cells]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+    decisive = [(cell.cell_type, cell.source, cell.metadata.get("tags", [])) for cell in cells]
+    return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
 
 # %% ../../../nbs/notebooks/sweep/01_shared_cells.ipynb #shared
 @dataclass
@@ -118,41 +120,40 @@ class NotShared(Exception):
 
 # %% ../../../nbs/notebooks/sweep/01_shared_cells.ipynb #share-cells
 def share_cells(
-    path: str | Path | Source,    # A notebook file, or one that was read before
+    notebook: str | Path | Source | OpenedNotebook,  # A notebook file, or one that was read or opened before
+    options: RunOptions | None = None,  # Kernel, secrets, native threads and time limit of the cells
     *,
-    kernel: str | None = None,    # Kernel to use instead of the notebook's
-    secrets: Mapping[str, str] | Iterable[str] | None = None,  # See `run_notebook`
     experiment: str | None = None,  # Experiment of the run that the cells are executed in
-    timeout: float | None = None,   # Seconds that they may take
-    threads: int | None = None,     # Native threads that they, and the runs after them, may use
     parent: str | None = None,    # Id of the run that it is part of; the current one by default
     store: Store | None = None,   # Where to keep that run
     tick: Callable[[], None] | None = None,  # Called in this thread while it waits
 ) -> SharedCells:
     "Execute the cells above the parameters of a notebook, for many runs. Raises `NotShared` with the reason where that cannot be."
-    from mlcycle.notebooks.document.kernels import pick_kernel
-    from mlcycle.notebooks.document.source import read_notebook
     from mlcycle.notebooks.execute.client import Limits
     from mlcycle.notebooks.execute.drive import drive
     from mlcycle.notebooks.execute.engine import Session, begin, client_for
+    from mlcycle.notebooks.execute.opened import open_notebook
+    from mlcycle.notebooks.execute.options import RunOptions
     from mlcycle.notebooks.execute.saving import RunManager
     from mlcycle.notebooks.params.inject import inject
-    from mlcycle.notebooks.params.secrets import declare, environment, redactor_for
+    from mlcycle.notebooks.params.secrets import environment, redactor_for
     from mlcycle.notebooks.record.result import stop_error
 
-    source = path if isinstance(path, Source) else read_notebook(path)
+    options = options or RunOptions()
+    opened = open_notebook(notebook, options.kernel, options.secrets)
+    source, kernel = opened.source, opened.kernel
     cells = above_parameters(source.nb)
     if not cells:
         raise NotShared("no cell above its parameters is executed")
-    choice, declared = pick_kernel(source.nb, kernel), declare(secrets)
-    redactor = redactor_for(declared)
-    nb = inject(source.nb, {}, [], choice.language, choice.name)
+    redactor = redactor_for(opened.secrets)
+    nb = inject(source.nb, {}, [], kernel.language, kernel.name)
     nb.cells = deepcopy(cells)
     name = f"{source.path.stem} (shared cells)"
     active = begin(nb, source.path, source.data, params={}, redactor=redactor, name=name, experiment=experiment, store=store,
                    parent=parent)
-    session = Session(active, source.path.name, redactor, environment(declared), Limits(run=timeout), source.folder, threads=threads)
-    client: Any = client_for(RunManager(nb, None, False, redactor), choice.name, session, _CheckpointingClient)
+    session = Session(active, opened.name, redactor, environment(opened.secrets), Limits(run=options.timeout), source.folder,
+                      threads=options.threads)
+    client: Any = client_for(RunManager(nb, None, False, redactor), kernel.name, session, _CheckpointingClient)
     try:
         client.nb_man.notebook_start()
         ending = drive(client, tick)
@@ -173,12 +174,13 @@ def share_cells(
 # %% ../../../nbs/notebooks/sweep/01_shared_cells.ipynb #sharing
 @contextlib.contextmanager
 def sharing(
-    path: str | Path | Source,  # A notebook file
-    **settings: Any,   # As `share_cells` takes them
+    notebook: str | Path | Source | OpenedNotebook,  # A notebook file, or one that was read or opened before
+    options: RunOptions | None = None,  # See `share_cells`
+    **settings: Any,   # More for `share_cells`
 ) -> Any:              # Yields `SharedCells` and an empty text, or None and the reason
     "Shared cells for the time of a block."
     try:
-        shared, reason = share_cells(path, **settings), ""
+        shared, reason = share_cells(notebook, options, **settings), ""
     except NotShared as e:
         shared, reason = None, str(e)
     try:

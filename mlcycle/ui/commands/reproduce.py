@@ -5,13 +5,18 @@
 # %% ../../../nbs/ui/commands/13_reproduce.ipynb #imports
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ...display import Result
+from .run_options import run_options
 from ..completion import complete_anything
 from ..tree import Command, Face
+
+if TYPE_CHECKING:
+    from mlcycle.notebooks.execute.options import RunOptions
+    from mlcycle.notebooks.reproduce.reproduction import Reproduction
 
 # %% auto #0
 __all__ = ['reproduce']
@@ -25,10 +30,9 @@ __all__ = ['reproduce']
               "as the same; 0 for none.")
 @click.option("--anyway", is_flag=True, help="Run even where data is missing or is not what it was.")
 @click.option("--check", is_flag=True, help="Only show what is missing or different; run nothing.")
-@click.option("--timeout", type=click.FloatRange(0, min_open=True), metavar="S", help="Seconds for the whole run.")
-@click.option("--cell-timeout", type=click.FloatRange(0, min_open=True), metavar="S", help="Seconds for each cell.")
+@run_options("--timeout", "--cell-timeout")
 @click.pass_obj
-def reproduce(face: Face, ref: str, **options: Any) -> Result:
+def reproduce(face: Face, ref: str, options: RunOptions, **settings: Any) -> Result:
     """Run RUN, or the run behind VERSION, once more and say whether it comes out the same: identical, within tolerance, or what differs first.
 
     By default it runs on the files of its Git snapshot, checked out beside yours, and in the present environment; what differs is listed before.
@@ -36,7 +40,7 @@ def reproduce(face: Face, ref: str, **options: Any) -> Result:
     """
     from mlcycle.notebooks.reproduce.runner import reproduce as again
 
-    def show_conditions(reproduction: Any) -> None:
+    def show_conditions(reproduction: Reproduction) -> None:
         if face.json:
             return
         if face.notebook:
@@ -46,4 +50,4 @@ def reproduce(face: Face, ref: str, **options: Any) -> Result:
         else:
             reproduction.looked().show()
 
-    return again(ref, told=show_conditions, **options).result()
+    return again(ref, told=show_conditions, options=options, **settings).result()

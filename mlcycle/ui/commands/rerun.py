@@ -5,14 +5,16 @@
 # %% ../../../nbs/ui/commands/14_rerun.ipynb #imports
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ...display import Result
-from .run_options import Pairs
-from ..completion import complete_anything, complete_model
-from ..tree import Face
+from .run_options import Pairs, run_options
+from ..completion import complete_anything
+
+if TYPE_CHECKING:
+    from mlcycle.notebooks.execute.options import RunOptions
 
 # %% auto #0
 __all__ = ['rerun']
@@ -22,34 +24,17 @@ __all__ = ['rerun']
 @click.argument("ref", metavar="RUN", shell_complete=complete_anything)
 @click.option("-p", "--param", "pairs", nargs=2, multiple=True, metavar="NAME VALUE", help="A parameter that is to differ.")
 @click.option("--from", "first", metavar="CELL", help="Number or id of a cell that is to be executed, with all below it.")
-@click.option("--register", metavar="MODEL", shell_complete=complete_model, help="Register the model that it logs, when it finishes.")
-@click.option("--keep", metavar="TIME", help="Keep its state before a few cells for so long if it fails, such as 30m.")
-@click.option("--timeout", type=click.FloatRange(0, min_open=True), metavar="S", help="Seconds for the whole run.")
-@click.option("--cell-timeout", type=click.FloatRange(0, min_open=True), metavar="S", help="Seconds for each cell.")
-@click.option("--follow", is_flag=True, help="Show what the notebook prints as it comes.")
-@click.pass_obj
-def rerun(face: Face, ref: str, pairs: tuple[tuple[str, str], ...], keep: str | None, follow: bool, **options: Any) -> Result:
+@run_options("--register", "--keep", "--timeout", "--cell-timeout", "--follow")
+def rerun(ref: str, pairs: tuple[tuple[str, str], ...], options: RunOptions, **settings: Any) -> Result:
     "Run the notebook of RUN again, from the cell that failed if the run was kept (`mlcycle run --keep 30m`), else from its first cell."
-    import sys
     import warnings
 
-    from mlcycle.notebooks.checkpoints.keeper import seconds_of
-    from mlcycle.notebooks.document.kernels import pick_kernel
-    from mlcycle.notebooks.params.declared import infer
     from mlcycle.notebooks.params.values import parse_values
-    from mlcycle.notebooks.record.recorded import recorded
+    from mlcycle.notebooks.resume.runner import open_run
     from mlcycle.notebooks.resume.runner import rerun as again
-    from mlcycle.notebooks.resume.runner import source_now
-    from mlcycle.store import runs
-    from mlcycle.store.connect import current_store
 
-    values = {}
-    if pairs:
-        store = current_store()
-        nb = source_now(recorded(store, runs.resolve(store, ref)), store).nb
-        choice = pick_kernel(nb)
-        values = parse_values(infer(nb, choice.language, choice.name), pairs)
-    stream = (sys.stderr if face.json else sys.stdout) if follow else None
+    run = open_run(ref)
+    values = parse_values(run.opened.parameters, pairs) if pairs else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the result shows them
-        return again(ref, values, keep=None if keep is None else seconds_of(keep), follow=stream, **options).result()
+        return again(run, values, options=options, **settings).result()

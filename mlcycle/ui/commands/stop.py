@@ -28,4 +28,4 @@ def stop(run: str, wait: float) -> Result:
     stopped = stop_run(store, runs.resolve(store, run), wait)
     good = stopped.ended and stopped.run.status != "lost"
     data = {"run": stopped.run.id, "status": stopped.run.status, "ended": stopped.ended}
-    return Result(data, [Text(stopped.words, "good" if good else "warn")], 0 if good else 1)
+    return Result(data, [Text(stopped.message, "good" if good else "warn")], 0 if good else 1)

@@ -24,6 +24,7 @@ from .this_notebook import Unsaved, notebook_path, saved_cells, unsaved
 
 if TYPE_CHECKING:
     from mlcycle.entities import Run
+    from mlcycle.notebooks.execute.opened import OpenedNotebook
     from mlcycle.store.connect import Store
 
 # %% auto #0
@@ -189,34 +190,33 @@ def notebook_here() -> Path:
 
 # %% ../../../nbs/ui/session/07_batch_run.ipynb #run
 def run_this(
-    path: Path,                # The file of this notebook
+    notebook: OpenedNotebook,   # The notebook one is in
     values: Mapping[str, Any],  # Values for its parameters
-    **options: Any,            # Further arguments of `run_notebook`
-) -> Result:                   # The run, and the comparison
+    **settings: Any,            # More for `run_notebook`
+) -> Result:                   # The run, and how it differs
     "Execute the saved notebook and compare. Raises what `run_notebook` raises, after the comparison was shown."
     from IPython import get_ipython
     from IPython.display import display
 
     from mlcycle.errors import NotebookRunError
-    from mlcycle.notebooks.document.source import read_notebook
     from mlcycle.notebooks.execute.runner import run_notebook
     from mlcycle.store.connect import current_store
 
     shell = get_ipython()
-    store = options.get("store") or current_store()
+    store = settings.get("store") or current_store()
     journal = journal_of(shell)
-    saved = read_notebook(path).nb
+    saved = notebook.source.nb
     document = saved_cells(saved)
     if changes := unsaved(journal, document):
         display(unsaved_view(changes))
     whole, within = tracked_here(store)
-    if not options.get("experiment") and (tracked := whole or next(reversed(within), None)):
-        options["experiment"] = tracked.experiment  # so that the runs that are compared are in one experiment
+    if not settings.get("experiment") and (tracked := whole or next(reversed(within), None)):
+        settings["experiment"] = tracked.experiment  # so that the runs that are compared are in one experiment
     before = metrics_of(store, whole, within)
     findings = judge(journal, document)
     failure: NotebookRunError | None = None
     try:
-        outcome = run_notebook(path, values, **options)
+        outcome = run_notebook(notebook, values, **settings)
     except NotebookRunError as e:
         failure = e
         outcome = e.result
@@ -230,17 +230,13 @@ def run_this(
 # %% ../../../nbs/ui/session/07_batch_run.ipynb #compared
 def _compared(store: Store, outcome: Any, names: Mapping[str, Any], saved: Any, before: Metrics, findings: Sequence[Finding],
               changes: Sequence[Unsaved]) -> Comparison:
-    import json
-
-    import nbformat
-
-    from mlcycle.notebooks.record.executed import EXECUTED
-    from mlcycle.store import artifacts, runs
+    from mlcycle.notebooks.record.executed import read_executed
+    from mlcycle.store import runs
 
     run = runs.get(store, outcome.run)
     try:
-        executed = nbformat.reads(json.dumps(json.loads(store.blobs.read(artifacts.get(store, run, EXECUTED).digest))), 4)
-        outputs = differences(saved, executed)
+        executed = read_executed(store, run)
+        outputs = differences(saved, executed) if executed is not None else []
     except MlcycleError:  # it was not stored: the run's warnings say why
         outputs = []
     missing = re.search(r"name '(\w+)' is not defined", outcome.error.message) if outcome.error and outcome.error.type == "NameError" else None
