@@ -48,13 +48,13 @@ def code_cells(
     nb: Any,  # A notebook node, parameters injected or not
 ) -> list[tuple[str, list[str]]]:  # Source and tags that matter
     "The cells that decide what a notebook computes."
-    found = []
+    deciding = []
     for cell in nb.cells:
         tags = set(cell.metadata.get("tags", []))
         if runnable(cell) and INJECTED not in tags:
             when = condition(cell)
-            found.append((cell.source, sorted(tags & _MATTER) + ([f"skip-if: {when}"] if when is not None else [])))
-    return found
+            deciding.append((cell.source, sorted(tags & _MATTER) + ([f"skip-if: {when}"] if when is not None else [])))
+    return deciding
 
 # %% ../../../nbs/notebooks/execute/10_fingerprint.ipynb #imported
 _LINE = re.compile(r"(?m)^\s*(?:from\s+(\w+)|import\s+(\w+))")
@@ -83,15 +83,15 @@ def _imported(source: str) -> Iterator[tuple[str, bool]]:
     for node in ast.walk(tree):
         match node:
             case ast.Import(names=names):
-                found = [alias.name for alias in names]
+                modules = [alias.name for alias in names]
             case ast.ImportFrom(module=str(name), level=0):
-                found = [name]
+                modules = [name]
             case ast.Call(func=ast.Name(id="__import__" | "import_module") | ast.Attribute(attr="import_module"),
                           args=[ast.Constant(value=str(name)), *_]):
-                found = [name]
+                modules = [name]
             case _:
                 continue
-        yield from ((name.partition(".")[0], id(node) in inside) for name in found if name[:1] != ".")
+        yield from ((name.partition(".")[0], id(node) in inside) for name in modules if name[:1] != ".")
 
 # %% ../../../nbs/notebooks/execute/10_fingerprint.ipynb #files-in
 _INSTALLED = ("site-packages", "dist-packages")
@@ -101,14 +101,14 @@ _MOST = 5_000  # Files of one project that are looked through or digested
 
 def _files_in(folder: Path) -> list[Path]:
     "The Python files below a folder; environments, caches and hidden folders left out."
-    found: list[Path] = []
-    for here, folders, files in os.walk(folder):
+    files: list[Path] = []
+    for here, folders, names in os.walk(folder):
         folders[:] = sorted(f for f in folders if not f.startswith(".") and f not in ("__pycache__", "node_modules", *_INSTALLED)
                             and not os.path.exists(os.path.join(here, f, "pyvenv.cfg")))
-        found += [Path(here, name) for name in sorted(files) if name.endswith(".py")]
-        if len(found) > _MOST:
+        files += [Path(here, name) for name in sorted(names) if name.endswith(".py")]
+        if len(files) > _MOST:
             raise Unknown(f"{folder} holds more than {_MOST} Python files")
-    return found
+    return files
 
 # %% ../../../nbs/notebooks/execute/10_fingerprint.ipynb #spec
 def _spec(name: str, folder: Path) -> ModuleSpec | None:

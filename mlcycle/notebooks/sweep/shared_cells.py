@@ -152,7 +152,7 @@ def share_cells(
     active = begin(nb, source.path, source.data, params={}, redactor=redactor, name=name, experiment=experiment, store=store,
                    parent=parent)
     session = Session(active, source.path.name, redactor, environment(declared), Limits(run=timeout), source.folder, threads=threads)
-    client: Any = client_for(RunManager(nb, None, False, redactor), choice.name, session, _CheckpointingClient)
+    client = client_for(RunManager(nb, None, False, redactor), choice.name, session, _CheckpointingClient)
     try:
         client.nb_man.notebook_start()
         ending = drive(client, tick)
