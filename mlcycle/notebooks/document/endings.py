@@ -78,9 +78,9 @@ def cell_number(
     nb: Any,     # A notebook node
     index: int,  # Position of a cell
 ) -> int:        # Its number among the code cells; for the injected cell, that of the cell above
-    "How a person counts a cell."
-    found = [n for n in numbers(nb)[: index + 1] if n is not None]
-    return found[-1] if found else 0
+    "The number of a cell, as its author counts."
+    above = [n for n in numbers(nb)[: index + 1] if n is not None]
+    return above[-1] if above else 0
 
 # %% ../../../nbs/notebooks/document/03_endings.ipynb #is-last
 def is_last(
@@ -104,8 +104,8 @@ def raised(
     traceback: list[str],  # As the kernel sends it
 ) -> Ending:
     "A cell raised an exception."
-    line = clean(message).strip().splitlines()
-    shown = f"{name}: {line[0]}" if line else name
+    lines = clean(message).strip().splitlines()
+    shown = f"{name}: {lines[0]}" if lines else name
     text = re.sub(r"(?m)^-{20,}\n", "", clean("\n".join(traceback)))
     return _failed(nb, index, "raised", f"cell {cell_number(nb, index)} raised {shown}"[:400], name, clean(message), text)
 
@@ -218,6 +218,6 @@ def interrupted(
     index: int | None,     # Position of the cell that was running, None before the first
     signum: int | None,    # The signal that came, None when the caller asked
 ) -> Ending:
-    "Somebody stopped the run."
+    "The run was stopped by a signal or by whoever started it."
     cause = stop_cause(signum)
     return Ending("cancelled", stop_reason(cause), None, index, cause=cause)

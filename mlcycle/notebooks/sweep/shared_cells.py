@@ -153,7 +153,7 @@ def share_cells(
                    parent=parent)
     session = Session(active, opened.name, redactor, environment(opened.secrets), Limits(run=options.timeout), source.folder,
                       threads=options.threads)
-    client: Any = client_for(RunManager(nb, None, False, redactor), kernel.name, session, _CheckpointingClient)
+    client = client_for(RunManager(nb, None, False, redactor), kernel.name, session, _CheckpointingClient)
     try:
         client.nb_man.notebook_start()
         ending = drive(client, tick)
