@@ -58,6 +58,51 @@ def serve(
             if request is not None:
                 return request
 
+# %% ../../../nbs/notebooks/warm/06_forking.ipynb #kernels
+class _Kernels:
+    "The kernels that were forked from this process, each watched by its channel and its pidfd."
+
+    def __init__(self, poller: select.poll):
+        self.poller = poller
+        self.processes: dict[int, tuple[socket.socket, int]] = {}  # Number of a process to its channel and its pidfd
+        self.fds: dict[int, int] = {}                              # Descriptor of a channel or pidfd to the number of its process
+
+    def watch(self, pid: int, descriptors: list[int]) -> None:
+        "Watch a kernel that was forked, and tell its owner the number of its process."
+        for fd in descriptors[1:]:
+            os.close(fd)
+        channel = socket.socket(fileno=descriptors[0])
+        pidfd = os.pidfd_open(pid)
+        self.processes[pid] = (channel, pidfd)
+        self.fds[channel.fileno()] = self.fds[pidfd] = pid
+        self.poller.register(channel, select.POLLRDHUP)  # messages on it are for the kernel
+        self.poller.register(pidfd, select.POLLIN)
+        with contextlib.suppress(Gone):  # the poller reports it too
+            send(channel, {"pid": pid}, (pidfd,))
+
+    def remove(self, fd: int) -> None:
+        "Collect a kernel that has ended, or kill one whose owner is gone; report its exit code."
+        pid = self.fds[fd]
+        channel, pidfd = self.processes.pop(pid)
+        if fd != pidfd:
+            kill_group(pid)
+        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if code < 0:
+            kill_group(pid)  # a killed run leaves no children behind
+        with contextlib.suppress(Gone):
+            send(channel, {"exit": code})
+        for watched in (channel.fileno(), pidfd):
+            self.poller.unregister(watched)
+            del self.fds[watched]
+        channel.close()
+        os.close(pidfd)
+
+    def close_in_fork(self) -> None:
+        "In a fork: close the descriptors of all other kernels."
+        for channel, pidfd in self.processes.values():
+            channel.close()
+            os.close(pidfd)
+
 # %% ../../../nbs/notebooks/warm/06_forking.ipynb #waiting-waiting
 class _ForkLoop:
     "The descriptors that a waiting process watches, and what it does when one is ready."
@@ -65,10 +110,9 @@ class _ForkLoop:
     def __init__(self, idle: float | None, at_end: Callable[[], None] | None):
         self.idle, self.at_end = idle, at_end
         self.poller = select.poll()
-        self.controls: dict[int, socket.socket] = {}             # By descriptor
-        self.kernels: dict[int, tuple[socket.socket, int]] = {}  # Number of a process to its channel and its pidfd
-        self.fds: dict[int, int] = {}                            # Descriptor of a channel or pidfd to the number of its process
-        self.held_channels: list[int] = []                       # Owners' ends of channels, for kernels that go on without their owner
+        self.controls: dict[int, socket.socket] = {}  # By descriptor
+        self.kernels = _Kernels(self.poller)
+        self.held_channels: list[int] = []  # Owners' ends of channels, for kernels that go on without their owner
         self.listener: socket.socket | None = None
         self.path, self.until = "", math.inf
 
@@ -79,7 +123,7 @@ class _ForkLoop:
     def wait(self) -> list[int]:
         if time.time() >= self.until:
             self.retire()
-        may_end = self.idle is not None and not self.kernels
+        may_end = self.idle is not None and not self.kernels.processes
         timeout = self.idle if may_end else None
         if timeout is None and self.listener:
             timeout = min(self.until - time.time(), 3600.0)
@@ -91,8 +135,8 @@ class _ForkLoop:
     def handle(self, fd: int) -> ForkRequest | None:
         if fd in self.controls:
             return self.answer(self.controls[fd])
-        if fd in self.fds:
-            self.remove_kernel(self.fds[fd], fd)
+        if fd in self.kernels.fds:
+            self.kernels.remove(fd)
         elif self.listener is not None and fd == self.listener.fileno():
             self.accept_connection()
         return None
@@ -110,7 +154,7 @@ class _ForkLoop:
                 pid = os.fork()
                 if pid == 0:
                     return self.close_in_fork(descriptors)
-                self.watch_kernel(pid, descriptors)
+                self.kernels.watch(pid, descriptors)
             case {"listen": path, "until": until}:
                 self.listener = socket.socket(fileno=descriptors[0])
                 self.path, self.until = path, until
@@ -141,40 +185,12 @@ class _ForkLoop:
 
     def close_in_fork(self, descriptors: list[int]) -> ForkRequest:
         "In the fork: close everything but the descriptors of this request."
-        for connection in (*self.controls.values(), *(channel for channel, _ in self.kernels.values()), *filter(None, [self.listener])):
+        self.kernels.close_in_fork()
+        for connection in (*self.controls.values(), *filter(None, [self.listener])):
             connection.close()
-        for fd in (*self.held_channels, *(pidfd for _, pidfd in self.kernels.values())):
+        for fd in self.held_channels:
             os.close(fd)
         return ForkRequest(socket.socket(fileno=descriptors[0]), tuple(descriptors[1:]))
-
-    def watch_kernel(self, pid: int, descriptors: list[int]) -> None:
-        "In the waiting process: watch a kernel that was forked, and tell its owner the number of its process."
-        for fd in descriptors[1:]:
-            os.close(fd)
-        channel = socket.socket(fileno=descriptors[0])
-        pidfd = os.pidfd_open(pid)
-        self.kernels[pid] = (channel, pidfd)
-        self.fds[channel.fileno()] = self.fds[pidfd] = pid
-        self.poller.register(channel, select.POLLRDHUP)  # messages on it are for the kernel
-        self.poller.register(pidfd, select.POLLIN)
-        with contextlib.suppress(Gone):  # the poller reports it too
-            send(channel, {"pid": pid}, (pidfd,))
-
-    def remove_kernel(self, pid: int, fd: int) -> None:
-        "Kill a kernel whose owner is gone, or collect one that has ended; report its exit code."
-        channel, pidfd = self.kernels.pop(pid)
-        if fd != pidfd:
-            kill_group(pid)
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        if code < 0:
-            kill_group(pid)  # a killed run leaves no children behind
-        with contextlib.suppress(Gone):
-            send(channel, {"exit": code})
-        for watched in (channel.fileno(), pidfd):
-            self.poller.unregister(watched)
-            del self.fds[watched]
-        channel.close()
-        os.close(pidfd)
 
     def retire(self) -> None:
         "Accept no more connections, and end with the last kernel."
@@ -192,7 +208,7 @@ class _ForkLoop:
     def end(self) -> Any:
         "End this process and its kernels. Does not return."
         try:
-            for pid in self.kernels:
+            for pid in self.kernels.processes:
                 kill_group(pid)
             if self.at_end:
                 self.at_end()
