@@ -247,8 +247,7 @@ def _create_postgres(db: Database) -> None:
         existing = set(inspect(con).get_table_names())
         if foreign := sorted(existing & set(metadata.tables)) if VERSION_TABLE not in existing else []:
             raise StoreFormatError(f"The database at {db.where} has tables of another program with the same names as mlcycle's "
-                                   f"({', '.join(foreign)}). "
-                                   "It was left untouched; make an empty database for mlcycle.")
+                                   f"({', '.join(foreign)}). It was left untouched; make an empty database for mlcycle.")
         if VERSION_TABLE not in existing:
             metadata.create_all(con)
             con.execute(text(f"INSERT INTO {VERSION_TABLE} VALUES (:head)"), {"head": HEAD})

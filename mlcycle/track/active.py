@@ -61,7 +61,7 @@ class _Steps:
                 raise DataError(f"A metric's name must be text of 1 to 250 characters, not {name!r:.60}.")
             storable(name, "The metric")
             following = metrics.next_step(self._store, self._run.pk, name) if self._attached else 0
-        step = following if step is None else self._checked(name, step)
+        step = self._checked(name, following if step is None else step)
         self._next[name] = max(following, step + 1)
         return step
 
