@@ -21,15 +21,90 @@ from .view import View
 if TYPE_CHECKING:
     from mlcycle.store.connect import Store
     from mlcycle.track.active import ActiveRun
+    from mlcycle.ui.widgets.curves import Reader
 
 # %% auto #0
-__all__ = ['PERIOD', 'SAVE_PERIOD', 'SHARE', 'CHARTS', 'LiveRun', 'Followed', 'follow']
+__all__ = ['PERIOD', 'SAVE_PERIOD', 'SHARE', 'CHARTS', 'live_data', 'live_result', 'LiveRun', 'Followed', 'follow']
 
 # %% ../../../nbs/ui/widgets/07_live_run.ipynb #live-constants
 PERIOD = 0.1       # Seconds between two messages to the page at least
 SAVE_PERIOD = 5.0  # Seconds between two pictures for the notebook's file at least
 SHARE = 0.1        # Part of the time that following a run may take
 CHARTS = 12        # Charts in a picture at most
+
+# %% ../../../nbs/ui/widgets/07_live_run.ipynb #live-series
+def _charts(reader: Reader) -> dict[str, dict[str, str]]:
+    "Metrics with several points by chart, each with its label."
+    from mlcycle.ui.widgets.curves import grouped
+
+    names = [s.name for s in reader.summaries.values() if s.count > 1]
+    return grouped(sorted(names, key=str.lower))
+
+
+def _series(reader: Reader, name: str, label: str, place: int) -> dict[str, Any]:
+    "One curve of a chart, as the page draws it."
+    import numpy as np
+
+    from mlcycle.ui.widgets.drawings import look
+
+    summary = reader.summaries[name]
+    colour, dash = look(place)
+    steps, values = reader.curves[name].points()
+    return {"label": label, "colour": colour, "dash": dash, "count": summary.count, "value": show_value(summary.value),
+            "low": show_value(summary.low), "high": show_value(summary.high),
+            "x": steps.astype("<f8").tobytes(), "y": np.asarray(values, "<f8").tobytes()}
+
+# %% ../../../nbs/ui/widgets/07_live_run.ipynb #live-data
+def live_data(
+    store: Store,
+    run: Run,
+    reader: Reader,  # What was read of its metrics
+) -> dict[str, Any]:
+    "The data of a run that its page draws."
+    this = runs.this_process()
+    is_here = run.process is not None and (run.process.host, run.process.pid) == (this.host, this.pid)
+    return {
+        "run": {"id": run.id, "name": run.name, "experiment": run.experiment, "status": run.status, "reason": run.reason, "here": is_here,
+                "started": run.started.timestamp(), "ended": run.ended.timestamp() if run.ended else None, "now": time.time()},
+        "params": {name: show_value(value)[:60] for name, value in [*facts.params(store, run).items()][:20]},
+        "values": [{"name": s.name, "value": show_value(s.value)} for s in reader.summaries.values() if s.count == 1],
+        "charts": [{"title": title, "series": [_series(reader, name, label, i) for i, (name, label) in enumerate(names.items())]}
+                   for title, names in _charts(reader).items()]}
+
+# %% ../../../nbs/ui/widgets/07_live_run.ipynb #live-result
+def _picture(run: Run, reader: Reader, charts: dict[str, dict[str, str]]) -> Picture:
+    "The first charts of a run as one picture."
+    from mlcycle.ui.widgets.drawings import Chart, curves, points_of
+
+    drawn = [Chart(title, [(i, points_of(*reader.curves[name].thin().points())) for i, name in enumerate(names)],
+                   [f"{label if len(names) > 1 else ''} {show_value(reader.summaries[name].value)}".strip() for name, label in names.items()])
+             for title, names in [*charts.items()][:CHARTS]]
+    return Picture(curves(drawn, [run.name]).encode(), "curves of " + ", ".join(chart.title for chart in drawn), drawn=True)
+
+
+def live_result(
+    store: Store,
+    run: Run,
+    reader: Reader,  # What was read of its metrics
+) -> Result:
+    "A run with its curves as a picture, and a table of its values."
+    charts = _charts(reader)
+    summaries = [*reader.summaries.values()]
+    seconds = f" in {show_seconds(run.seconds)}" if run.ended else ""
+    parts: list[Any] = [Text(f"{run.name} ({run.id[:8]}) of {run.experiment}: {run.status}{seconds}", STATES.get(run.status, ""))]
+    if run.reason and run.status != "finished":
+        parts.append(Text(run.reason, "dim"))
+    if params := facts.params(store, run):
+        parts.append(Facts(params))
+    if charts:
+        parts.append(_picture(run, reader, charts))
+    if len(charts) > CHARTS:
+        parts.append(Text(f"{CHARTS} of {len(charts)} charts; the table has every metric.", "dim"))
+    if summaries:
+        rows = [[s.name, s.value, s.low, s.high, s.step, s.count] for s in summaries]
+        parts.append(Table(["metric", "last", "least", "greatest", "step", "points"], rows))
+    values = {s.name: s.value if math.isfinite(s.value) else None for s in summaries}
+    return Result({"run": run.id, "status": run.status, "metrics": values}, parts)
 
 # %% ../../../nbs/ui/widgets/07_live_run.ipynb #live
 class LiveRun(View):
@@ -51,66 +126,15 @@ class LiveRun(View):
         self._handle: Any = None
         self._note = ""
 
-    def _charts(self) -> dict[str, dict[str, str]]:
-        from mlcycle.ui.widgets.curves import grouped
-
-        names = [s.name for s in self.reader.summaries.values() if s.count > 1]
-        return grouped(sorted(names, key=str.lower))
-
     def data(self) -> dict[str, Any]:
         "The data that the page draws, as far as it has been read."
-        import numpy as np
-
-        from mlcycle.ui.widgets.drawings import look
-
-        run, reader = self.run, self.reader
-        this = runs.this_process()
-        is_here = run.process is not None and (run.process.host, run.process.pid) == (this.host, this.pid)
-        charts = []
-        for title, names in self._charts().items():
-            series = []
-            for i, (name, label) in enumerate(names.items()):
-                summary = reader.summaries[name]
-                colour, dash = look(i)
-                steps, values = reader.curves[name].points()
-                series.append({"label": label, "colour": colour, "dash": dash, "count": summary.count,
-                               "value": show_value(summary.value), "low": show_value(summary.low), "high": show_value(summary.high),
-                               "x": steps.astype("<f8").tobytes(), "y": np.asarray(values, "<f8").tobytes()})
-            charts.append({"title": title, "series": series})
-        return {
-            "run": {"id": run.id, "name": run.name, "experiment": run.experiment, "status": run.status, "reason": run.reason, "here": is_here,
-                    "started": run.started.timestamp(), "ended": run.ended.timestamp() if run.ended else None, "now": time.time()},
-            "params": {name: show_value(value)[:60] for name, value in [*facts.params(self.store, run).items()][:20]},
-            "values": [{"name": s.name, "value": show_value(s.value)} for s in reader.summaries.values() if s.count == 1],
-            "charts": charts, "note": self._note}
+        return live_data(self.store, self.run, self.reader) | {"note": self._note}
 
     def static(self) -> Result:
         "The curves as a picture, and a table of the values."
-        from mlcycle.ui.widgets.drawings import Chart, curves, points_of
-
         with self._lock:
             self.run = runs.get(self.store, self.run.id)
-            run, reader = self.run, self.reader.read()
-            charts = self._charts()
-            summaries = [*reader.summaries.values()]
-            drawn = [Chart(title, [(i, points_of(*reader.curves[name].thin().points())) for i, name in enumerate(names)],
-                           [f"{label if len(names) > 1 else ''} {show_value(reader.summaries[name].value)}".strip() for name, label in names.items()])
-                     for title, names in [*charts.items()][:CHARTS]]
-        seconds = f" in {show_seconds(run.seconds)}" if run.ended else ""
-        parts: list[Any] = [Text(f"{run.name} ({run.id[:8]}) of {run.experiment}: {run.status}{seconds}", STATES.get(run.status, ""))]
-        if run.reason and run.status != "finished":
-            parts.append(Text(run.reason, "dim"))
-        if params := facts.params(self.store, run):
-            parts.append(Facts(params))
-        if drawn:
-            parts.append(Picture(curves(drawn, [run.name]).encode(), "curves of " + ", ".join(chart.title for chart in drawn), drawn=True))
-        if len(charts) > CHARTS:
-            parts.append(Text(f"{CHARTS} of {len(charts)} charts; the table has every metric.", "dim"))
-        if summaries:
-            rows = [[s.name, s.value, s.low, s.high, s.step, s.count] for s in summaries]
-            parts.append(Table(["metric", "last", "least", "greatest", "step", "points"], rows))
-        values = {s.name: s.value if math.isfinite(s.value) else None for s in summaries}
-        return Result({"run": run.id, "status": run.status, "metrics": values}, parts)
+            return live_result(self.store, self.run, self.reader.read())
 
     def build(self) -> Any:
         "The widget, with the metrics that were logged so far."

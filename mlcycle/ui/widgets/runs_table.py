@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mlcycle.store.connect import Store
 
 # %% auto #0
-__all__ = ['FOLDER', 'open_executed', 'RunsTable']
+__all__ = ['FOLDER', 'open_executed', 'PagedRuns', 'RunsTable']
 
 # %% ../../../nbs/ui/widgets/11_runs_table.ipynb #open
 FOLDER = "executed"  # In the project's root
@@ -72,9 +72,9 @@ def _widget_class() -> Any:
 
     return RunsWidget
 
-# %% ../../../nbs/ui/widgets/11_runs_table.ipynb #table
-class RunsTable(View):
-    "A live table of runs; `selected` has the ids of the selected ones."
+# %% ../../../nbs/ui/widgets/11_runs_table.ipynb #paged-runs
+class PagedRuns(View):
+    "One page of runs at a time, as `_table`, the widget that a subclass builds, requests it."
 
     def __init__(
         self,
@@ -89,7 +89,6 @@ class RunsTable(View):
         self.store = store or current_store()
         self.request = Request((query or "").strip(), experiment, order_by, 0, max(1, min(size, 200)), tuple(columns or ()))
         self._page = read(self.store, self.request)
-        self._below: Any = None  # Where a comparison appears
         self._table: Any = None
 
     @property
@@ -107,18 +106,6 @@ class RunsTable(View):
             return table
         place = f"{r.offset + 1:,}–{r.offset + len(frame):,} of {total:,} runs"
         return Result(table.data, [*table.parts, Text(place, "dim")])
-
-    def build(self) -> Any:
-        "The widget, with room below it for a comparison."
-        import ipywidgets
-
-        r = self.request
-        self._table = _widget_class()(query=r.query, order_by=r.order_by, size=r.size, columns=list(r.columns), page=self._page,
-                                      choices=choices(self.store))
-        self._table.observe(self._on_request, ["query", "order_by", "offset", "size", "columns"])
-        self._table.on_msg(self._answer)
-        self._below = ipywidgets.VBox([])
-        return ipywidgets.VBox([self._table, self._below])
 
     def refresh(
         self,
@@ -143,6 +130,24 @@ class RunsTable(View):
         now = Request(w.query.strip(), self.request.experiment, w.order_by, w.offset, w.size, tuple(w.columns))
         if now != self.request:  # several traits that change together are one request
             self.refresh(turned=True)
+
+# %% ../../../nbs/ui/widgets/11_runs_table.ipynb #table
+class RunsTable(PagedRuns):
+    "A live table of runs; `selected` has the ids of the selected ones."
+
+    _below: Any = None  # Where a comparison appears
+
+    def build(self) -> Any:
+        "The widget, with room below it for a comparison."
+        import ipywidgets
+
+        r = self.request
+        self._table = _widget_class()(query=r.query, order_by=r.order_by, size=r.size, columns=list(r.columns), page=self._page,
+                                      choices=choices(self.store))
+        self._table.observe(self._on_request, ["query", "order_by", "offset", "size", "columns"])
+        self._table.on_msg(self._answer)
+        self._below = ipywidgets.VBox([])
+        return ipywidgets.VBox([self._table, self._below])
 
     def _answer(self, widget: Any, content: dict[str, Any], buffers: Any) -> None:
         "Do what a button asks for; an error is shown on the page."

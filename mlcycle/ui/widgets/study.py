@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from mlcycle.store.connect import Store
 
 # %% auto #0
-__all__ = ['PERIOD', 'REDRAW_PERIOD', 'SHARE', 'StudyView']
+__all__ = ['PERIOD', 'REDRAW_PERIOD', 'SHARE', 'FollowedStudy', 'StudyView']
 
 # %% ../../../nbs/ui/widgets/17_study.ipynb #widget
 @cache
@@ -80,9 +80,9 @@ PERIOD = 0.3         # Seconds between two readings of the study, while trials g
 REDRAW_PERIOD = 3.0  # Seconds between two drawings of the picture that is seen
 SHARE = 0.15         # Part of the time that following a study may take
 
-# %% ../../../nbs/ui/widgets/17_study.ipynb #view
-class StudyView(View):
-    "A study: its progress, its best trial, its pictures and its trials, each with its run."
+# %% ../../../nbs/ui/widgets/17_study.ipynb #followed
+class FollowedStudy(View):
+    "A study that is read again while its trials go on. A subclass gives `build`, which sets `_page`."
 
     def __init__(
         self,
@@ -102,23 +102,12 @@ class StudyView(View):
         self._best_run: str | None = None  # The best run when `_unregistrable` was found out
         self._unregistrable: dict[str, str] | None = None
         self._page: Any = None
-        self._below: Any = None  # Where a run appears
         self._sent: Any = None   # The state that the page was sent last
         self._drawn_at = 0.0
 
     def static(self) -> Result:
         "The same view as `mlcycle show`, with the pictures."
         return study_view(self.store, self.name)
-
-    def build(self) -> Any:
-        "The widget, with room below it for a run."
-        import ipywidgets
-
-        self._page = _widget_class()(models=[model.name for model in models.list_models(self.store)])
-        self._page.on_msg(self._answer)
-        self._below = ipywidgets.VBox([])
-        self.refresh()
-        return ipywidgets.VBox([self._page, self._below])
 
     def refresh(self) -> bool:  # Whether trials go on
         "Read the study again, and send the changes."
@@ -215,6 +204,25 @@ class StudyView(View):
                 self._page.drawing = {"kind": kind, "why": why}
             self._drawn_at = time.monotonic()
 
+    def _say(self, kind: str, **fields: Any) -> None:
+        self._page.notice = {"kind": kind, "at": time.time(), **fields}  # with the time, a notice that is repeated is sent again
+
+# %% ../../../nbs/ui/widgets/17_study.ipynb #view
+class StudyView(FollowedStudy):
+    "A study: its progress, its best trial, its pictures and its trials, each with its run."
+
+    _below: Any = None  # Where a run appears
+
+    def build(self) -> Any:
+        "The widget, with room below it for a run."
+        import ipywidgets
+
+        self._page = _widget_class()(models=[model.name for model in models.list_models(self.store)])
+        self._page.on_msg(self._answer)
+        self._below = ipywidgets.VBox([])
+        self.refresh()
+        return ipywidgets.VBox([self._page, self._below])
+
     def _answer(self, widget: Any, content: dict[str, Any], buffers: Any) -> None:
         "Do what a button asks for; an error is shown on the page."
         actions = {"refresh": self._refresh, "turn": self._turn_table, "picture": self._change_picture, "open": self._open,
@@ -227,9 +235,6 @@ class StudyView(View):
             self._say("error", text=str(e))
         except Exception as e:
             self._say("error", text=f"{type(e).__name__}: {e}")
-
-    def _say(self, kind: str, **fields: Any) -> None:
-        self._page.notice = {"kind": kind, "at": time.time(), **fields}  # with the time, a notice that is repeated is sent again
 
     def _refresh(self, content: dict[str, Any]) -> None:
         self._page.models = [model.name for model in models.list_models(self.store)]

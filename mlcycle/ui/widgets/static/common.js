@@ -41,7 +41,7 @@ function isDark(node) {
 }
 
 // Every widget begins with this. Keys pressed in it are not the notebook's ("d d" on a button would delete the cell), and the class `mlc-dark`
-// is kept in step with the theme. Returns what ends the watching.
+// follows the theme. Returns a function that ends this.
 function settle(node, changed = () => {}) {
   node.addEventListener("keydown", (event) => { if (!event.ctrlKey && !event.metaKey && !event.altKey) event.stopPropagation(); });
   const apply = () => { node.classList.toggle("mlc-dark", isDark(node)); changed(); };

@@ -1,6 +1,6 @@
-// The notebook's file is to hold the picture of now, not that of the cell's beginning: the trait `picture`, {id, mime type: text, …}, is put into the
-// output when the notebook is saved, beside the widget while `live(model)` says so and in its place afterwards. `update_display` does that too, but
-// not once the page was loaded again.
+// The notebook's file is to have the present picture, not that of the cell's beginning: the trait `picture`, {id, mime type: text, …}, is put into the
+// output when the notebook is saved, beside the widget while `live(model)` is true and in its place afterwards. `update_display` does the same, but
+// not after the page was loaded again.
 function keeping(live) {
   return ({model}) => {
     const context = model.widget_manager?.context, mime = "application/vnd.jupyter.widget-view+json";

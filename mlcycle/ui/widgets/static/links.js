@@ -1,4 +1,4 @@
-// A path below the server's root opens in JupyterLab itself; any other is named. Stands between common.js and a widget's own script.
+// A path below the server's root opens in JupyterLab itself; any other is shown as text. Comes between common.js and a widget's own script.
 function fileLink(said) {
   let config = {};
   try { config = JSON.parse(document.getElementById("jupyter-config-data")?.textContent ?? "{}"); } catch { /* not a Jupyter page */ }

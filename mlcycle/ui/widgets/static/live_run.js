@@ -34,7 +34,7 @@ function span(arrays, keep) {
   return high > low ? [low, high] : [low - pad, high + pad];
 }
 
-// The index of the step that is nearest; steps ascend.
+// The index of the nearest step; steps ascend.
 function nearest(steps, step) {
   let low = 0, high = steps.length - 1;
   while (low < high) { const middle = (low + high) >> 1; if (steps[middle] < step) low = middle + 1; else high = middle; }
@@ -150,7 +150,7 @@ class Chart {
 const initialize = keeping((model) => model.get("data").run?.status === "running");
 
 function render({model, el: root}) {
-  // Saving draws the widget anew: what was chosen stays.
+  // Saving draws the widget anew; the choices are kept.
   const chosen = chosenFor[model.get("data").run?.id] ??= {log: false, all: false};
   let charts = new Map(), last = 0, timer = null, stopping = null, offset = 0;
   const status = el("span", {class: "mlc-live-status", role: "status"}), name = el("span", {class: "mlc-live-name"});

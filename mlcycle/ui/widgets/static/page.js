@@ -1,4 +1,4 @@
-// One thing (a run, a version, a model): what it is, and what can be done with it. Python sends `body` as HTML that it wrote itself.
+// The page of a run, a version or a model: its static form, and its actions. Python sends `body` as HTML that mlcycle wrote.
 
 let pages = 0;
 

@@ -1,4 +1,4 @@
-// The table of runs. The kernel sorts, filters and pages; this file shows the page that it sends and says what is asked for.
+// The table of runs. The kernel sorts, filters and pages; this file shows the page that it sends and sends requests.
 
 function render({ model, el: root }) {
   root.classList.add("mlc-w", "mlc-runs");
@@ -119,7 +119,7 @@ function render({ model, el: root }) {
       }))), button("As by default", () => ask({columns: []}), {"data-at": "default"}));
   }
 
-  // What an action said, or asks before it does what it was asked to do.
+  // The outcome of an action, or a question before it is done.
   function box(look, ...children) {
     const made = el("div", {class: `mlc-box ${look}`}, ...children);
     made.addEventListener("keydown", (event) => { if (event.key === "Escape") dismiss(); });

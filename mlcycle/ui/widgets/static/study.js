@@ -22,7 +22,7 @@ function plotly(model) {
 
 const SEEN = {blue: "#2f81f7", red: "#e5484d", orange: "#d1791c", green: "#2a9d50", gray: "#858d96", grey: "#858d96", "#cccccc": "#858d96"};  // on white and on black
 const COLOURS = ["#2f81f7", "#d1791c", "#2a9d50", "#e5484d", "#a06cd5", "#17899a", "#d6609a", "#9a8a1e", "#8c6d5a", "#858d96"];  // so are these
-// Optuna's scales go from white to almost black. These can be told from the page at both ends; what is best, or latest, stands out most.
+// Optuna's scales go from white to almost black. These differ from the page's colour at both ends; the best, or the latest, stands out most.
 const ENDS = {blue: {light: ["#4f8bd0", "#08306b"], dark: ["#3d75ad", "#deebf7"]}, red: {light: ["#e0675c", "#67000d"], dark: ["#c9524a", "#fee0d2"]}};
 const BLUES = [753, 704, 656, 585, 495, 406, 325, 245, 183];  // red + green + blue of the stops of plotly's Blues
 
@@ -263,7 +263,7 @@ function render({ model, el: host }) {
     notice.replaceChildren(made);
     name.focus();
   }
-  // A run without a model cannot be registered: what can be done instead, to be copied into a cell.
+  // A run without a model cannot be registered: the code that helps, to be copied into a cell.
   function explain({why, code}) {
     const copied = el("span", {class: "mlc-dim", role: "status"}), shown = el("pre", {class: "mlc-code", tabindex: "0"}, code);
     const copy = button("Copy", async () => {
