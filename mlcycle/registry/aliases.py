@@ -5,7 +5,6 @@
 # %% ../../nbs/registry/12_aliases.ipynb #imports
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -33,20 +32,15 @@ def promote(
     "Point an alias at a version; where it points there already, only the reason is added. Raises `NotFoundError`, `UsageError`."
     store, alias = use_store(store), check_model_name(alias, "alias")
     version = resolve_version(ref, store=store)
-    if _ROLLBACK.match(why):
-        why = f"({why})"  # only a rollback may look like one in the history
     return models.move_alias(store, version.model, alias, version.number, why)
 
 # %% ../../nbs/registry/12_aliases.ipynb #pile
-_ROLLBACK = re.compile(r"rolled back from (\d+|nothing)\b")  # How the reason of a rollback begins
-
-
 def _pile(
     moves: Iterable[AliasMove],  # An alias's history, oldest first
 ) -> list[int | None]:           # Where it was, the present last; None for removed
     pile: list[int | None] = []
     for move in moves:
-        if _ROLLBACK.match(move.why) and pile:
+        if move.kind == "rolled_back" and pile:
             pile.pop()
         elif not pile or pile[-1] != move.after:  # a move to where it is changes nothing
             pile.append(move.after)
@@ -86,4 +80,5 @@ def rollback(
     where, now, before = step_back(ref, store=store)
     model, _, alias = where.rpartition("@")
     left = now if now is not None else "nothing"
-    return models.move_alias(store, model, alias, before, f"rolled back from {left}" + (f": {why}" if why else ""))
+    reason = f"rolled back from {left}" + (f": {why}" if why else "")
+    return models.move_alias(store, model, alias, before, reason, kind="rolled_back")

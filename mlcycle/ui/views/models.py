@@ -86,7 +86,8 @@ def move_data(
     move: AliasMove,  # One move
 ) -> dict[str, Any]:
     "What `--json` says of a move."
-    return {"model": move.model, "alias": move.alias, "from": move.before, "to": move.after, "time": move.time, "actor": move.actor, "why": move.why}
+    return {"model": move.model, "alias": move.alias, "kind": move.kind, "from": move.before, "to": move.after, "time": move.time,
+            "actor": move.actor, "why": move.why}
 
 # %% ../../../nbs/ui/views/03_models.ipynb #model-view
 def model_view(
@@ -96,11 +97,11 @@ def model_view(
     "One model: its versions, where the one that its name stands for came from, and who moved its aliases."
     held, moves = models.versions(store, model.name), models.alias_history(store, model.name)
     data = {"name": model.name, "aliases": model.aliases, "versions": [version_data(v) for v in held], "history": [move_data(m) for m in moves]}
-    rows = [[m.time, m.alias, m.before, m.after, m.actor, m.why] for m in reversed(moves)]
+    rows = [[m.time, m.alias, m.kind.replace("_", " "), m.before, m.after, m.actor, m.why] for m in reversed(moves)]
     meant = next((v for v in held if "champion" in v.aliases), held[-1] if held else None)  # as a bare name is resolved
     return Result(data, [Table(VERSION_COLUMNS, [version_row(v) for v in reversed(held)], model.name),
                          *(lineage_parts(of_version(store, meant), f"Lineage of {meant.ref}") if meant else []),
-                         *([Table(["when", "alias", "from", "to", "by", "why"], rows, "Alias history")] if rows else [])])
+                         *([Table(["when", "alias", "move", "from", "to", "by", "why"], rows, "Alias history")] if rows else [])])
 
 # %% ../../../nbs/ui/views/03_models.ipynb #models-view
 def models_view(
