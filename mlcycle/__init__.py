@@ -5,8 +5,9 @@
 # %% ../nbs/99_init.ipynb #imports
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
+
+from .lazy import lazy_names
 
 # %% auto #0
 __all__ = []
@@ -23,7 +24,7 @@ _HOME = {
     "run_notebook": "notebooks.execute.runner",
     "run_many": "notebooks.sweep.runner",
     "reproduce": "notebooks.reproduce.runner",
-    "tune": "tune",
+    "tune": "tune",  # the package, which can be called
     "rerun": "notebooks.resume.runner",
     **dict.fromkeys(("register", "resolve_version"), "registry.versions"),
     **dict.fromkeys(("promote", "rollback"), "registry.aliases"),
@@ -37,7 +38,8 @@ _HOME = {
     "StudyView": "ui.widgets.study",
     **dict.fromkeys(("MlcycleError", "NoActiveRunError", "NotebookRunError", "ReproductionError", "TrialPruned"), "errors"),
 }
-__all__ = ["__version__", *_HOME]
+_load, _, _names = lazy_names(__name__, _HOME)
+__all__ = ["__version__", *_names]
 
 # %% ../nbs/99_init.ipynb #getattr
 def __getattr__(name: str) -> Any:
@@ -45,12 +47,7 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("mlcycle")
-    if name in _HOME:
-        home = import_module(f"mlcycle.{_HOME[name]}")
-        value = home if _HOME[name] == name else getattr(home, name)  # `tune` is a package that can be called
-        globals()[name] = value
-        return value
-    raise AttributeError(f"module 'mlcycle' has no attribute {name!r}")
+    return _load(name)
 
 
 def __dir__() -> list[str]:

@@ -130,6 +130,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'mlcycle/evaluate/comparison.py'),
                                              'mlcycle.evaluate.comparison.side_by_side': ( 'evaluate/comparison.html#side_by_side',
                                                                                            'mlcycle/evaluate/comparison.py')},
+            'mlcycle.lazy': {'mlcycle.lazy.lazy_names': ('lazy.html#lazy_names', 'mlcycle/lazy.py')},
             'mlcycle.notebooks.checkpoints.checkpoint': { 'mlcycle.notebooks.checkpoints.checkpoint.Checkpoint': ( 'notebooks/checkpoints/checkpoint.html#checkpoint',
                                                                                                                    'mlcycle/notebooks/checkpoints/checkpoint.py'),
                                                           'mlcycle.notebooks.checkpoints.checkpoint.Checkpoint.close': ( 'notebooks/checkpoints/checkpoint.html#checkpoint.close',
