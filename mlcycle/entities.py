@@ -10,8 +10,8 @@ from datetime import datetime
 from typing import Any, Literal
 
 # %% auto #0
-__all__ = ['Status', 'Kind', 'Process', 'RunError', 'Run', 'MetricPoint', 'Artifact', 'Dataset', 'Version', 'Model', 'AliasMove',
-           'Event']
+__all__ = ['Status', 'Kind', 'MoveKind', 'Process', 'RunError', 'Run', 'MetricPoint', 'Artifact', 'Dataset', 'Version', 'Model',
+           'AliasMove', 'Event']
 
 # %% ../nbs/05_entities.ipynb #run
 Status = Literal["running", "finished", "failed", "cancelled", "pruned", "lost"]
@@ -124,6 +124,9 @@ class Model:
     aliases: dict[str, int] = field(default_factory=dict)  # Alias to version number
 
 # %% ../nbs/05_entities.ipynb #alias-move
+MoveKind = Literal["promoted", "rolled_back", "removed"]
+
+
 @dataclass(frozen=True, slots=True)
 class AliasMove:
     "One move of an alias: the history of who promoted what, and why."
@@ -134,6 +137,7 @@ class AliasMove:
     time: datetime           # UTC
     actor: str               # Who moved it
     why: str = ""            # Their reason
+    kind: MoveKind = "promoted"  # What was done; a rollback may lead to no version too
 
     def __repr__(self) -> str:
         from mlcycle.display import show_value

@@ -105,10 +105,14 @@ def test_installs_into_an_empty_environment(built: dict[str, Path], tmp_path: Pa
 _COMMAND = "import sys; sys.argv = ['mlcycle', '--version']\nfrom mlcycle.ui.cli import main\ntry: main()\nexcept SystemExit: pass"
 
 
-@pytest.mark.parametrize("code", ["import mlcycle", "import mlcycle; mlcycle.__version__, dir(mlcycle)", _COMMAND],
-                         ids=["import", "version", "command"])
+_PACKAGES = "; ".join(f"import mlcycle.{path.parent.relative_to(ROOT / 'mlcycle').as_posix().replace('/', '.')}"
+                      for path in sorted((ROOT / "mlcycle").rglob("*/__init__.py")))
+
+
+@pytest.mark.parametrize("code", ["import mlcycle", "import mlcycle; mlcycle.__version__, dir(mlcycle)", _COMMAND, _PACKAGES],
+                         ids=["import", "version", "command", "packages"])
 def test_import_is_light(code: str) -> None:
-    "A fresh interpreter that imports mlcycle, or answers --version, loads nothing heavy until it is used."
+    "A fresh interpreter that imports mlcycle and all its packages, or answers --version, loads nothing heavy until it is used."
     code += f"\nimport sys; print(sorted(name for name in {HEAVY} if name in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(ROOT))
     assert done.stdout.splitlines()[-1] == "[]", done.stdout + done.stderr

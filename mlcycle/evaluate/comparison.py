@@ -46,10 +46,10 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def side_by_side(
-    found: Sequence[Mapping[str, Any]],  # Name to value, for each run
+    mappings: Sequence[Mapping[str, Any]],  # Name to value, for each run
 ) -> list[Line]:                         # By name
     "What several runs have, a line for each name that any has."
-    return [Line(name, tuple(values.get(name) for values in found)) for name in sorted(set().union(*found))]
+    return [Line(name, tuple(values.get(name) for values in mappings)) for name in sorted(set().union(*mappings))]
 
 # %% ../../nbs/evaluate/02_comparison.ipynb #comparison
 @dataclass(frozen=True)
@@ -63,12 +63,12 @@ class Comparison:
     artifacts: list[Line]        # Digests, by name
     curves: list[str]            # Metrics with more than one point
     environments: list[environments.EnvironmentDifference]  # Of each further run to the baseline
-    code: list[list[code_changes.Change]]                        # Of each further run to the baseline
+    code: list[list[code_changes.Change]]  # Of each further run to the baseline
 
     def data(self) -> dict[str, Any]:
         "For machines: what differs and what is the same, plain JSON."
-        def lines(found: list[Line]) -> list[dict[str, Any]]:
-            return [{"name": line.name, "values": list(line.values), "differs": line.differs} for line in found]
+        def lines(rows: list[Line]) -> list[dict[str, Any]]:
+            return [{"name": line.name, "values": list(line.values), "differs": line.differs} for line in rows]
 
         others = [run.id for run in self.runs[1:]]
         return {
@@ -92,17 +92,17 @@ def compare(
     *refs: str | Run,     # Runs, or the beginnings of their ids, or their names
 ) -> Comparison:
     "Put runs side by side. Raises `UsageError`, `NotFoundError`, `AmbiguousError`, `CorruptArtifactError`."
-    found = list({run.id: run for run in (runs.resolve(store, ref) if isinstance(ref, str) else ref for ref in refs)}.values())
-    if not 2 <= len(found) <= MAX_RUNS:
-        raise UsageError(f"A comparison takes 2 to {MAX_RUNS} different runs, not {len(found)}.")
+    compared = list({run.id: run for run in (runs.resolve(store, ref) if isinstance(ref, str) else ref for ref in refs)}.values())
+    if not 2 <= len(compared) <= MAX_RUNS:
+        raise UsageError(f"A comparison takes 2 to {MAX_RUNS} different runs, not {len(compared)}.")
 
     def lines(read: Callable[[Store, Run], Mapping[str, Any]]) -> list[Line]:
-        return side_by_side([read(store, run) for run in found])
+        return side_by_side([read(store, run) for run in compared])
 
-    first, *others = found
+    baseline, *others = compared
     return Comparison(
-        tuple(found), lines(facts.params), lines(metrics.latest), lines(facts.tags),
+        tuple(compared), lines(facts.params), lines(metrics.latest), lines(facts.tags),
         lines(lambda store, run: {f"{d.name} ({d.role})": d.digest for d in inputs.listing(store, run)}),
         lines(lambda store, run: {a.name: a.digest for a in artifacts.listing(store, run)}),
-        drawable(store, found), [environments.between(store, first, run) for run in others],
-        [code_changes.between(store, first, run) for run in others])
+        drawable(store, compared), [environments.between(store, baseline, run) for run in others],
+        [code_changes.between(store, baseline, run) for run in others])

@@ -39,13 +39,13 @@ def _columns(
         raise DataError(f"The example has columns of the same name: {', '.join(map(str, X.columns[X.columns.duplicated()]))}. Rename them.")
     if wrong := [name for name in X.columns if not isinstance(name, (str, int))]:
         raise DataError(f"Column names must be text or whole numbers, not {wrong[0]!r}. Rename the columns before training.")
-    found = []
+    columns = []
     for name in X.columns:
         series = X[name]
         categorical = isinstance(series.dtype, pd.CategoricalDtype)
-        found.append(Column(name, dtype_name(series), bool(series.isna().any()),
+        columns.append(Column(name, dtype_name(series), bool(series.isna().any()),
                             _plain(series.cat.categories) if categorical else None, categorical and bool(series.cat.ordered)))
-    return found
+    return columns
 
 # %% ../../nbs/registry/05_infer.ipynb #encoders
 def _encoders(
@@ -104,13 +104,13 @@ def _with_nulls(
     columns: list[Column],  # Their columns
     names: list[Any],       # Where to put a null into the first row
 ) -> pd.DataFrame:          # As the model would get it after a check
-    made = {}
+    values = {}
     for column in columns:
         series = X[column.name]
         if column.name in names:
             series = series.astype(object).where([False] + [True] * (len(X) - 1), None)
-        made[column.name] = cast(series, column)
-    return type(X)(made, index=X.index)
+        values[column.name] = cast(series, column)
+    return type(X)(values, index=X.index)
 
 # %% ../../nbs/registry/05_infer.ipynb #frame-inputs
 def _frame_inputs(
@@ -122,12 +122,12 @@ def _frame_inputs(
     columns = _columns(X)
     if model is None:
         return tuple(columns)
-    known = dict(_encoders(model, [column.name for column in columns])) if hasattr(model, "get_params") else {}
-    columns = [replace(column, categories=known[column.name]) if column.dtype in ("str", "int64") and column.name in known else column
+    encoded = dict(_encoders(model, [column.name for column in columns])) if hasattr(model, "get_params") else {}
+    columns = [replace(column, categories=encoded[column.name]) if column.dtype in ("str", "int64") and column.name in encoded else column
                for column in columns]
-    few = X.head(3)
+    first_rows = X.head(3)
     ask = [column.name for column in columns if not column.nullable and column.dtype != "object"]
-    takes = _nullable(lambda names: _accepts(model, _with_nulls(few, columns, names)), ask)
+    takes = _nullable(lambda names: _accepts(model, _with_nulls(first_rows, columns, names)), ask)
     return tuple(replace(column, nullable=column.nullable or column.name in takes) for column in columns)
 
 # %% ../../nbs/registry/05_infer.ipynb #infer-tensor

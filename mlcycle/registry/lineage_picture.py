@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .lineage import Lineage, Node
 
 # %% auto #0
-__all__ = ['BOX', 'GAP', 'ROW', 'STEP', 'MOST', 'Placed', 'place', 'words', 'svg', 'LineagePart', 'live_parts']
+__all__ = ['BOX', 'GAP', 'ROW', 'STEP', 'MAX_BOXES', 'Placed', 'place', 'words', 'svg', 'LineagePart', 'live_parts']
 
 # %% ../../nbs/registry/18_lineage_picture.ipynb #lazy
 if TYPE_CHECKING:
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/registry/18_lineage_picture.ipynb #layout
 BOX, GAP, ROW, STEP = 182, 27, 44, 54  # Width of a box, gap between columns, height of a box, distance of rows
-MOST = 6                               # Boxes in a column; the rest is counted
+MAX_BOXES = 6                          # Boxes in a column; the rest is counted
 
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    "A node and where it stands."
+    "A node and its place in the picture."
     node: Node                  # What it is
     x: int                      # Left edge
     y: int                      # Upper edge
@@ -36,11 +36,11 @@ class Placed:
 def _fewer(
     nodes: list[Node],  # A column
     keep: str,          # Id of a node that must stay
-) -> list[Node]:        # At most `MOST`, the last one a count of what was left out
-    if len(nodes) <= MOST:
+) -> list[Node]:        # At most `MAX_BOXES`, the last one a count of what was left out
+    if len(nodes) <= MAX_BOXES:
         return nodes
-    first = [*(node for node in nodes if node.id == keep), *(node for node in nodes if node.id != keep)][: MOST - 1]
-    return [*(node for node in nodes if node in first), Node(f"more:{nodes[0].id}", "more", f"and {len(nodes) - MOST + 1} more")]
+    first = [*(node for node in nodes if node.id == keep), *(node for node in nodes if node.id != keep)][: MAX_BOXES - 1]
+    return [*(node for node in nodes if node in first), Node(f"more:{nodes[0].id}", "more", f"and {len(nodes) - MAX_BOXES + 1} more")]
 
 
 def _middle(lineage: Lineage) -> Node | None:
@@ -49,6 +49,15 @@ def _middle(lineage: Lineage) -> Node | None:
     return subject if subject.kind == "run" else next((node for role, node in lineage.causes(subject.id) if role == "made"), None)
 
 # %% ../../nbs/registry/18_lineage_picture.ipynb #place
+def _notes(
+    lineage: Lineage,  # What is drawn
+    node: Node,        # One of its nodes
+) -> tuple[str, ...]:  # Aliases of a version, or the runs that wrote data
+    if node.kind == "version":
+        return tuple(alias.label for _, alias in lineage.effects(node.id))
+    return tuple(maker.label for _, maker in lineage.causes(node.id)) if node.kind == "data" else ()
+
+
 def place(
     lineage: Lineage,  # What to draw
 ) -> tuple[list[Placed], int, int]:  # The boxes; width and height of the picture
@@ -66,9 +75,7 @@ def place(
     for i, column in enumerate(columns):
         top = (height - (len(column) * STEP - (STEP - ROW))) // 2
         for j, node in enumerate(column):
-            notes = tuple(n.label for _, n in lineage.effects(node.id)) if node.kind == "version" else \
-                tuple(n.label for _, n in lineage.causes(node.id)) if node.kind == "data" else \
-                ("(parent)" if i == 0 else "(part)",) if node.kind == "run" and node is not run else ()
+            notes = ("(parent)" if i == 0 else "(part)",) if node.kind == "run" and node is not run else _notes(lineage, node)
             boxes.append(Placed(node, 1 + i * (BOX + GAP), top + j * STEP, notes))
     return boxes, len(columns) * (BOX + GAP) - GAP + 2, height
 
@@ -100,24 +107,32 @@ def words(
     return ", ".join(filter(None, (node.label if node.kind == "more" else f"{node.kind} {node.label}", node.detail, note)))
 
 
-def _run_line(placed: Placed) -> str:
-    return " ".join((placed.node.facts.get("status", placed.node.detail), *placed.notes))
+def _small_line(
+    placed: Placed,  # A box
+) -> str:            # What stands below its label
+    node = placed.node
+    if node.kind == "run":
+        return " ".join((node.facts.get("status", node.detail), *placed.notes))
+    if node.kind == "version" and placed.notes:
+        return " ".join(placed.notes)
+    return f"written by {placed.notes[0]}" if node.kind == "data" and placed.notes else node.detail
 
 # %% ../../nbs/registry/18_lineage_picture.ipynb #box
 def _box(placed: Placed, subject: str) -> str:
     node, x, y = placed.node, placed.x, placed.y
-    said = html.escape(words(placed), quote=True)
+    description = html.escape(words(placed), quote=True)
     if node.kind == "more":
         return f"<text class='lin-dim' x='{x + 30}' y='{y + 26}' font-size='12'>{html.escape(node.label)}</text>"
     name = node.label.rsplit("/", 1)[-1] if node.kind in ("notebook", "source") else node.label
-    small = " ".join(placed.notes) if node.kind == "version" and placed.notes else \
-        f"written by {placed.notes[0]}" if node.kind == "data" and placed.notes else \
-        _run_line(placed) if node.kind == "run" else node.detail
+    small = _small_line(placed)
     status = node.facts.get("status", "") if node.kind == "run" else ""
-    look = "lin-alias" if node.kind == "version" and placed.notes else f"lin-{status}" if status else "lin-dim"
+    look = f"lin-{status}" if status else "lin-dim"
+    if node.kind == "version" and placed.notes:
+        look = "lin-alias"
     ref = node.facts.get("ref") or node.facts.get("run") if node.kind in ("version", "run") and node.id != subject else None
     link = f" data-ref='{html.escape(ref, quote=True)}'" if ref else ""
-    return (f"<g class='lin-node{' lin-subject' if node.id == subject else ''}' role='img' aria-label='{said}'{link}><title>{said}</title>"
+    return (f"<g class='lin-node{' lin-subject' if node.id == subject else ''}' role='img' aria-label='{description}'{link}>"
+            f"<title>{description}</title>"
             f"<rect x='{x}' y='{y}' width='{BOX - 2}' height='{ROW}' rx='4'/>"
             f"<path class='lin-icon' transform='translate({x + 8} {y + 14})' d='{_ICONS.get(node.kind, _ICONS['source'])}'/>"
             f"<text x='{x + 32}' y='{y + (19 if small else 26)}' font-size='12' font-weight='600'>{html.escape(_cut(name, _WIDE))}</text>"
@@ -139,14 +154,15 @@ def _lines(lineage: Lineage, boxes: list[Placed]) -> str:
     return f"<path class='lin-line' aria-hidden='true' d='{''.join(paths)}{tips}'/>"
 
 # %% ../../nbs/registry/18_lineage_picture.ipynb #svg
-_OWN = ("text{font-family:system-ui,sans-serif;fill:#1f2328}.lin-dim{fill:#57606a}.lin-node rect{fill:none;stroke:#afb8c1}.lin-back{fill:#fff}"
-        ".lin-line,.lin-icon{fill:none;stroke:#57606a;stroke-linejoin:round;stroke-linecap:round}.lin-line{stroke:#8c959f}"
-        ".lin-node.lin-subject rect{stroke:#0969da;stroke-width:2}.lin-alias{fill:#0550ae}.lin-finished{fill:#1a7f37}"
-        ".lin-failed,.lin-lost{fill:#cf222e}.lin-cancelled{fill:#9a6700}.lin-running,.lin-pruned{fill:#57606a}"
-        "@media(prefers-color-scheme:dark){text{fill:#e6edf3}.lin-dim,.lin-running,.lin-pruned{fill:#9ea7b3}.lin-back{fill:#111}"
-        ".lin-node rect{stroke:#484f58}.lin-icon{stroke:#9ea7b3}.lin-line{stroke:#6e7681}.lin-node.lin-subject rect{stroke:#58a6ff}"
-        ".lin-alias{fill:#79c0ff}"
-        ".lin-finished{fill:#3fb950}.lin-failed,.lin-lost{fill:#ff7b72}.lin-cancelled{fill:#d29922}}")
+_STYLE = (
+    "text{font-family:system-ui,sans-serif;fill:#1f2328}.lin-dim{fill:#57606a}.lin-node rect{fill:none;stroke:#afb8c1}.lin-back{fill:#fff}"
+    ".lin-line,.lin-icon{fill:none;stroke:#57606a;stroke-linejoin:round;stroke-linecap:round}.lin-line{stroke:#8c959f}"
+    ".lin-node.lin-subject rect{stroke:#0969da;stroke-width:2}.lin-alias{fill:#0550ae}.lin-finished{fill:#1a7f37}"
+    ".lin-failed,.lin-lost{fill:#cf222e}.lin-cancelled{fill:#9a6700}.lin-running,.lin-pruned{fill:#57606a}"
+    "@media(prefers-color-scheme:dark){text{fill:#e6edf3}.lin-dim,.lin-running,.lin-pruned{fill:#9ea7b3}.lin-back{fill:#111}"
+    ".lin-node rect{stroke:#484f58}.lin-icon{stroke:#9ea7b3}.lin-line{stroke:#6e7681}.lin-node.lin-subject rect{stroke:#58a6ff}"
+    ".lin-alias{fill:#79c0ff}"
+    ".lin-finished{fill:#3fb950}.lin-failed,.lin-lost{fill:#ff7b72}.lin-cancelled{fill:#d29922}}")
 
 
 def svg(
@@ -157,7 +173,7 @@ def svg(
     boxes, width, height = place(lineage)
     label = html.escape(f"Lineage of {lineage.node(lineage.subject).label}", quote=True)
     edge = 10 if own_style else 0
-    style = f"<style>{_OWN}</style><rect class='lin-back' x='{-edge}' y='{-edge}' width='100%' height='100%' rx='6'/>" if own_style else ""
+    style = f"<style>{_STYLE}</style><rect class='lin-back' x='{-edge}' y='{-edge}' width='100%' height='100%' rx='6'/>" if own_style else ""
     return (f"<svg xmlns='http://www.w3.org/2000/svg' class='lin' role='group' aria-label='{label}' width='{width + 2 * edge}' "
             f"height='{height + 2 * edge}' viewBox='{-edge} {-edge} {width + 2 * edge} {height + 2 * edge}'>"
             f"{style}{_lines(lineage, boxes)}{''.join(_box(box, lineage.subject) for box in boxes)}</svg>")
@@ -175,8 +191,9 @@ class LineagePart:
         head = f"<h4>{html.escape(self.title)}</h4>" if self.title else ""
         if self.inline:
             return f"{head}<div class='lin-box'>{svg(self.lineage, own_style=False)}</div>"
-        data, said = base64.b64encode(svg(self.lineage).encode()).decode(), html.escape(str(self.lineage), quote=True)
-        return f"{head}<img src='data:image/svg+xml;base64,{data}' alt='{said}' style='max-width:100%;height:auto;display:block'>"
+        data = base64.b64encode(svg(self.lineage).encode()).decode()
+        description = html.escape(str(self.lineage), quote=True)
+        return f"{head}<img src='data:image/svg+xml;base64,{data}' alt='{description}' style='max-width:100%;height:auto;display:block'>"
 
     def rich(self) -> RenderableType:
         "For a terminal: the tree."

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import insert, select, update
 
 from ..config import actor
-from ..entities import AliasMove, Artifact, Model, Run, Version
+from ..entities import AliasMove, Artifact, Model, MoveKind, Run, Version
 from ..errors import NotFoundError
 from . import artifacts, schema
 from .database import mended, storable
@@ -149,11 +149,13 @@ def move_alias(
     alias: str,           # `champion`, `challenger`, or the user's own
     number: int | None,   # Version to point to; None takes the alias away
     why: str = "",        # The reason, for the history
+    kind: MoveKind | None = None,  # What is done; by default `promoted`, or `removed` where there is no number
 ) -> AliasMove:           # The move, also when it changed nothing
     "Point an alias at a version, and write the move down. Raises `NotFoundError`, `StoreError`."
     if number is not None:
         get_version(store, model, number)
     alias, why = storable(alias, "The alias"), mended(why)
+    kind = kind or ("removed" if number is None else "promoted")
     now, who, t = time.time(), actor(), schema.aliases.c
     with store.db.write() as con:
         con.execute(select(schema.models.c.name).where(schema.models.c.name == model).with_for_update())
@@ -163,9 +165,10 @@ def move_alias(
         else:
             con.execute(store.db.insert(schema.aliases).values(model=model, alias=alias, number=number)
                         .on_conflict_do_update(index_elements=["model", "alias"], set_={"number": number}))
-        con.execute(insert(schema.alias_moves).values(model=model, alias=alias, before=before, after=number, time=now, actor=who, why=why))
+        con.execute(insert(schema.alias_moves).values(
+            model=model, alias=alias, before=before, after=number, time=now, actor=who, why=why, kind=kind))
         append(con, "alias.move", f"{model}@{alias}", before=before, after=number, why=why)
-    return AliasMove(model, alias, before, number, moment(now), who, why)
+    return AliasMove(model, alias, before, number, moment(now), who, why, kind)
 
 # %% ../../nbs/store/12_models.ipynb #alias-history
 def alias_history(
@@ -173,8 +176,8 @@ def alias_history(
     model: str,                # Registered name
     alias: str | None = None,  # Only this alias
 ) -> list[AliasMove]:          # Oldest first
-    "Who moved which alias, when, from where to where, and why."
+    "Who moved which alias, when, from where to where, why, and by which kind of move."
     t = schema.alias_moves.c
     query = select(schema.alias_moves).where(t.model == model).order_by(t.pk)
     rows = store.db.all(query if alias is None else query.where(t.alias == alias))
-    return [AliasMove(r.model, r.alias, r.before, r.after, moment(r.time), r.actor, r.why) for r in rows]
+    return [AliasMove(r.model, r.alias, r.before, r.after, moment(r.time), r.actor, r.why, r.kind) for r in rows]

@@ -32,7 +32,7 @@ class Float64(TypeDecorator):
 Words = Text().with_variant(Text(collation="C"), "postgresql")
 Key = BigInteger().with_variant(Integer, "sqlite")
 metadata = MetaData(naming_convention={"ix": "ix_%(table_name)s_%(column_0_N_name)s"})
-HEAD = "0002"                       # Newest migration; what a store made now has
+HEAD = "0003"                       # Newest migration; what a store made now has
 VERSION_TABLE = "mlcycle_version"   # Alembic's own default name is taken by Optuna's storage
 Table(VERSION_TABLE, metadata, Column("version_num", Words, primary_key=True))
 
@@ -182,6 +182,7 @@ alias_moves = Table(
     Column("time", Double, nullable=False),
     Column("actor", Words, nullable=False),
     Column("why", Words, nullable=False),
+    Column("kind", Words, nullable=False),  # promoted, rolled_back, removed
     Index(None, "model", "alias"),
 )
 

@@ -12,7 +12,8 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
-from mlcycle.errors import StoreError, StoreFormatError, StoreVersionError
+from mlcycle.errors import NotFoundError, StoreError, StoreFormatError, StoreVersionError
+from mlcycle.registry.aliases import rollback
 from mlcycle.store import facts, models, runs, schema
 from mlcycle.store.connect import Store
 from mlcycle.store.database import Database
@@ -26,7 +27,7 @@ import time
 import sqlalchemy as sa
 from alembic import op
 
-revision, down_revision = "0003", "0002"
+revision, down_revision = "0004", "0003"
 
 def upgrade():
     with op.batch_alter_table("runs", recreate="auto") as table:
@@ -42,7 +43,7 @@ def scripts(tmp_path: Path) -> Path:
     "A copy of the migrations with one more, for a store of tomorrow."
     copy = tmp_path / "migrations 100%"
     shutil.copytree(MIGRATIONS, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    (copy / "versions" / "r0003_next.py").write_text(NEXT.format(seconds=0, then=""))
+    (copy / "versions" / "r0004_next.py").write_text(NEXT.format(seconds=0, then=""))
     return copy
 
 
@@ -111,9 +112,9 @@ def test_older_store_is_copied_and_upgraded(filled: Store, scripts: Path) -> Non
     "Opening an older store upgrades it, keeps every row, and leaves a copy of the old one that opens as it was."
     before = everything(filled.db)
     filled.close()
-    db = open_database(filled.db.url, scripts, "0003")
+    db = open_database(filled.db.url, scripts, "0004")
     after = everything(db)
-    assert stored_version(db) == "0003" and after.pop("runs")[0].count("'remark': 'because'") == 1
+    assert stored_version(db) == "0004" and after.pop("runs")[0].count("'remark': 'because'") == 1
     assert after == {name: rows for name, rows in before.items() if name != "runs"} and len(before["points"]) == 1
     with db.write() as con, pytest.raises(sa.exc.IntegrityError):  # foreign keys still hold
         con.execute(sa.insert(schema.tags).values(run=999, name="x", value="y"))
@@ -121,9 +122,9 @@ def test_older_store_is_copied_and_upgraded(filled: Store, scripts: Path) -> Non
     if db.sqlite:
         (copy,) = backups(filled)
         old = open_database(f"sqlite:///{copy}")
-        assert (stored_version(old), everything(old)) == ("0002", before)
+        assert (stored_version(old), everything(old)) == (schema.HEAD, before)
         old.close()
-    open_database(filled.db.url, scripts, "0003").close()
+    open_database(filled.db.url, scripts, "0004").close()
     assert len(backups(filled)) == (1 if db.sqlite else 0)
 
 
@@ -132,6 +133,7 @@ def test_store_of_0001_is_opened_today(filled: Store, tmp_path: Path) -> None:
     with filled.db.write() as con:
         for table in (schema.outputs, schema.requests, schema.fingerprints):
             table.drop(con)
+        con.execute(sa.text("ALTER TABLE alias_moves DROP COLUMN kind"))
         con.execute(sa.text(f"UPDATE {schema.VERSION_TABLE} SET version_num = '0001'"))
     made = empty(f"sqlite:///{tmp_path}/first/mlcycle.db" if filled.db.sqlite else need("postgresql").new_database())
     migrate(made, head="0001")
@@ -140,11 +142,37 @@ def test_store_of_0001_is_opened_today(filled: Store, tmp_path: Path) -> None:
     migrate(made)
     filled.close()
     db = open_database(filled.db.url)
-    assert stored_version(db) == "0002" and structure(db) == structure(made)
-    assert everything(db) == {**before, "outputs": [], "requests": [], "fingerprints": []}
+    assert stored_version(db) == schema.HEAD and structure(db) == structure(made)
+    moves = [row[:-1] + ", 'kind': 'promoted'}" for row in before["alias_moves"]]
+    assert everything(db) == {**before, "alias_moves": moves, "outputs": [], "requests": [], "fingerprints": []}
     assert len(backups(filled)) == (1 if db.sqlite else 0)
     db.close()
     made.close()
+
+
+def test_moves_of_0002_get_their_kind(filled: Store) -> None:
+    "Up to 0002 a rollback was known by its reason: what was one then is one now, reasons stay as they were, the next rollback goes where it went."
+    for _ in range(3):
+        models.create_version(filled, "churn", runs.resolve(filled, "baseline"), "d" * 64, "sklearn")
+    moved = [("promoted", 2, "better"), ("promoted", 3, ""), ("rolled_back", 2, "rolled back from 3: complaints"),
+             ("promoted", 4, "(rolled back from 3, now mended)"), ("promoted", 3, "was rolled back from 4"), ("removed", None, "not in use"),
+             ("rolled_back", 3, "rolled back from nothing"), ("rolled_back", 4, "rolled back from 3")]
+    for _, number, why in moved:
+        models.move_alias(filled, "churn", "champion", number, why)
+    with filled.db.write() as con:
+        con.execute(sa.text("ALTER TABLE alias_moves DROP COLUMN kind"))
+        con.execute(sa.text(f"UPDATE {schema.VERSION_TABLE} SET version_num = '0002'"))
+    before = everything(filled.db)
+    filled.close()
+    store = Store(open_database(filled.db.url), filled.blobs, filled.settings)
+    moves = models.alias_history(store, "churn", "champion")
+    assert [(m.kind, m.after, m.why) for m in moves] == [("promoted", 1, ""), *moved]
+    assert {name: rows for name, rows in everything(store.db).items() if name != "alias_moves"} == \
+           {name: rows for name, rows in before.items() if name != "alias_moves"}
+    assert [rollback("churn", store=store).after for _ in range(2)] == [2, 1]
+    with pytest.raises(NotFoundError, match="never anywhere before churn/1"):
+        rollback("churn", store=store)
+    store.close()
 
 
 def test_newer_store_is_refused_untouched(filled: Store) -> None:
@@ -162,45 +190,45 @@ def test_newer_store_is_refused_untouched(filled: Store) -> None:
 
 def test_two_processes_upgrade_at_once(filled: Store, scripts: Path) -> None:
     "Two processes that open an older store at once both end with the new one, upgraded once and copied once, before the upgrade."
-    (scripts / "versions" / "r0003_next.py").write_text(NEXT.format(seconds=1.5, then="print('upgraded', flush=True)"))
+    (scripts / "versions" / "r0004_next.py").write_text(NEXT.format(seconds=1.5, then="print('upgraded', flush=True)"))
     filled.close()
     code = ("import sys\nfrom pathlib import Path\nfrom mlcycle.store.opening import open_database, stored_version\n"
-            "print(stored_version(open_database(sys.argv[1], Path(sys.argv[2]), '0003')))")
+            "print(stored_version(open_database(sys.argv[1], Path(sys.argv[2]), '0004')))")
     command = [sys.executable, "-c", code, filled.db.url, str(scripts)]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     printed = sorted(process.communicate(timeout=60)[0].split() for process in processes)
-    assert printed == [["0003"], ["upgraded", "0003"]]
+    assert printed == [["0004"], ["upgraded", "0004"]]
     if filled.db.sqlite:
         (copy,) = backups(filled)
-        assert stored_version(Database(f"sqlite:///{copy}")) == "0002"
+        assert stored_version(Database(f"sqlite:///{copy}")) == schema.HEAD
 
 
 @pytest.mark.parametrize("failure", ["raise ValueError('no such thing')", "op.execute('SELECT nonsense')", "op.execute('DELETE FROM models')"])
 def test_failed_upgrade_changes_nothing(filled: Store, scripts: Path, failure: str) -> None:
     "A migration that raises, that the database refuses, or that breaks a reference leaves the old store, which old mlcycle still opens, and no copy."
-    (scripts / "versions" / "r0003_next.py").write_text(NEXT.format(seconds=0, then=failure))
+    (scripts / "versions" / "r0004_next.py").write_text(NEXT.format(seconds=0, then=failure))
     before, shape = everything(filled.db), structure(filled.db)
     filled.close()
     with pytest.raises(StoreError, match="left as it was"):
-        open_database(filled.db.url, scripts, "0003")
+        open_database(filled.db.url, scripts, "0004")
     db = open_database(filled.db.url)
-    assert (stored_version(db), everything(db), structure(db)) == ("0002", before, shape) and backups(filled) == []
+    assert (stored_version(db), everything(db), structure(db)) == (schema.HEAD, before, shape) and backups(filled) == []
     db.close()
 
 
 def test_killed_upgrade_changes_nothing(filled: Store, scripts: Path) -> None:
     "A process killed in the middle of an upgrade leaves the old store; the next one to open it upgrades it."
-    (scripts / "versions" / "r0003_next.py").write_text(NEXT.format(seconds=0, then="import os; os.kill(os.getpid(), 9)"))
+    (scripts / "versions" / "r0004_next.py").write_text(NEXT.format(seconds=0, then="import os; os.kill(os.getpid(), 9)"))
     before = everything(filled.db)
     filled.close()
     code = ("import sys\nfrom pathlib import Path\nfrom mlcycle.store.opening import open_database\n"
-            "open_database(sys.argv[1], Path(sys.argv[2]), '0003')")
+            "open_database(sys.argv[1], Path(sys.argv[2]), '0004')")
     assert subprocess.run([sys.executable, "-c", code, filled.db.url, str(scripts)]).returncode == -9
-    assert (stored_version(filled.db), everything(filled.db)) == ("0002", before)
+    assert (stored_version(filled.db), everything(filled.db)) == (schema.HEAD, before)
     filled.close()
-    (scripts / "versions" / "r0003_next.py").write_text(NEXT.format(seconds=0, then=""))
-    db = open_database(filled.db.url, scripts, "0003")
-    assert stored_version(db) == "0003"
+    (scripts / "versions" / "r0004_next.py").write_text(NEXT.format(seconds=0, then=""))
+    db = open_database(filled.db.url, scripts, "0004")
+    assert stored_version(db) == "0004"
     db.close()
 
 

@@ -92,7 +92,8 @@ def move_data(
     move: AliasMove,  # One entry of an alias's history
 ) -> dict[str, Any]:
     "The data of a move of an alias as `--json` prints it."
-    return {"model": move.model, "alias": move.alias, "from": move.before, "to": move.after, "time": move.time, "actor": move.actor, "why": move.why}
+    return {"model": move.model, "alias": move.alias, "kind": move.kind, "from": move.before, "to": move.after, "time": move.time,
+            "actor": move.actor, "why": move.why}
 
 # %% ../../../nbs/ui/views/03_models.ipynb #model-view
 def model_view(
@@ -108,8 +109,8 @@ def model_view(
         named = next((v for v in versions if "champion" in v.aliases), versions[-1])  # as a bare name is resolved
         parts += lineage_parts(of_version(store, named), f"Lineage of {named.ref}")
     if moves:
-        rows = [[m.time, m.alias, m.before, m.after, m.actor, m.why] for m in reversed(moves)]
-        parts.append(Table(["when", "alias", "from", "to", "by", "why"], rows, "Alias history"))
+        rows = [[m.time, m.alias, m.kind.replace("_", " "), m.before, m.after, m.actor, m.why] for m in reversed(moves)]
+        parts.append(Table(["when", "alias", "move", "from", "to", "by", "why"], rows, "Alias history"))
     return Result(data, parts)
 
 # %% ../../../nbs/ui/views/03_models.ipynb #models-view
