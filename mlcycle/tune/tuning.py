@@ -115,28 +115,28 @@ def tune(
         make_sampler(sampler, seed, len(metrics)), make_pruner(pruner, len(metrics))
         check_first(given if given.dimensions else None, enqueue, from_study, store)
         carry = _target(target, opened, metrics, jobs, fixed, executor, store, options, share)
-        made, before = take_up(store, name, resume, known, bool(space))
+        optuna_study, before = take_up(store, name, resume, known, bool(space))
         varied, queued = Space.from_json(before["space"]) if before["space"]["dimensions"] else None, before["sampler"] == "grid"
         if trials is None and timeout is None and not queued:
             raise _endless()
         check_first(varied, enqueue, None, store)
-        counts = count(opened)
+        counts = count(optuna_study)
         offset = sum(counts.by.values())
         violations = (lambda trial: varied.violations(trial.params)) if varied is not None and varied.constraints else None
-        opened.sampler = make_sampler(sampler, None if seed is None else seed + offset, len(metrics), jobs > 1, violations)
-        opened.pruner = make_pruner(pruner, len(metrics))
-        notes = try_first(opened, varied, enqueue, from_study, store)
+        optuna_study.sampler = make_sampler(sampler, None if seed is None else seed + offset, len(metrics), jobs > 1, violations)
+        optuna_study.pruner = make_pruner(pruner, len(metrics))
+        notes = try_first(optuna_study, varied, enqueue, from_study, store)
         total = varied.grid_size() if queued and trials is None else trials
         limits = {"trials": total, "timeout": timeout, "jobs": jobs}
-        active = _begin(store, made, opened, title, before, limits, experiment, options.tags)
-        state = StudyState(title, metrics, count(made), total, timeout)
+        active = _begin(store, optuna_study, opened, title, before, limits, experiment, options.tags)
+        state = StudyState(title, metrics, count(optuna_study), total, timeout)
         try:
             carrier = carry(active)
             stack.callback(carrier.close)
             if carrier.kind == "notebook":
                 carrier.executor.ahead = queued or sampler in UNINFORMED
             budget = Budget(trials, timeout, max_failures, 30 if stop_when_flat is True else stop_when_flat or None)
-            session = Session(opened, varied, carrier, active, budget, state, queued, notes=notes)
+            session = Session(optuna_study, varied, carrier, active, budget, state, queued, notes=notes)
         except BaseException as e:
             active.finish("failed", None, f"it could not be started: {e}")
             raise

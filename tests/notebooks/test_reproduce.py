@@ -81,7 +81,7 @@ def test_the_run_comes_back_although_the_project_moved_on(repo, monkeypatch):
     before = footprint(top)
     found = reproduce("rides/1", store=store)
     assert (found.verdict, found.first, found.versions) == ("identical", "", ["rides/1"]), found
-    assert {c.what: c.found for c in found.conditions if c.what in ("notebook", "files", "data rides (train)", "packages")} == dict.fromkeys(
+    assert {c.what: c.comparison for c in found.conditions if c.what in ("notebook", "files", "data rides (train)", "packages")} == dict.fromkeys(
         ("notebook", "files", "data rides (train)", "packages"), "same")
     assert footprint(top) == before
 
@@ -128,7 +128,7 @@ def test_what_differs_first(project, monkeypatch):
     free = run_notebook(project.write("import mlcycle as mlc, random", "print('first')", "print('drew', random.random())", name="free.ipynb")).run
     found = reproduce(free, store=store)
     assert found.verdict == "different" and found.first.startswith("cell 3 showed 'drew 0.") and found.compared.compared == (0, 3)
-    assert next(c for c in found.conditions if c.what == "files").found == "unknown"  # outside Git
+    assert next(c for c in found.conditions if c.what == "files").comparison == "unknown"  # outside Git
 
     monkeypatch.setenv("NUDGE", "0")
     seeded = run_notebook(project.write(
@@ -296,7 +296,7 @@ def test_the_environment_is_built_from_the_record(project, index, tmp_path):
     assert "No module named 'ridesold'" in reproduce(run.id, store=project.store).first
     found = reproduce(run.id, fresh_env=True, store=project.store)
     assert found.verdict == "identical", found
-    assert {c.what: c.found for c in found.conditions}.get("packages") == "same", found.looked()
+    assert {c.what: c.comparison for c in found.conditions}.get("packages") == "same", found.looked()
     noted = json.loads(project.artifact(found.run, "environment.json"))
     assert {"ridesold": "1.0"}.items() <= {each["name"]: each["version"] for each in noted["distributions"]}.items()
     (built,) = (tmp_path / "cache" / "mlcycle" / "environments").iterdir()

@@ -32,7 +32,7 @@ from .saving import RunManager
 from ..follow.feed import Feed
 from ..follow.progress import NoBar, bar_for, plan
 from ..follow.watch import RunWatcher
-from ..record.executed import CELLS, EXECUTED, SOURCE, TAG, cell_times, keep, last_times, notebook_tag, parameters_in, tag_of
+from ..record.executed import CELLS, EXECUTED, SOURCE, TAG, cell_times, given_params, keep, last_times, notebook_tag, parameters_in, tag_of
 from ..record.result import stop_error
 from ..warm.imports import warmable
 from ..warm.threads import limit_threads
@@ -253,7 +253,7 @@ class TrackedEngine(Engine):
         source = path.read_bytes() if path else nbformat.writes(nb).encode()
         redactor = Redactor.from_environment()
         check_conditions(nb, language_of(nb))
-        params = {**parameters_in(nb, language_of(nb)), **nb.metadata.get("papermill", {}).get("parameters", {})}
+        params = {**parameters_in(nb, language_of(nb)), **given_params(nb)}
         limits = Limits(cell=kwargs.get("execution_timeout") or kwargs.get("timeout"), startup=kwargs.get("start_timeout") or 60)
         active = begin(nb, path, source, params=params, redactor=redactor)
         return Session(active, path.name if path else "notebook", redactor, limits=limits, progress=None if progress_bar else False,

@@ -18,11 +18,11 @@ from ..params.secrets import Secret
 from ...track.environments import difference
 
 # %% auto #0
-__all__ = ['Found', 'Kind', 'MAX_PACKAGES', 'Condition', 'table', 'file_digest', 'find_data', 'of_data', 'of_secrets',
+__all__ = ['State', 'Kind', 'MAX_PACKAGES', 'Condition', 'table', 'file_digest', 'find_data', 'of_data', 'of_secrets',
            'of_environment']
 
 # %% ../../../nbs/notebooks/reproduce/02_conditions.ipynb #condition
-Found = Literal["same", "different", "missing", "unknown"]
+State = Literal["same", "different", "missing", "unknown"]
 Kind = Literal["notebook", "files", "parameters", "secret", "data", "package", "python", "platform"]
 
 
@@ -33,7 +33,7 @@ class Condition:
     what: str       # What it is called
     recorded: str   # How it was
     now: str        # How it is
-    found: Found    # How they compare
+    comparison: State  # How they compare
     blocks: str = ""  # Why the run cannot be repeated with it, and what to do; empty where it can
 
 # %% ../../../nbs/notebooks/reproduce/02_conditions.ipynb #table
@@ -41,7 +41,7 @@ def table(
     conditions: Sequence[Condition],  # What was looked at
 ) -> Table:
     "The conditions as people read them."
-    return Table(["what", "recorded", "now", ""], [[c.what, c.recorded, c.now, c.found] for c in conditions], "Conditions")
+    return Table(["what", "recorded", "now", ""], [[c.what, c.recorded, c.now, c.comparison] for c in conditions], "Conditions")
 
 # %% ../../../nbs/notebooks/reproduce/02_conditions.ipynb #find
 def file_digest(

@@ -203,10 +203,10 @@ def _hints(reproduction: Reproduction, after: Run, place: Place, fresh: bool) ->
     if place.moved and after.error and after.error.type in ("FileNotFoundError", "ModuleNotFoundError"):
         hints.append("It ran on the files that the snapshot and the run's inputs name. A file that Git ignores and that the run did not log with "
                      "log_input is missing there: --in-place runs it in the project's folder.")
-    packages = [c for c in reproduction.conditions if c.found in ("different", "missing") and c.kind in ("package", "python")]
+    packages = [c for c in reproduction.conditions if c.comparison in ("different", "missing") and c.kind in ("package", "python")]
     if packages and not fresh:
         hints.append(f"{len(packages)} of the packages differ from those of the run: --fresh-env builds its environment.")
-    if changed := next((c for c in reproduction.conditions if c.kind == "files" and c.found == "different"), None):
+    if changed := next((c for c in reproduction.conditions if c.kind == "files" and c.comparison == "different"), None):
         hints.append(f"Files have {changed.now}: without --in-place, those of the run are used.")
     return hints
 
@@ -222,7 +222,7 @@ def reproduce(
     timeout: float | None = None,       # Seconds for the whole run
     cell_timeout: float | None = None,  # Seconds for each cell
     progress: bool | None = None,       # Show progress; None where somebody can see it
-    told: Callable[[Reproduction], Any] | None = None,  # Called with what was looked at before anything runs
+    on_conditions: Callable[[Reproduction], Any] | None = None,  # Called with what was looked at before anything runs
     store: Store | None = None,  # Where the run is; the store in use by default
     options: RunOptions | None = None,  # Time limits and progress as one object, in their place
 ) -> Reproduction:
@@ -250,8 +250,8 @@ def reproduce(
         if check:
             return reproduction
         _refuse(reproduction, anyway)
-        if told is not None:
-            told(reproduction)
+        if on_conditions is not None:
+            on_conditions(reproduction)
             reproduction = replace(reproduction, shown=True)
         session = _again(record, place, kernel, installed, options, store)
         after, cause = session.active.run, session.ending.cause
@@ -262,7 +262,7 @@ def reproduce(
             raise ReproductionError(f"{record.name}: {reason}, so that nothing can be said. Run {after.id[:8]} keeps what there was.", reproduction)
         verdict = compare_runs(store, run, after, tolerance, place.moved)
         reproduction = replace(reproduction, run=after.id, compared=verdict, seconds=session.seconds)
-    differing = sum(c.found in ("different", "missing") for c in packages)
+    differing = sum(c.comparison in ("different", "missing") for c in packages)
     environment = "built" if fresh_env else f"{differing} packages differ" if differing else "as recorded"
     versions = _write_down(store, run, after, reproduction, environment)
     return replace(reproduction, hints=_hints(reproduction, after, place, fresh_env), versions=versions)

@@ -50,4 +50,4 @@ def reproduce(face: Face, ref: str, options: RunOptions, **settings: Any) -> Res
         else:
             reproduction.looked().show()
 
-    return again(ref, told=show_conditions, options=options, **settings).result()
+    return again(ref, on_conditions=show_conditions, options=options, **settings).result()
