@@ -14,7 +14,7 @@ from ...evaluate.code_changes import Change
 from ...evaluate.comparison import Comparison, Line, compare
 from ...store import artifacts
 from ...store.connect import current_store
-from .comparison_parts import axes, charts, compare_view, fate, marks, short_digests, shown, where
+from .comparison_parts import axes, change_kind, charts, compare_view, marks, short_digests, shown, where
 from .drawings import curves, look, parallel
 from .view import View, asset
 
@@ -31,7 +31,7 @@ def _lines(lines: list[Line]) -> list[dict[str, Any]]:
 
 def _cell(change: Change) -> dict[str, Any]:
     piece = change.after or change.before
-    return {"title": where(change), "how": fate(change), "kind": piece.kind,
+    return {"title": where(change), "how": change_kind(change), "kind": piece.kind,
             "lines": [list(line) for line in change.lines] if change.how != "same" else []}
 
 # %% ../../../nbs/ui/widgets/09_compare.ipynb #state

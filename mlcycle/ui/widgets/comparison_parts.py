@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mlcycle.store.connect import Store
 
 # %% auto #0
-__all__ = ['MAX_CHARTS', 'MAX_AXES', 'shown', 'marks', 'Grid', 'Lines', 'axes', 'charts', 'short_digests', 'fate', 'where',
+__all__ = ['MAX_CHARTS', 'MAX_AXES', 'shown', 'marks', 'Grid', 'Lines', 'axes', 'charts', 'short_digests', 'change_kind', 'where',
            'compare_view']
 
 # %% ../../../nbs/ui/widgets/08_comparison_parts.ipynb #shown
@@ -165,7 +165,7 @@ def _environment(before: str, after: str, difference: EnvironmentDifference) -> 
     return [Table(["", before, after], rows, title)]
 
 # %% ../../../nbs/ui/widgets/08_comparison_parts.ipynb #where
-def fate(
+def change_kind(
     change: Change,  # A cell of either run
 ) -> str:            # same, moved, or what `Change.how` says
     "What became of a cell."
@@ -180,12 +180,12 @@ def where(
     name = piece.id or "code"
     if piece.number:
         name = f"cell {piece.number}" + (f" ({piece.id})" if piece.id else "")
-    return f"{name} {fate(change)}"
+    return f"{name} {change_kind(change)}"
 
 # %% ../../../nbs/ui/widgets/08_comparison_parts.ipynb #code
 def _code(before: str, after: str, changes: Sequence[Change]) -> list[Any]:
     title = Text(f"Code: {before} → {after}", "head")
-    changed = [change for change in changes if fate(change) != "same"]
+    changed = [change for change in changes if change_kind(change) != "same"]
     same = len(changes) - len(changed)
     if not changed:
         return [title, Text("The same." if changes else "Neither run recorded its code.", "dim")]
