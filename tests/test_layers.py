@@ -91,7 +91,7 @@ def test_no_circle_of_modules() -> None:
 
 
 def test_packages_import_nothing_up_front() -> None:
-    "An `__init__` imports `mlcycle.lazy` (and where modules moved to) and no other, so that any module below can be imported alone: what it offers comes when asked for."
+    "An `__init__` imports `lazy` (that of mlcycle also `moved`) and no other module, so that any module below it can be imported alone."
     modules = {path.relative_to(ROOT / "mlcycle").with_suffix("").as_posix().replace("/", ".") for path in (ROOT / "mlcycle").rglob("*.py")}
     packages = sorted((ROOT / "mlcycle").rglob("__init__.py"))
     for path in packages:
