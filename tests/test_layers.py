@@ -93,10 +93,10 @@ def test_no_circle_of_modules() -> None:
 
 
 def test_packages_import_nothing_up_front() -> None:
-    "An `__init__` imports `mlcycle.lazy` and no other module, so that any module below can be imported alone: what it offers comes when asked for."
+    "An `__init__` imports `lazy` (that of mlcycle also `moved`) and no other module, so that any module below it can be imported alone."
     modules = {path.relative_to(ROOT / "mlcycle").with_suffix("").as_posix().replace("/", ".") for path in (ROOT / "mlcycle").rglob("*.py")}
     packages = sorted((ROOT / "mlcycle").rglob("__init__.py"))
     for path in packages:
         package = path.parent.relative_to(ROOT / "mlcycle").as_posix().replace("/", ".").strip(".")
-        assert imports(path, f"{package}.__init__".strip("."), modules, inside=False) <= {"lazy"}, package
-    assert sum(imports(path, "__init__", modules, inside=False) == {"lazy"} for path in packages) > 20  # the check sees what they import
+        assert imports(path, f"{package}.__init__".strip("."), modules, inside=False) <= {"lazy", "moved"}, package
+    assert sum("lazy" in imports(path, "__init__", modules, inside=False) for path in packages) > 20  # the check sees what they import

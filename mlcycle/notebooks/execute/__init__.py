@@ -12,5 +12,5 @@ __all__ = []
 
 # %% ../../../nbs/notebooks/execute/99_init.ipynb #names
 __getattr__, __dir__, __all__ = lazy_names(__name__, {
-    "run_notebook": "runner", "notebook_parameters": "runner", "Limits": "client", "Control": "drive", "to_bytes": "memory",
+    "run_notebook": "runner", "Limits": "client", "Control": "drive", "to_bytes": "memory",
 })
