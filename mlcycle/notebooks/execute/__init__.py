@@ -12,5 +12,6 @@ __all__ = []
 
 # %% ../../../nbs/notebooks/execute/99_init.ipynb #names
 __getattr__, __dir__, __all__ = lazy_names(__name__, {
-    "run_notebook": "runner", "Limits": "client", "Control": "drive", "to_bytes": "memory",
+    "run_notebook": "runner", "open_notebook": "opened", "OpenedNotebook": "opened", "RunOptions": "options", "Limits": "limits", "Control": "drive",
+    "to_bytes": "memory",
 })
