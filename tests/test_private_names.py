@@ -60,7 +60,7 @@ USES: dict[str, list[Use]] = {
             "the client does not adapt to the protocol version of the kernel"),
     ],
     "nbclient": [
-        Use("nbclient.client:NotebookClient._async_cleanup_kernel", CLIENT, "kernels are left running after a run"),
+        Use("nbclient.client:NotebookClient._async_cleanup_kernel", "notebooks/execute/run_kernel", "kernels are left running after a run"),
         Use("nbclient.client:NotebookClient._check_raise_for_error", f"{CLIENT} notebooks/execute/redacting",
             "secrets appear in error messages, and a cell that calls exit() is not noticed"),
     ],
