@@ -54,7 +54,7 @@ class TrackedClient(KernelClient):
         self.keeper, self.gate = keeper, gate
         self.race = Race(limits or Limits(), self.interrupt_kernel)
         self.ending: Ending | None = None  # How the run ended, once it has
-        self.waited = 0.0                  # Seconds that it stood at the gate
+        self.waited = 0.0                  # Seconds that it waited at the gate
         self._index: int | None = None     # Position of the cell that runs
         self._inside_gate = False
         self._exit_asked = False           # Whether the last cell called `exit`
@@ -170,7 +170,7 @@ class TrackedClient(KernelClient):
             self.nb_man.save_if_due()
 
     async def end_kernel(self) -> None:
-        "End the kernel once the run has ended; at once where somebody is in a hurry, or where its exit handlers would spoil a checkpoint."
+        "End the kernel after the run; at once after a second request to stop, or when its exit handlers would remove what a checkpoint needs."
         await self.stop_kernel(self.race.killing or (self.keeper is not None and self.keeper.wanted(self.ending)))
 
     async def _check_raise_for_error(self, cell: Any, cell_index: int, exec_reply: dict[str, Any] | None) -> None:

@@ -79,7 +79,7 @@ def drive(
     every: float = 0.2,                        # Seconds between two calls
     leave: Callable[[], None] | None = None,   # Called in this thread when the last cell has ended, before the kernel has
 ) -> Ending:                                   # How the run ended
-    "Run a client to its end. Whatever happens here, its kernel is gone afterwards."
+    "Run a client to its end. Its kernel has ended afterwards, also when this raises."
     outcome: dict[str, Any] = {}
     done, woken, cells_ended = threading.Event(), threading.Event(), False
 

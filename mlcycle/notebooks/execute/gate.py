@@ -39,7 +39,7 @@ class Gate:
                 still_waiting = turn in self._waiting
                 if still_waiting:
                     self._waiting.remove(turn)
-            if not still_waiting:  # it was let in just then: the place goes to the next
+            if not still_waiting:  # it was given the place at the same moment: the place goes to the next
                 self.leave()
             raise
 
@@ -51,6 +51,6 @@ class Gate:
                 try:
                     loop.call_soon_threadsafe(lambda turn=turn: turn.done() or turn.set_result(None))
                     return
-                except RuntimeError:  # its loop is gone
+                except RuntimeError:  # its event loop has ended
                     continue
             self._free += 1

@@ -52,7 +52,7 @@ class Race:
         self._kill: asyncio.Event
 
     def start(self) -> None:
-        "Begin the time of the run, in the event loop that will do the work."
+        "Start the clock of the run, in the event loop that will do the work."
         self._stop, self._kill = asyncio.Event(), asyncio.Event()
         self._loop = asyncio.get_running_loop()
         if self.limits.run:
@@ -62,9 +62,9 @@ class Race:
 
     def extend(
         self,
-        seconds: float,  # Time that is not the run's own
+        seconds: float,  # Time that does not count as the run's, such as waiting for others
     ) -> None:
-        "Put the end of the run's time off."
+        "Move the run's time limit later."
         if self._deadline is not None:
             self._deadline += seconds
 
@@ -72,7 +72,7 @@ class Race:
         self,
         signum: int | None = None,  # The signal that asks for it
     ) -> None:
-        "Ask to stop, from any thread. Asked a second time, nothing is waited for any more."
+        "Ask to stop, from any thread. A second request cancels the work at once."
         self.requests.append(signum)
         if self._loop is not None:
             event = self._kill if len(self.requests) > 1 else self._stop
@@ -89,7 +89,7 @@ class Race:
         work: Coroutine[Any, Any, Any],  # What is to be done
         limit: float | None = None,      # Seconds for this work alone, None for no limit of its own
     ) -> None:
-        "Do some work. Raises `WorkStopped` where it loses, and what the work raises."
+        "Do some work. Raises `WorkStopped` when a limit or a request ends it, and what the work raises."
         task, stop = asyncio.ensure_future(work), asyncio.ensure_future(self._stop.wait())
         seconds, name = self._nearest(limit)
         try:

@@ -52,7 +52,7 @@ class RunManager(NotebookExecutionManager):
         nb.metadata.setdefault("papermill", nbformat.NotebookNode())
 
     def save(self, **kwargs: Any) -> None:
-        "Note that there is something to save; save it if the last time is long enough ago."
+        "Note that there is something to save; save it if the last save is long enough ago."
         if kwargs.get("nb") is not None:
             self.nb = kwargs["nb"]
         self._dirty = True
@@ -63,7 +63,7 @@ class RunManager(NotebookExecutionManager):
         self.save()
 
     def save_if_due(self) -> None:
-        "Save what has changed, if the last time is long enough ago."
+        "Save what has changed, if the last save is long enough ago. On `OSError` it warns, and tries again after 30 seconds."
         if self._dirty and time.monotonic() >= self._next:
             try:
                 self.write()
