@@ -58,7 +58,7 @@ class SharedCells:
     seconds: float           # How long they took
     widgets: dict[str, Any] = field(default_factory=dict)  # States of their widgets
     digest: str = ""         # Of the cells as executed
-    _logged: tuple[str, ...] | None = None  # Tables with what they have logged; None before it was asked for
+    _logged: tuple[str, ...] | None = None  # Tables with what they have logged; None until they are first looked up
 
     def __post_init__(self) -> None:
         self.digest = hashlib.sha256(json.dumps(self.cells).encode()).hexdigest()
@@ -94,7 +94,7 @@ class SharedCells:
         client.widget_state = deepcopy(self.widgets)
 
     def close(self) -> None:
-        "Let the kernel go. Runs that were forked from it end with it."
+        "End the checkpoint. Runs that were forked from it end with it."
         self.checkpoint.close()
 
 # %% ../../../nbs/notebooks/sweep/01_shared_cells.ipynb #client
@@ -116,7 +116,7 @@ class _CheckpointingClient(TrackedClient):
 
 # %% ../../../nbs/notebooks/sweep/01_shared_cells.ipynb #share
 class NotShared(Exception):
-    "The runs of a notebook execute all of its cells; why."
+    "The cells of a notebook cannot be shared, with the reason; its runs execute all of them."
 
 # %% ../../../nbs/notebooks/sweep/01_shared_cells.ipynb #share-cells
 def share_cells(
@@ -128,7 +128,7 @@ def share_cells(
     store: Store | None = None,   # Where to keep that run
     tick: Callable[[], None] | None = None,  # Called in this thread while it waits
 ) -> SharedCells:
-    "Execute the cells above the parameters of a notebook, for many runs. Raises `NotShared` with the reason where that cannot be."
+    "Execute the cells above the parameters of a notebook, for many runs. Raises `NotShared` with the reason when they cannot be shared."
     from mlcycle.notebooks.execute.client import Limits
     from mlcycle.notebooks.execute.drive import drive
     from mlcycle.notebooks.execute.engine import Session, begin, client_for

@@ -68,7 +68,7 @@ class Outcome:
 def attempts(
     store: Store,  # The store
     sweep: str,    # Id of the parent run
-    name: str,     # What the task's runs are called, which no other row's are
+    name: str,     # Name of the row's runs, which no other row's have
 ) -> list[Run]:    # Oldest first
     "The runs that were begun for one row."
     return runs.named(store, sweep, name)  # by the name, which a run has from its first moment on; tags come a little later
@@ -107,8 +107,8 @@ def execute_task(
     task: Task,             # What to run
     store: Store,           # Where to keep it
     control: Control,       # Stops it from another thread
-    worker: str = "",       # Address of the worker that this is, empty here
-    shared: SharedPrefix | None = None,  # Its first cells, executed already in this process
+    worker: str = "",       # Address of this worker; empty in the process of the sweep itself
+    shared: SharedPrefix | None = None,  # Its first cells, already executed in this process
 ) -> Outcome:
     "Execute one run of a sweep, whatever happens in it. Raises nothing for what the notebook does."
     try:
