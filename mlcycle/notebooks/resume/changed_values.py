@@ -24,7 +24,7 @@ def check_changes(
     changed: Mapping[str, Any],     # Parameters that are to differ
     given: Mapping[str, Any],       # What the earlier run was given, secrets included
 ) -> dict[str, Any]:                # The changed ones, of the declared types
-    "Hold changed parameters against what the notebook declares. Raises `ParameterError`."
+    "Check changed parameters against those that the notebook declares. Raises `ParameterError`."
     if parameters is not None:  # what was given before need not be given again
         parameters = Parameters(p for p in parameters if not p.required or p.name in changed or p.name not in given)
     return check_values(parameters, changed)

@@ -66,7 +66,7 @@ def open_run(
 
 # %% ../../../nbs/notebooks/resume/03_runner.ipynb #take
 def _take(store: Store, record: Recorded, nb: Any, first: str | None) -> TakenOver:
-    "What the new run goes on from. Raises `NotKept`, `UsageError`."
+    "The checkpoint and the cells from which the new run continues. Raises `NotKept`, `UsageError`."
     run, executed = record.run, record.executed
     begin = None if first is None else position_of(nb, first)
     kept = kept_of(store, run)
@@ -140,7 +140,7 @@ def rerun(
     follow: bool | TextIO = False,            # Show what the notebook prints as it comes: here, or in this stream
     store: Store | None = None,               # Where the run is; the store in use by default
     options: RunOptions | None = None,        # Time limits, keep, progress and follow as one object, in their place
-) -> NotebookRun:                             # What became of it
+) -> NotebookRun:                             # The new run's outcome
     "Run the notebook of a run again, from where it failed if it was kept. Raises `NotFoundError`, `UsageError`, `NotebookRunError`."
     from mlcycle.notebooks.execute.runner import carry_out
     from mlcycle.registry.names import check_model_name
