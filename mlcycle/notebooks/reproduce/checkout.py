@@ -32,8 +32,8 @@ __all__ = ['Place', 'holder', 'starts_of', 'checked_out', 'here', 'changed_since
 # %% ../../../nbs/notebooks/reproduce/03_checkout.ipynb #place
 @dataclass(frozen=True)
 class Place:
-    "Where a notebook runs once more."
-    path: Path             # Of the notebook; nothing needs to be there
+    "Where a notebook is executed again."
+    path: Path             # Of the notebook; the file need not exist
     folder: Path           # Where its kernel works
     folders: Sequence[Path] = ()  # Where files of data may be, the likeliest first
     env: Mapping[str, str] = field(default_factory=dict)    # More for the kernel's environment
@@ -69,10 +69,10 @@ def _mapped(repository: Repository, top: Path, document: Mapping[str, Any]) -> s
         if each.get("editable") and str(each.get("url", "")).startswith("file:"):
             folder = Path(unquote(urlsplit(each["url"]).path))
             places += [folder / "src", folder]
-    found = [top / place.relative_to(repository.top) for place in places if place.is_relative_to(repository.top)]
-    own = [str(place) for place in dict.fromkeys(found) if place.is_dir() and "site-packages" not in place.parts]
+    counterparts = [top / place.relative_to(repository.top) for place in places if place.is_relative_to(repository.top)]
+    existing = [str(place) for place in dict.fromkeys(counterparts) if place.is_dir() and "site-packages" not in place.parts]
     given = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry and not Path(entry).is_relative_to(repository.top)]
-    return os.pathsep.join([*own, *given])
+    return os.pathsep.join([*existing, *given])
 
 # %% ../../../nbs/notebooks/reproduce/03_checkout.ipynb #brought
 def _brought(datasets: Sequence[Dataset], repository: Repository, top: Path) -> None:
@@ -115,7 +115,7 @@ def checked_out(
         with suppress(GitError):
             run_git(repository.top, "worktree", "remove", "--force", str(top), timeout=600)
         shutil.rmtree(outside, ignore_errors=True)
-        if admin is not None and admin.parent.name == "worktrees":  # where Git refused
+        if admin is not None and admin.parent.name == "worktrees":  # Git refused to remove it
             shutil.rmtree(admin, ignore_errors=True)
 
 # %% ../../../nbs/notebooks/reproduce/03_checkout.ipynb #here
@@ -123,10 +123,10 @@ def here(
     record: Recorded,  # What a run recorded
     store: Store,      # Where it is kept
 ) -> Place:
-    "The folder where the notebook lay, as it is now. Raises `ReproductionError` when it is not here."
+    "The folder where the notebook was, as it is now. Raises `ReproductionError` when there is no such folder."
     path = store.settings.root / record.path
-    if not path.parent.is_dir() and "folder" in record.git and (own := find(Path.cwd())):
-        path = own.top / record.git["folder"] / record.name
+    if not path.parent.is_dir() and "folder" in record.git and (repository := find(Path.cwd())):
+        path = repository.top / record.git["folder"] / record.name
     if not path.parent.is_dir():
         raise ReproductionError(f"There is no folder {path.parent}, where {record.name} lay. Change to the project's folder and try again.")
     folder = path.parents[record.above]

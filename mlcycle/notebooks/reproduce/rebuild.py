@@ -72,8 +72,8 @@ def _call(what: str, *command: str) -> None:
     if done.returncode:
         lines = [line for line in (done.stderr or done.stdout).splitlines() if line.strip()]
         at = next((i for i, line in enumerate(lines) if "error" in line.lower()), max(len(lines) - 1, 0))
-        said = " ".join(line.strip() for line in lines[at:at + 6]) or "no reason given"
-        error = ReproductionError(f"{what}: {said[:600]}")
+        message = " ".join(line.strip() for line in lines[at:at + 6]) or "no reason given"
+        error = ReproductionError(f"{what}: {message[:600]}")
         error.add_note("\n".join(lines[-20:]))
         raise error
 
@@ -131,7 +131,7 @@ def cache_folder() -> Path:
 
 # %% ../../../nbs/notebooks/reproduce/04_rebuild.ipynb #build-build
 def build(
-    plan: Plan,  # How
+    plan: Plan,  # What to build
 ) -> Path:       # Its interpreter
     "Build an environment, or find the one that was built before. Raises `ReproductionError` with what the installer said."
     import mlcycle
@@ -140,18 +140,18 @@ def build(
     folder = cache_folder() / f"{plan.key}-{hashlib.sha256(place.encode()).hexdigest()[:8]}"
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     if (folder / "complete").exists():
-        os.utime(folder / "complete")  # so that one can see which are used
+        os.utime(folder / "complete")  # its time shows when the environment was last used
         return python
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f"{plan.key}-", dir=folder.parent))
     try:
         _make(plan, unfinished)
         (unfinished / "complete").touch()
-        if folder.exists():  # what is left of one that was not completed
+        if folder.exists():  # the rest of an environment that was not completed
             shutil.rmtree(folder)
         unfinished.rename(folder)
     except OSError as e:
-        if (folder / "complete").exists():  # somebody else built the same meanwhile
+        if (folder / "complete").exists():  # another process built the same environment meanwhile
             return python
         raise ReproductionError(f"The environment could not be kept in {folder.parent}: {e.strerror or e}.") from e
     finally:

@@ -43,10 +43,10 @@ def points_of(
 ) -> Points:
     "Every point of every metric of a run and of its parts."
     points = {}
-    for place, each in enumerate([run, *runs.children(store, run)]):
-        within = named_within(each, place) if place else ""
-        for name in metrics.latest(store, each):
-            points[within, name] = [(p.step, p.value) for p in metrics.history(store, each, name)]
+    for place, part in enumerate([run, *runs.children(store, run)]):
+        within = named_within(part, place) if place else ""
+        for name in metrics.latest(store, part):
+            points[within, name] = [(p.step, p.value) for p in metrics.history(store, part, name)]
     return points
 
 # %% ../../../nbs/notebooks/reproduce/01_verdict.ipynb #is-duration
@@ -57,7 +57,7 @@ _ERROR = {"mae", "mse", "rmse", "rmsle", "mape", "medae", "error", "errors", "lo
 def is_duration(
     metric: str,  # Name of a metric
 ) -> bool:
-    "Whether a metric measures the clock: its last word is seconds, time, duration or the like, and none of its words is an error's."
+    "Whether a metric is a duration: its last word is seconds, time, duration or the like, and none of its words is an error's."
     words = re.findall(r"[a-z]+[0-9]?", metric.lower())
     return bool(words) and words[-1] in _CLOCK and not _ERROR & set(words)
 
@@ -66,9 +66,9 @@ def is_duration(
 class MetricChange:
     "A metric that is not the same."
     name: str             # Its name, with that of the run within in front
-    before: float | None  # Its value in the first run where they part, None where it has none
+    before: float | None  # Its value in the first run at that step, None when it has none
     after: float | None   # In the second
-    step: int | None = None  # Where they part, None for a metric with one point
+    step: int | None = None  # The first step at which they differ, None for a metric with one point
     near: bool = False    # Whether every point is within the tolerance
 
 # %% ../../../nbs/notebooks/reproduce/01_verdict.ipynb #metric-changes
@@ -110,7 +110,7 @@ class Verdict:
     metrics: Sequence[MetricChange] = ()   # Metrics that are not the same
     outputs: Sequence[Difference] = ()     # Cells that show something else
     near: Sequence[Difference] = ()        # Cells whose numbers are within the tolerance
-    compared: tuple[int, int] = (0, 0)     # How many metrics and cells were held against each other
+    compared: tuple[int, int] = (0, 0)     # How many metrics and cells were compared
 
 # %% ../../../nbs/notebooks/reproduce/01_verdict.ipynb #first-difference
 def first_difference(
@@ -140,7 +140,7 @@ def compare_runs(
     tolerance: float = 1e-6,   # Greatest relative difference of numbers that counts as the same
     moved: Mapping[str, str] | None = None,  # Folders of the second run to those of the first
 ) -> Verdict:
-    "Say whether a run came out as another did. Raises `MlcycleError` when what they kept cannot be read."
+    "Compare all that two runs of a notebook recorded. Raises `MlcycleError` when what they kept cannot be read."
     old = points_of(store, before)
     changes = metric_changes(old, points_of(store, after), tolerance)
     pair = [_executed(store, before, {}), _executed(store, after, moved or {})]
@@ -170,7 +170,7 @@ def _executed(store: Store, run: Run, moved: Mapping[str, str]) -> Any:
 
 # %% ../../../nbs/notebooks/reproduce/01_verdict.ipynb #ended
 def _ended(before: Run, after: Run) -> str:
-    "Only one of them, or in another cell, or for another reason."
+    "How the endings differ in status, error or failed cell, in a sentence; empty when they do not."
     endings = [(run.status, run.error and (run.error.type, calm(run.error.message), run.error.cell_id)) for run in (before, after)]
     if endings[0] == endings[1]:
         return ""
