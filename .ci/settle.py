@@ -28,7 +28,7 @@ _SETTLED = [(re.compile(pattern), to) for pattern, to in (
     (r"datetime\.datetime\([^()]*(?:\([^()]*\))?[^()]*\)", "DATE"),
     (rf"\b\d{{4}}-\d\d-\d\d(?:[T ]{_CLOCK})?(?: ?Z| ?UTC|[+-]\d\d:?\d\d)?", "DATE"),
     (r"\b1[6-9]\d{8}(?:\.\d+)?\b", "DATE"),
-    (r"\b[0-9a-f]{12,64}\b|\b(?=[0-9]*[a-f])(?=[a-f]*[0-9])[0-9a-f]{7,11}\b|\b\d{8}\b", "ID"),
+    (r"\b[0-9a-f]{12,64}\b|\b(?=[0-9]*[a-f])(?=[a-f]*[0-9])[0-9a-f]{7,11}\b|\b[0-9a-f]{8}\b", "ID"),
     (r"\b([a-z]\w*)-[0-9a-f]{4}\b", r"\1-ID"),
     (r"\bkill( -\w+)? \d+", "kill NUMBER"),
     (r"\b0x[0-9a-f]+\b", "ADDRESS"),
