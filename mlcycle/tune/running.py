@@ -74,8 +74,8 @@ def carry_through(
     finally:
         bar.close(*ended)
         active.finish(ended[0], None, ended[1])
+    version = register() if ended[0] == "finished" else None  # before the notes are read: what fails here becomes one
     warnings = tuple(dict.fromkeys([*target.notes, *session.notes[:20]]))
-    version = register() if ended[0] == "finished" else None
     notes = tuple(filter(None, [f"It stopped since {session.why}." if session.why and ended[0] == "finished" else "", flatness(session)]))
     tuned = read_study(session.study, status=ended[0], reason=ended[1], seconds=state.elapsed(), run=active.id, version=version, notes=notes,
                        warnings=warnings)

@@ -90,7 +90,7 @@ def check_grid(
             try:
                 checked[name].append(fit_value(parameter, value))
             except ValueError as e:
-                hint = " Each item of its list is one value: write [[64, 32]]." if parameter.kind.name in ("list", "tuple", "set") else ""
+                hint = ". Each item of its list is one value: write [[64, 32]]." if parameter.kind.name in ("list", "tuple", "set") else ""
                 problems.append(str(e) + hint)
     refuse(problems)
     return checked
