@@ -92,7 +92,7 @@ def project(tmp_path: Path):
 def wait_for() -> Callable[..., Any]:
     "`wait_for(condition)`: poll until it is true, and give its value. The time only keeps a broken test from hanging."
 
-    def wait(condition: Callable[[], Any], seconds: float = 300.0) -> Any:
+    def wait(condition: Callable[[], Any], seconds: float = 120.0) -> Any:
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             if found := condition():

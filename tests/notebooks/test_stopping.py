@@ -52,7 +52,7 @@ def test_signal_cancels_the_run(project, wait_for, kernels, signum, kind, reason
 
 def test_second_ctrl_c_does_not_wait(project, wait_for, kernels):
     "A notebook that swallows the interrupt is killed at once by the second Ctrl-C."
-    project.write("import time\nopen('running', 'w').write('1')\nwhile True:\n    try:\n        time.sleep(60)\n"
+    project.write("import time\nwhile True:\n    try:\n        open('running', 'w').write('1')\n        time.sleep(60)\n"
                   "    except KeyboardInterrupt:\n        open('heard', 'w').write('1')")
     process = project.start(RUN)
     wait_for((project.folder / "running").exists)
