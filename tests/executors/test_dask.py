@@ -12,7 +12,7 @@ import pytest
 
 from mlcycle.errors import ConfigError
 from mlcycle.notebooks.record.result import NotebookInterrupted
-from mlcycle.notebooks.sweep.runner import dask as module
+from mlcycle.notebooks.sweep import dask as module
 from mlcycle.notebooks.sweep.runner import run_many
 from mlcycle.store import artifacts, facts, query, runs
 from mlcycle.store.check import fsck

@@ -300,7 +300,7 @@ try:
 except StoreError as e:
     print(e)
 """
-    for folder in (path.parent, tmp_path, tmp_path.parent, tmp_path.parent.parent):
+    for folder in (path.parent, tmp_path, *list(tmp_path.parents)[:3]):  # with xdist one more
         folder.chmod(0o755)
     path.chmod(0o444)
     path.parent.chmod(0o555)
