@@ -1,6 +1,7 @@
 "StudyView in JupyterLab: pictures, trials, runs and registering by clicking; what is left when the kernel is gone; a study that goes on elsewhere."
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -109,14 +110,25 @@ def test_the_study_is_a_picture_once_the_kernel_is_gone(notebook: Opener, theme:
     assert "study valley: " in data["text/html"] and "best (the least) objective" in data["text/plain"]
 
 
+def saved_with(opened: Notebook, cell: int, text: str) -> Any:
+    "The saved cells, as soon as the output of one of them says something: the kernel draws the pictures of the end in its own time."
+    end = time.monotonic() + 60
+    while text not in (cells := opened.saved()["cells"])[cell]["outputs"][0]["data"]["text/html"]:
+        assert time.monotonic() < end, f"the saved output never said {text!r}"
+        opened.page.wait_for_timeout(500)
+    return cells
+
+
 ELSEWHERE = """
 %load_ext mlcycle
 import subprocess, sys, time
 import mlcycle as mlc
 code = '''
-import time, mlcycle as mlc
+import os, time, mlcycle as mlc
 def work(x):
     time.sleep(0.4)
+    while x >= 5 and not os.path.exists("page-shows-it"):
+        time.sleep(0.1)
     return x ** 2
 mlc.tune(work, {"x": [float(i) for i in range(40)]}, sampler="grid", study="slow", progress=False)
 '''
@@ -132,7 +144,8 @@ time.sleep(1)
 @pytest.mark.needs("chromium")
 def test_a_study_that_goes_on_elsewhere_is_followed(notebook: Opener) -> None:
     "The page moves while another process works on the study, the table can be asked for, and the saved form is that of the end."
-    opened = notebook(ELSEWHERE, "mlc.StudyView('slow')", "time.sleep(9)", "child.wait()")
+    until_clicked = "import os\nwhile not os.path.exists('clicked'): time.sleep(0.1)"
+    opened = notebook(ELSEWHERE, "mlc.StudyView('slow')", until_clicked, "child.wait()")
     opened.run(0, 1)
     opened.idle(0, 1, seconds=120)
     page = page_of(opened, 1)
@@ -140,17 +153,18 @@ def test_a_study_that_goes_on_elsewhere_is_followed(notebook: Opener) -> None:
     page.locator(".mlc-now", has_text="left").wait_for()
     opened.shot("study-live", page)
     opened.run(2)
+    (opened.path.parent / "page-shows-it").touch()
     before = opened.page.evaluate("() => Number(document.querySelector('.mlc-study .mlc-counts strong').textContent)")
     opened.wait("(n) => Number(document.querySelector('.mlc-study .mlc-counts strong').textContent) >= n + 3", before)
     page.get_by_role("tab", name="Trials").click()
     page.get_by_role("button", name="objective").click()
     page.locator("th[aria-sort=descending]", has_text="objective").wait_for()
     assert opened.running(2), "the kernel is busy, and the table is asked for all the same"
+    (opened.path.parent / "clicked").touch()
     page.locator(".mlc-now").wait_for(state="hidden", timeout=60_000)
     assert page.locator(".mlc-counts").inner_text() == "40 finished"
     opened.wait("() => window.jupyterapp.shell.currentWidget.content.widgets.every((cell) => cell.model.executionState !== 'running')", seconds=60)
-    opened.page.wait_for_timeout(3000)  # the pictures of the end
-    assert "study slow: 40 finished" in opened.saved()["cells"][1]["outputs"][0]["data"]["text/html"]
+    saved_with(opened, 1, "study slow: 40 finished")
     opened.run(3)
     opened.idle(3)
 
@@ -210,9 +224,7 @@ def test_a_study_of_a_later_cell_is_followed_while_that_cell_runs(notebook: Open
     assert page.locator(".mlc-counts").inner_text() == "80 finished"
     opened.run(4)
     opened.idle(4)
-    opened.page.wait_for_timeout(3000)  # the pictures of the end
-    cells = opened.saved()["cells"]
-    assert f"study {study}: 80 finished" in cells[2]["outputs"][0]["data"]["text/html"]
+    cells = saved_with(opened, 2, f"study {study}: 80 finished")
     assert {output["output_type"] for output in cells[3]["outputs"]} <= {"display_data", "execute_result"}
     assert cells[4]["outputs"][0]["data"]["text/plain"] == "20"  # drawing beside the study has left Optuna's log lines as they were
     assert not [error for error in opened.errors if "mlc" in error.lower() or "plotly" in error.lower()], opened.errors
