@@ -70,7 +70,7 @@ def test_killed_manager_leaves_no_kernel(project, wait_for, kernels):
     (kernel,) = kernels(process.pid)
     process.kill()
     process.communicate()
-    wait_for(lambda: not kernel.is_running() or kernel.status() == psutil.STATUS_ZOMBIE)
+    wait_for(lambda: not kernel.is_running() or kernel.status() == psutil.STATUS_ZOMBIE, 30)
     assert project.runs()[0].status == "lost"
 
 
