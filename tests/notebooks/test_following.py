@@ -117,7 +117,7 @@ def test_a_flood_is_bounded(project, store: Store):
         def write(self, text: str) -> None:
             run = runs.to_run(query.page(store, limit=1)[0])
             held = live.after(store, run, limit=10**6)
-            if held:
+            if len(held) > 1:  # before the first text there is the heading of the cell alone
                 seen.append((sum(len(p.text) for p in held), held[-1].end))
                 assert held[0].kind == "cell" and held[1].text.startswith("0 0 xxx")
 

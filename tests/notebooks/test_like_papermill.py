@@ -198,7 +198,7 @@ def test_as_papermill(project, monkeypatch, number, column):
             fact: pair for fact, pair in situation.wanted.items() if fact != "*"}
 
 
-def interrupted(engine: str, project) -> tuple[int, list[str], str]:  # Exit code, what became of the cells, the last line of the error
+def interrupted(engine: str, project) -> tuple[int, list[str], list[str]]:  # Exit code, what became of the cells, the lines of the error
     "Papermill as a process of its own, given Ctrl-C while its second cell runs."
     project.write("1", "import pathlib, time\npathlib.Path('begun').touch()\ntime.sleep(60)", "3",
                   kernelspec={"name": "python3", "display_name": "p", "language": "python"})
@@ -216,12 +216,13 @@ def interrupted(engine: str, project) -> tuple[int, list[str], str]:  # Exit cod
     error = process.communicate(timeout=60)[1].strip().splitlines()
     begun.unlink()
     nb = nbformat.read(project.folder / "out.ipynb", 4)
-    return process.returncode, [cell.metadata["papermill"]["status"] for cell in nb.cells], error[-1]
+    return process.returncode, [cell.metadata["papermill"]["status"] for cell in nb.cells], error
 
 
 def test_keyboard_interrupt(project):
     "Both end by KeyboardInterrupt; Papermill's notebook says that the cell was completed."
     theirs, ours = interrupted(PAPERMILL, project), interrupted("mlcycle", project)
     assert theirs[0] == -signal.SIGINT and ours[0] == 1  # ours is a KeyboardInterrupt of its own, which Python reports as any exception
-    assert theirs[2].startswith("KeyboardInterrupt") and "NotebookInterrupted" in ours[2]
+    # below it, asyncio may complain of tasks of nbclient that the interrupt left behind
+    assert "KeyboardInterrupt" in theirs[2] and any("NotebookInterrupted" in line for line in ours[2])
     assert (theirs[1][1], ours[1]) == ("completed", ["completed", "failed", "pending"])
