@@ -6,7 +6,11 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from ..errors import ModelError
@@ -53,21 +57,47 @@ def from_bytes(
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise ModelError(f"A model's manifest cannot be read ({type(e).__name__}: {e}). It was not written by mlcycle.") from e
 
-# %% ../../nbs/registry/06_manifest.ipynb #libraries
+# %% ../../nbs/registry/06_manifest.ipynb #libraries-installed
 _ALWAYS = ("mlcycle", "numpy", "pandas", "scikit-learn", "scipy", "skops")  # What scikit-learn models stand on
 
 
-def library_versions(
-    kind: str,  # Full name of the model's class
-) -> dict[str, str]:  # Distribution to version, those that are installed
-    "Versions of Python, of what every model stands on, and of the package that this model's class comes from."
-    import platform
-    from importlib.metadata import PackageNotFoundError, packages_distributions, version
+def _folders() -> tuple[tuple[str, int], ...]:
+    "The folders on `sys.path` with their modification times: equal as long as nothing was installed, upgraded or removed."
+    times = []
+    for folder in dict.fromkeys(folder or os.getcwd() for folder in sys.path):
+        try:
+            times.append((folder, os.stat(folder).st_mtime_ns))
+        except OSError:
+            continue
+    return tuple(times)
 
-    versions = {"python": platform.python_version()}
-    for name in (*_ALWAYS, *packages_distributions().get(kind.split(".")[0], ())):
+
+@lru_cache(maxsize=1)
+def _by_package(folders: tuple[tuple[str, int], ...]) -> Mapping[str, list[str]]:
+    "The distributions that each importable package comes from."
+    from importlib.metadata import packages_distributions
+
+    return packages_distributions()
+
+
+@lru_cache(maxsize=16)
+def _versions(package: str, folders: tuple[tuple[str, int], ...]) -> dict[str, str]:
+    "Versions of what every model stands on, and of the distributions of a package."
+    from importlib.metadata import PackageNotFoundError, version
+
+    versions = {}
+    for name in (*_ALWAYS, *(() if package == "sklearn" else _by_package(folders).get(package, ()))):
         try:
             versions[name] = version(name)
         except PackageNotFoundError:
             continue
     return versions
+
+# %% ../../nbs/registry/06_manifest.ipynb #libraries
+def library_versions(
+    kind: str,  # Full name of the model's class
+) -> dict[str, str]:  # Distribution to version, those that are installed
+    "Versions of Python, of what every model stands on, and of the package that this model's class comes from."
+    import platform
+
+    return {"python": platform.python_version(), **_versions(kind.split(".")[0], _folders())}

@@ -55,11 +55,14 @@ def shown(path: Path) -> dict[str, str]:
 
 
 PROCESS = """
-import sys, warnings
+import os, sys, warnings
 from nbdev.serve import proc_nbs
 if __name__ == "__main__":
     warnings.filterwarnings("error", "Found cells containing imports and other code")
     proc_nbs("nbs", n_workers=0)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # each notebook's shell would collect all garbage at the end of the process: two minutes for nothing
 """
 
 
