@@ -40,6 +40,7 @@ _SETTLED = [(re.compile(pattern), to) for pattern, to in (
     (rf"(?<![\d.:])(?<!\d-){_CLOCK}(?![\d:])", "CLOCK"),
     (r"\b[Pp]ython ?\d+\.\d+(?:\.\d+)?\b", "Python VERSION"),
     (r"\bv?\d+\.\d+\.\d+(?:[.+-]?(?:dev|post|rc|a|b)?\d*)*\b", "VERSION"),
+    (r"\b\d+ distributions\b", "N distributions"),
 )]
 _LONG = re.compile(r"-?\b\d+\.\d{6,}(?:e[-+]?\d+)?\b")  # The last digits of a float hang on the processor
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|[@-Z\\-_])")

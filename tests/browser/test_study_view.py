@@ -14,7 +14,8 @@ import mlcycle as mlc, pandas as pd, optuna
 from sklearn.linear_model import LogisticRegression
 X = pd.DataFrame({"calls": [0, 1, 2, 3], "fee": [1.5, 2.5, 3.5, 4.5]})
 def fit(C, depth, model):
-    mlc.log_model(LogisticRegression(C=C).fit(X, [0, 0, 1, 1]), input_example=X)
+    if abs(C - 3) < 0.5:  # the best can be registered
+        mlc.log_model(LogisticRegression(C=C).fit(X, [0, 0, 1, 1]), input_example=X)
     if depth == 7:
         raise ValueError("depth 7 does not work")
     for step in range(5):
