@@ -21,7 +21,9 @@ from typing import Any
 from settle import ROOT, stored
 
 UNSTORED = {"export", "exports", "exporti", "hide", "default_exp"}
-HEAVY = ("matplotlib.pyplot", "pandas", "sqlalchemy.orm", "alembic.command", "sklearn.ensemble", "optuna", "papermill", "skops.io")
+# what takes long to import; none of them starts a thread or notes where it was imported
+SHARED = {"IPython", "alembic", "ipykernel", "jupyter_client", "matplotlib", "mpl_toolkits", "nbclient", "nbformat", "numpy", "optuna", "pandas", "papermill",
+          "plotly", "pyarrow", "scipy", "skops", "sklearn", "sqlalchemy"}
 DPI = 50
 LOG = "printed.log"
 
@@ -34,7 +36,7 @@ class Executed:
     varies: set[str] = field(default_factory=set)                       # Ids of the cells marked `#| varies`
     failure: str = ""                                                   # Traceback of the cell that failed
     seconds: float = 0.0                                                # How long it took
-    imported: list[str] = field(default_factory=list)                   # Which of HEAVY it needed
+    imported: list[str] = field(default_factory=list)                   # Which modules of SHARED it needed
 
 
 def environment() -> dict[str, str]:
@@ -84,6 +86,7 @@ def _run(path: Path) -> Executed:
 def _child(path: Path, own: str, answer: Connection) -> None:
     "The process of one notebook: works in an empty folder, answers, ends what the notebook began."
     atexit._clear()
+    shared = set(sys.modules)
     os.environ["TMPDIR"] = tempfile.tempdir = own
     work = Path(own, "work")
     work.mkdir()
@@ -95,7 +98,7 @@ def _child(path: Path, own: str, answer: Connection) -> None:
         done = _run(path)
     except BaseException:
         done = Executed(path, failure=traceback.format_exc())
-    done.imported = [name for name in HEAVY if name in sys.modules]
+    done.imported = [name for name in list(sys.modules) if name.partition(".")[0] in SHARED and name not in shared]
     os.chdir(work)
     if not done.failure and (left := sorted(p.name for p in work.iterdir())):
         done.failure = f"{path} wrote into its working folder instead of a temporary one: {', '.join(left)}\n"
@@ -106,7 +109,7 @@ def _child(path: Path, own: str, answer: Connection) -> None:
 
 
 def execute(paths: Iterable[Path], jobs: int = 2) -> Iterator[Executed]:
-    "Each notebook's outputs, in the order in which they are done. What takes long to import and one has needed, later ones find imported."
+    "Each notebook's outputs, in the order in which they are done. What one has imported of SHARED, later ones find imported."
     waiting, running = list(paths), {}
     from execnb.shell import CaptureShell  # noqa: F401 - for the processes
     from nbdev.test import test_nb  # noqa: F401
@@ -134,8 +137,9 @@ def execute(paths: Iterable[Path], jobs: int = 2) -> Iterator[Executed]:
                 done = Executed(path, failure=f"{path}: its process ended with {process.exitcode}\n{printed[-3000:]}\n")
             receive.close()
             done.seconds = time.monotonic() - began
-            for name in done.imported if waiting else ():
-                importlib.import_module(name)
+            for name in done.imported:
+                with suppress(Exception):  # such as a part that cannot be imported on its own
+                    importlib.import_module(name)
             process.join(30)
             if process.is_alive():
                 process.kill()

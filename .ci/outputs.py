@@ -90,27 +90,39 @@ def store(path: Path, nb: dict[str, Any], done: Executed) -> list[str]:
     return problems
 
 
+def carry_out(paths: list[Path], check: bool, jobs: int) -> tuple[int, str]:  # How many are not as they should be, and the report
+    "Execute notebooks, then store or compare what they show."
+    bad, report = 0, []
+    for done in execute(paths, jobs):
+        nb = read(done.path)
+        problems = [done.failure] if done.failure else compare(nb, done) if check else store(done.path, nb, done)
+        name = os.path.relpath(done.path, ROOT)
+        bad += bool(problems)
+        summary = "; ".join(problem.splitlines()[0] for problem in problems) or "ok"
+        print(f"{done.seconds:6.1f} s  {name}: {summary}", flush=True, file=sys.stderr)
+        report += [f"== {name}, {problem}\n" for problem in problems]
+    advice = ": mend the cells, or store what they show now with python .ci/outputs.py" if check else ""
+    report.append(f"{bad} notebooks {'differ, fail or keep too much' + advice}" if bad else "Success.")
+    return bad, "\n".join(report)
+
+
 def main(words: list[str] | None = None) -> int:
     "Execute, then store or compare; the exit code."
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("paths", nargs="*", metavar="FOLDER|NOTEBOOK", help="the notebooks directly in a folder, or one notebook (default: all)")
     parser.add_argument("--check", action="store_true", help="compare with what is stored, and write nothing")
     parser.add_argument("--jobs", type=int, default=2, help="notebooks executed at a time (default: 2)")
+    parser.add_argument("--requests", action="store_true", help="read paths from the input, one line after the other; answer each with a line of JSON")
     args = parser.parse_args(words)
     if os.environ.get("PYTHONHASHSEED") != "0":  # read when Python starts
         os.execve(sys.executable, [sys.executable, *sys.argv], environment())
-    bad = 0
-    for done in execute(notebooks(args.paths), args.jobs):
-        nb = read(done.path)
-        problems = [done.failure] if done.failure else compare(nb, done) if args.check else store(done.path, nb, done)
-        name = os.path.relpath(done.path, ROOT)
-        bad += bool(problems)
-        said = "; ".join(problem.splitlines()[0] for problem in problems) or "ok"
-        print(f"{done.seconds:6.1f} s  {name}: {said}", flush=True, file=sys.stderr)
-        for problem in problems:
-            print(f"== {name}, {problem}\n", flush=True)
-    advice = ": mend the cells, or store what they show now with python .ci/outputs.py" if args.check else ""
-    print(f"{bad} notebooks {'differ, fail or keep too much' + advice}" if bad else "Success.")
+    if args.requests:
+        for line in sys.stdin:
+            bad, report = carry_out(notebooks(line.split()), args.check, args.jobs)
+            print(json.dumps({"bad": bad, "report": report}), flush=True)
+        return 0
+    bad, report = carry_out(notebooks(args.paths), args.check, args.jobs)
+    print(report)
     return min(bad, 1)
 
 

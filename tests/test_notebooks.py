@@ -5,7 +5,9 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,14 +23,36 @@ def tool(name: str, *words: str, tree: Path) -> subprocess.CompletedProcess[str]
                           stderr=subprocess.STDOUT, text=True)
 
 
+class Executor:
+    "A process that executes the notebooks of a tree: what they import takes longer than what most of them do, and is imported once for all."
+
+    def __init__(self, tree: Path):
+        self.tree = tree
+        self.process = subprocess.Popen([sys.executable, ".ci/outputs.py", "--check", "--jobs", "1", "--requests"], cwd=tree, text=True,
+                                        env=environment(tree), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+
+    def check(self, folder: str) -> dict[str, Any]:
+        "Execute the notebooks directly in a folder: how many are not as they should be, and the report."
+        print(f"nbs/{folder}", file=self.process.stdin, flush=True)
+        return json.loads(self.process.stdout.readline())
+
+
+@pytest.fixture(scope="session")
+def executor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Executor]:
+    "One for each worker of pytest."
+    started = Executor(copy_tree(tmp_path_factory.mktemp("executed") / "tree"))
+    yield started
+    started.process.stdin.close()
+    started.process.wait(30)
+
+
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_every_cell_runs(tmp_path: Path, folder: str) -> None:
+def test_every_cell_runs(executor: Executor, folder: str) -> None:
     "Every notebook of a folder executes, its assertions are tests; its examples show what their notebook says they show."
-    tree = copy_tree(tmp_path / "tree")
-    before = digests(tree)
-    done = tool("python", ".ci/outputs.py", "--check", "--jobs", "1", f"nbs/{folder}", tree=tree)
-    assert done.returncode == 0, done.stdout[-20_000:]
-    assert digests(tree) == before, "a notebook wrote into the source tree"
+    before = digests(executor.tree)
+    done = executor.check(folder)
+    assert not done["bad"], done["report"][-20_000:]
+    assert digests(executor.tree) == before, "a notebook wrote into the source tree"
 
 
 def test_export_gate(tmp_path: Path) -> None:
