@@ -19,6 +19,7 @@ from tests.services import free_port, wait_until
 SHOTS = Path(os.environ.get("MLCYCLE_SHOTS") or Path(__file__).parent / "shots")  # before the fixtures take such variables away
 CHROMIUM = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
             "--disable-dev-shm-usage"]
+PATIENCE = 180  # Seconds after which what a test waits for will not come: two cores shared with other tests are slow
 # Predicates are synchronous: wait_for_function takes a promise for true.
 READY = """() => {
   const panel = window.jupyterapp && window.jupyterapp.shell.currentWidget, session = panel && panel.sessionContext && panel.sessionContext.session;
@@ -111,6 +112,7 @@ class Notebook:
     def __init__(self, lab: Lab, path: Path, width: int = 1280, height: int = 900, theme: str = "JupyterLab Light"):
         self.lab, self.path, self.theme = lab, path, theme
         self.context = lab.browser.new_context(viewport={"width": width, "height": height})
+        self.context.set_default_timeout(PATIENCE * 1000)
         self.page = self.context.new_page()
         self.errors: list[str] = []  # What the page complained about
         self.page.on("console", lambda m: self.errors.append(m.text) if m.type == "error" else None)
@@ -119,8 +121,8 @@ class Notebook:
         self._opened(READY)
 
     def _opened(self, ready: str) -> None:
-        self.page.wait_for_selector(".jp-NotebookPanel .jp-Notebook", timeout=60_000)
-        self.page.wait_for_function(ready, timeout=60_000)
+        self.page.wait_for_selector(".jp-NotebookPanel .jp-Notebook")
+        self.page.wait_for_function(ready)
         self.page.evaluate("() => window.jupyterapp.shell.collapseLeft()")
         self.page.evaluate(THEME, self.theme)
         light = "true" if "Light" in self.theme else "false"
@@ -132,7 +134,7 @@ class Notebook:
         for cell in cells or (None,):
             self.page.evaluate(RUN, cell)
 
-    def idle(self, *cells: int, seconds: float = 120) -> None:
+    def idle(self, *cells: int, seconds: float = PATIENCE) -> None:
         "Wait until these cells, or all, have run."
         self.page.wait_for_function(DONE, arg=list(cells) or None, timeout=seconds * 1000)
 
@@ -148,7 +150,7 @@ class Notebook:
         "The outputs of a cell as Playwright's locator."
         return self.cell(index).locator(".jp-Cell-outputArea")
 
-    def wait(self, javascript: str, arg: Any = None, seconds: float = 30) -> None:
+    def wait(self, javascript: str, arg: Any = None, seconds: float = PATIENCE) -> None:
         "Wait until a synchronous predicate of the page is true."
         self.page.wait_for_function(javascript, arg=arg, timeout=seconds * 1000)
 

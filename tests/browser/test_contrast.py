@@ -84,7 +84,7 @@ def test_everything_can_be_read(notebook: Opener, theme: str) -> None:
                       STATIC, "%mlcycle show nothing", LIVE, theme=theme, height=1400)
     opened.page.evaluate(WHOLE)
     opened.run(0)
-    opened.idle(0, seconds=180)
+    opened.idle(0)
     for cell in range(1, 7):
         opened.run(cell)
         opened.idle(cell)
@@ -138,7 +138,7 @@ def test_a_study_can_be_read(notebook: Opener, theme: str) -> None:
     opened = notebook(STUDY, "mlc.StudyView('valley')", "mlc.StudyView('two')", GOES_ON, theme=theme, height=1400)
     opened.page.evaluate(WHOLE)
     opened.run(0, 1, 2)
-    opened.idle(0, 1, 2, seconds=180)
+    opened.idle(0, 1, 2)
     opened.output(1).locator(".mlc-counts .mlc-bad", has_text="failed").wait_for()
     opened.output(1).locator(".mlc-counts .mlc-dim", has_text="pruned").wait_for()
     poor, seen = set(), {"text": 0, "graphics": 0}

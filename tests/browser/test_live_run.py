@@ -84,7 +84,7 @@ def test_a_page_that_is_loaded_again_goes_on(notebook: Opener) -> None:
     opened.run(0, 1)
     opened.wait(POINTS, [0, 10])
     opened.reload()
-    opened.wait(POINTS, [0, 20], seconds=60)
+    opened.wait(POINTS, [0, 20])
     opened.shot("live-reloaded")
     with store_of(opened) as store:
         assert runs.resolve(store, "baseline").status == "running"

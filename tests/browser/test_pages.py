@@ -68,7 +68,7 @@ def test_register_promote_roll_back_and_predict_by_clicking(notebook: Opener) ->
     opened = notebook(SETUP, "%mlcycle show boosting-0.05", "mlc.register('boosting-0.2', 'churn')", "%mlcycle show churn/1",
                       "%mlcycle show churn", "mlc.resolve_version('churn@champion').ref")
     opened.run(0, 1)
-    opened.idle(0, 1, seconds=180)
+    opened.idle(0, 1)
     page = page_of(opened, 1)
     press(page, "Register")
     page.get_by_label("Model").fill("churn")
@@ -118,7 +118,7 @@ def test_a_row_typed_into_the_form_is_predicted(notebook: Opener, theme: str, wi
     "The form has the right fields, begins with the example, says what is wrong next to the field, and shows probabilities."
     opened = notebook(SETUP, "mlc.register('boosting-0.2', 'churn')", "%mlcycle show churn/1", theme=theme, width=width)
     opened.run()
-    opened.idle(seconds=180)
+    opened.idle()
     page = page_of(opened, 2)
     press(page, "Predict")
     calls = page.get_by_label("calls")
@@ -146,7 +146,7 @@ def test_keys_belong_to_the_page(notebook: Opener) -> None:
     "Keys that are commands of the notebook must not delete its cells while a person uses a select or a button of the page."
     opened = notebook(SETUP, "mlc.register('boosting-0.2', 'churn')", "%mlcycle show churn/1")
     opened.run()
-    opened.idle(seconds=180)
+    opened.idle()
     page = page_of(opened, 2)
     press(page, "Predict")
     page.get_by_label("plan").wait_for()
@@ -164,7 +164,7 @@ def test_the_page_is_a_picture_once_the_kernel_is_gone(notebook: Opener, folder:
     "A saved notebook that is opened again shows the static form: facts, figures and the lineage."
     opened = notebook(SETUP, "mlc.register('boosting-0.2', 'churn')", "%mlcycle show boosting-0.2")
     opened.run()
-    opened.idle(seconds=180)
+    opened.idle()
     page_of(opened, 2)
     data = opened.saved()["cells"][2]["outputs"][0]["data"]
     assert "data:image/svg+xml;base64," in data["text/html"] and "scores.png" in data["text/html"] and "churn/1" in data["text/plain"]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.browser.lab import Notebook, Opener
+from tests.browser.lab import PATIENCE, Notebook, Opener
 
 SETUP = """
 %load_ext mlcycle
@@ -47,7 +47,7 @@ def test_a_study_is_looked_through_and_its_best_registered(notebook: Opener, the
     pytest.importorskip("plotly")
     opened = notebook(SETUP, "%mlcycle show valley", "mlc.resolve_version('hills').ref", theme=theme, width=width, height=1000)
     opened.run(0, 1)
-    opened.idle(0, 1, seconds=180)
+    opened.idle(0, 1)
     page = page_of(opened, 1)
     page.get_by_role("heading", name="Study valley").wait_for()
     drawn(page)
@@ -100,7 +100,7 @@ def test_the_study_is_a_picture_once_the_kernel_is_gone(notebook: Opener, theme:
     "A saved notebook that is opened again shows the trials and the pictures; without plotly the live page shows the same pictures."
     opened = notebook(SETUP, PLAIN, "mlc.StudyView('valley')", theme=theme, width=900, height=1000)
     opened.run()
-    opened.idle(seconds=180)
+    opened.idle()
     page = page_of(opened, 2)
     page.locator(".mlc-canvas img").wait_for()
     page.get_by_role("tab", name="Contour").click()
@@ -113,7 +113,7 @@ def test_the_study_is_a_picture_once_the_kernel_is_gone(notebook: Opener, theme:
 
 def saved_with(opened: Notebook, cell: int, text: str) -> Any:
     "The saved cells, as soon as the output of one of them says something: the kernel draws the pictures of the end in its own time."
-    end = time.monotonic() + 60
+    end = time.monotonic() + PATIENCE
     while text not in (cells := opened.saved()["cells"])[cell]["outputs"][0]["data"]["text/html"]:
         assert time.monotonic() < end, f"the saved output never said {text!r}"
         opened.page.wait_for_timeout(500)
@@ -148,7 +148,7 @@ def test_a_study_that_goes_on_elsewhere_is_followed(notebook: Opener) -> None:
     until_clicked = "import os\nwhile not os.path.exists('clicked'): time.sleep(0.1)"
     opened = notebook(ELSEWHERE, "mlc.StudyView('slow')", until_clicked, "child.wait()")
     opened.run(0, 1)
-    opened.idle(0, 1, seconds=120)
+    opened.idle(0, 1)
     page = page_of(opened, 1)
     page.locator(".mlc-now", has_text="of 40 trials, 1 running").wait_for()
     page.locator(".mlc-now", has_text="left").wait_for()
@@ -162,9 +162,9 @@ def test_a_study_that_goes_on_elsewhere_is_followed(notebook: Opener) -> None:
     page.locator("th[aria-sort=descending]", has_text="objective").wait_for()
     assert opened.running(2), "the kernel is busy, and the table is asked for all the same"
     (opened.path.parent / "clicked").touch()
-    page.locator(".mlc-now").wait_for(state="hidden", timeout=60_000)
+    page.locator(".mlc-now").wait_for(state="hidden")
     assert page.locator(".mlc-counts").inner_text() == "40 finished"
-    opened.wait("() => window.jupyterapp.shell.currentWidget.content.widgets.every((cell) => cell.model.executionState !== 'running')", seconds=60)
+    opened.wait("() => window.jupyterapp.shell.currentWidget.content.widgets.every((cell) => cell.model.executionState !== 'running')")
     saved_with(opened, 1, "study slow: 40 finished")
     opened.run(3)
     opened.idle(3)
@@ -197,7 +197,7 @@ def test_a_study_of_a_later_cell_is_followed_while_that_cell_runs(notebook: Open
     later = "import optuna; optuna.logging.get_verbosity()"
     opened = notebook(first, begin, f"mlc.StudyView('{study}')", busy.format(trials=80, more="--resume"), later)
     opened.run(0, 1, 2)
-    opened.idle(0, 1, 2, seconds=120)
+    opened.idle(0, 1, 2)
     page = page_of(opened, 2)
     drawn(page)
     assert page.locator(".mlc-counts").inner_text() == "5 finished" and page.locator(".mlc-now").is_hidden()
@@ -248,7 +248,7 @@ def test_an_estimators_best_is_registered_by_the_code_that_the_page_offers(noteb
     opened = notebook(TREE, "mlc.StudyView('tree')", AGAIN.replace("NAME", "irises"), "mlc.resolve_version('irises').ref")
     opened.context.grant_permissions(["clipboard-read", "clipboard-write"])
     opened.run(0, 1)
-    opened.idle(0, 1, seconds=120)
+    opened.idle(0, 1)
     page = page_of(opened, 1)
     page.get_by_role("button", name="Register best…").click()
     dialog = page.get_by_role("dialog")
