@@ -22,8 +22,8 @@ from settle import ROOT, stored
 
 UNSTORED = {"export", "exports", "exporti", "hide", "default_exp"}
 # what takes long to import; none of them starts a thread or notes where it was imported
-SHARED = {"IPython", "alembic", "ipykernel", "jupyter_client", "matplotlib", "mpl_toolkits", "nbclient", "nbformat", "numpy", "optuna", "pandas", "papermill",
-          "plotly", "pyarrow", "scipy", "skops", "sklearn", "sqlalchemy"}
+SHARED = {"IPython", "alembic", "ipykernel", "jupyter_client", "matplotlib", "mpl_toolkits", "nbclient", "nbformat", "numpy", "optuna", "pandas",
+          "papermill", "plotly", "pyarrow", "scipy", "skops", "sklearn", "sqlalchemy"}
 DPI = 50
 LOG = "printed.log"
 

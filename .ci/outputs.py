@@ -112,7 +112,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("paths", nargs="*", metavar="FOLDER|NOTEBOOK", help="the notebooks directly in a folder, or one notebook (default: all)")
     parser.add_argument("--check", action="store_true", help="compare with what is stored, and write nothing")
     parser.add_argument("--jobs", type=int, default=2, help="notebooks executed at a time (default: 2)")
-    parser.add_argument("--requests", action="store_true", help="read paths from the input, one line after the other; answer each with a line of JSON")
+    parser.add_argument("--requests", action="store_true", help="read paths from the input, a line of JSON for each line")
     args = parser.parse_args(words)
     if os.environ.get("PYTHONHASHSEED") != "0":  # read when Python starts
         os.execve(sys.executable, [sys.executable, *sys.argv], environment())
