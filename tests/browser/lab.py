@@ -124,8 +124,13 @@ class Notebook:
         self.page.wait_for_selector(".jp-NotebookPanel .jp-Notebook")
         self.page.wait_for_function(ready)
         self.page.evaluate("() => window.jupyterapp.shell.collapseLeft()")
-        self.page.evaluate(THEME, self.theme)
-        light = "true" if "Light" in self.theme else "false"
+        self.use(self.theme)
+
+    def use(self, theme: str) -> None:
+        "Change the colours of the page."
+        self.theme = theme
+        self.page.evaluate(THEME, theme)
+        light = "true" if "Light" in theme else "false"
         self.page.wait_for_function("(light) => document.body.dataset.jpThemeLight === light", arg=light)
 
     def run(self, *cells: int) -> None:

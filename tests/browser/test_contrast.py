@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.browser.lab import Opener
+from tests.browser.lab import Notebook, Opener
 from tests.browser.test_pages import SETUP
 
 pytestmark = pytest.mark.needs("chromium")
@@ -73,15 +73,38 @@ with mlc.run("curves", "churn", params={"learning_rate": 1.0}, capture=False) as
         time.sleep(0.05)"""
 
 
-@pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
-def test_everything_can_be_read(notebook: Opener, theme: str) -> None:
+THEMES = ("JupyterLab Light", "JupyterLab Dark")
+
+
+class Contrasts:
+    "What cannot be read on a page, of all the states in which it is looked at."
+
+    def __init__(self, opened: Notebook):
+        self.opened, self.poor, self.seen = opened, set(), {}
+
+    def look(self, state: str = "") -> None:
+        "Judge the page as it stands; the transitions of colours are waited for."
+        self.opened.page.mouse.move(2, 2)
+        self.opened.page.wait_for_timeout(400)
+        found = self.opened.page.evaluate(POOR)
+        self.poor |= {f"{self.opened.theme}, {state}: {each}" for each in found["poor"]}
+        before = self.seen.get(self.opened.theme, {})
+        self.seen[self.opened.theme] = {kind: max(before.get(kind, 0), number) for kind, number in found["seen"].items()}
+
+    def check(self) -> None:
+        "Fail for what cannot be read, and where too little was seen."
+        assert not self.poor, "\n".join(sorted(self.poor))
+        assert set(self.seen) == set(THEMES) and all(seen["text"] > 300 and seen["graphics"] > 20 for seen in self.seen.values()), self.seen
+
+
+def test_everything_can_be_read(notebook: Opener) -> None:
     "Every widget and every static form, in both themes of JupyterLab: no text below 4.5:1, no line below 3:1."
     failing = "with mlc.run('failed', 'churn', capture=False):\n    raise ValueError('bad data')"
     curves = ("for i in range(8):\n    with mlc.run(f'run-{i}', 'many', params={'lr': float(i)}, capture=False):\n"
               "        for step in range(20):\n            mlc.log_metrics({'loss': (i + 1) / (step + 1)})")
     setup = SETUP + "mlc.register('boosting-0.2', 'churn')\nmlc.promote('churn/1', why='the first')\n" + curves
     opened = notebook(setup, failing, "%mlcycle runs -n 5", "%mlcycle compare " + " ".join(f"run-{i}" for i in range(8)), "%mlcycle show churn/1",
-                      STATIC, "%mlcycle show nothing", LIVE, theme=theme, height=1400)
+                      STATIC, "%mlcycle show nothing", LIVE, height=1400)
     opened.page.evaluate(WHOLE)
     opened.run(0)
     opened.idle(0)
@@ -100,17 +123,14 @@ def test_everything_can_be_read(notebook: Opener, theme: str) -> None:
     page.locator(".mlc-hint.mlc-bad").wait_for()
     opened.run(7)  # from here on the kernel is busy
     opened.wait("() => document.querySelectorAll('.mlc-live canvas').length >= 2")
-    poor, seen = set(), {"text": 0, "graphics": 0}
-    for tab in ("Params", "Curves", "Parallel", "Data & files", "Environment", "Code"):
-        both.get_by_role("tab", name=tab).click()
-        opened.page.mouse.move(2, 2)
-        opened.page.wait_for_timeout(300)  # transitions of colours
-        found = opened.page.evaluate(POOR)
-        poor |= set(found["poor"])
-        seen = {kind: max(seen[kind], number) for kind, number in found["seen"].items()}
-    opened.shot(f"contrast-{theme.split()[1]}", opened.output(2))
-    assert not poor, "\n".join(sorted(poor))
-    assert seen["text"] > 300 and seen["graphics"] > 20, seen
+    contrasts = Contrasts(opened)
+    for theme in THEMES:
+        opened.use(theme)
+        for tab in ("Params", "Curves", "Parallel", "Data & files", "Environment", "Code"):
+            both.get_by_role("tab", name=tab).click()
+            contrasts.look(tab)
+        opened.shot(f"contrast-{theme.split()[1]}", opened.output(2))
+    contrasts.check()
 
 
 TABS = ("History", "Importances", "Slices", "Contour", "Parallel", "Steps", "Timeline", "Trials")
@@ -131,34 +151,34 @@ _ = mlc.tune(lambda x: (x, (x - 1) ** 2), {"x": "uniform(-1, 3)"}, trials=20, sa
 GOES_ON = "mlc.tune(fit, trials=400, sampler='random', study='valley', resume=True)"
 
 
-@pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
-def test_a_study_can_be_read(notebook: Opener, theme: str) -> None:
+def test_a_study_can_be_read(notebook: Opener) -> None:
     "The page of a study with finished, pruned and failed trials: each picture, the table, what it asks and what it answers."
     pytest.importorskip("plotly")
-    opened = notebook(STUDY, "mlc.StudyView('valley')", "mlc.StudyView('two')", GOES_ON, theme=theme, height=1400)
+    opened = notebook(STUDY, "mlc.StudyView('valley')", "mlc.StudyView('two')", GOES_ON, height=1400)
     opened.page.evaluate(WHOLE)
     opened.run(0, 1, 2)
     opened.idle(0, 1, 2)
     opened.output(1).locator(".mlc-counts .mlc-bad", has_text="failed").wait_for()
     opened.output(1).locator(".mlc-counts .mlc-dim", has_text="pruned").wait_for()
-    poor, seen = set(), {"text": 0, "graphics": 0}
-    for cell, tab in [*((1, tab) for tab in TABS), (2, "Pareto front")]:
-        page = opened.output(cell).locator(".mlc-study")
-        page.get_by_role("tab", name=tab).click()
-        page.locator("tbody tr.mlc-top" if tab == "Trials" else f".mlc-canvas[aria-label^='{tab}'] .main-svg").first.wait_for()
-        if tab == "Trials":
-            page.get_by_role("button", name="Register best…").click()
-            page.get_by_role("dialog").wait_for()
-        opened.page.mouse.move(2, 2)
-        opened.page.wait_for_timeout(400)  # transitions of colours
-        opened.shot(f"contrast-study-{tab}-{theme.split()[1]}", page)
-        found = opened.page.evaluate(POOR)
-        poor |= {f"{tab}: {each}" for each in found["poor"]}
-        seen = {kind: max(seen[kind], number) for kind, number in found["seen"].items()}
+    contrasts = Contrasts(opened)
+    for theme in THEMES:
+        opened.use(theme)
+        for cell, tab in [*((1, tab) for tab in TABS), (2, "Pareto front")]:
+            page = opened.output(cell).locator(".mlc-study")
+            page.get_by_role("tab", name=tab).click()
+            page.locator("tbody tr.mlc-top" if tab == "Trials" else f".mlc-canvas[aria-label^='{tab}'] .main-svg").first.wait_for()
+            if tab == "Trials":
+                page.get_by_role("button", name="Register best…").click()
+                page.get_by_role("dialog").wait_for()
+            contrasts.look(tab)
+            opened.shot(f"contrast-study-{tab}-{theme.split()[1]}", page)
+            if tab == "Trials":
+                page.get_by_role("dialog").get_by_role("button", name="Close").click()
     opened.run(3)
     opened.output(1).locator(".mlc-now", has_text="of 400 trials").wait_for()
     opened.wait("() => document.querySelector('.mlc-progress span').getBoundingClientRect().width > 0")
-    poor |= {f"at work: {each}" for each in opened.page.evaluate(POOR)["poor"]}
-    opened.shot(f"contrast-study-live-{theme.split()[1]}", opened.output(1).locator(".mlc-study"))
-    assert not poor, "\n".join(sorted(poor))
-    assert seen["text"] > 300 and seen["graphics"] > 20, seen
+    for theme in THEMES:
+        opened.use(theme)
+        contrasts.look("at work")
+        opened.shot(f"contrast-study-live-{theme.split()[1]}", opened.output(1).locator(".mlc-study"))
+    contrasts.check()

@@ -95,17 +95,18 @@ def test_a_study_is_looked_through_and_its_best_registered(notebook: Opener, the
 
 
 @pytest.mark.needs("chromium")
-@pytest.mark.parametrize("theme", ["JupyterLab Light", "JupyterLab Dark"])
-def test_the_study_is_a_picture_once_the_kernel_is_gone(notebook: Opener, theme: str) -> None:
+def test_the_study_is_a_picture_once_the_kernel_is_gone(notebook: Opener) -> None:
     "A saved notebook that is opened again shows the trials and the pictures; without plotly the live page shows the same pictures."
-    opened = notebook(SETUP, PLAIN, "mlc.StudyView('valley')", theme=theme, width=900, height=1000)
+    opened = notebook(SETUP, PLAIN, "mlc.StudyView('valley')", width=900, height=1000)
     opened.run()
     opened.idle()
     page = page_of(opened, 2)
     page.locator(".mlc-canvas img").wait_for()
     page.get_by_role("tab", name="Contour").click()
     page.locator(".mlc-canvas img[alt^='contour']").wait_for()
-    opened.shot(f"study-plain-{theme.split()[1]}", page)
+    for theme in ("JupyterLab Light", "JupyterLab Dark"):
+        opened.use(theme)
+        opened.shot(f"study-plain-{theme.split()[1]}", page)
     data = opened.saved()["cells"][2]["outputs"][0]["data"]
     assert data["text/html"].count("<img class='mlc-drawn'") == 7 and data["text/html"].count("<details open>") == 2
     assert "study valley: " in data["text/html"] and "best (the least) objective" in data["text/plain"]
