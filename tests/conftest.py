@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
+from mlcycle.iri_grammar import defer_grammar
 from tests import schedule
 from tests.services import SERVICES, Missing
 
 if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):  # the tests start thousands of processes: each would compile all that it imports
     sys.dont_write_bytecode = False
+defer_grammar()
 SOAK = int(os.environ.get("MLCYCLE_SOAK") or 1)  # how often whatever kills at random is repeated: 20 for a night
 _running: dict[str, Any] = {}
 

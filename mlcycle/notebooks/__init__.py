@@ -5,7 +5,10 @@
 # %% ../../nbs/notebooks/99_init.ipynb #imports
 from __future__ import annotations
 
+from ..iri_grammar import defer_grammar
 from ..lazy import lazy_names
+
+defer_grammar()  # before a module of these packages imports nbformat
 
 # %% auto #0
 __all__ = []
