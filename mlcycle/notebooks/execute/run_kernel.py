@@ -47,6 +47,7 @@ def _remove_old_folders() -> None:
 # %% ../../../nbs/notebooks/execute/05_run_kernel.ipynb #kernel
 class KernelClient(RedactingClient):
     "nbclient's client that starts and ends the kernel of one run."
+    note_entropy = False  # Whether a forked kernel notes who draws randomness of the system
 
     def __init__(
         self,
@@ -118,6 +119,7 @@ class KernelClient(RedactingClient):
             from mlcycle.notebooks.warm.provisioner import ForkProvisioner
 
             self.km.provisioner = ForkProvisioner(kernel_spec=spec, parent=self.km, imports=list(self.imports))
+            self.km.provisioner.note_entropy = self.note_entropy
             if self.shared is not None:
                 self.km.provisioner.control = self.shared.checkpoint.control
             try:

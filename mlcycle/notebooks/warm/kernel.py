@@ -19,6 +19,7 @@ from typing import Any
 
 from ipykernel.kernelapp import IPKernelApp
 
+from .entropy import recorder
 from .forking import ForkRequest
 from .identity import forget_exit_handlers, draw_new_seeds, set_environment, read_plot_settings, start_session
 from .random_state import states
@@ -94,6 +95,8 @@ def become_kernel(
     app = ForkedKernelApp.instance()
     app.connection, app.connection_file = request["connection"], request["file"]
     app.initialize([*request["arguments"], *SETTINGS])
+    if request.get("note_entropy"):
+        recorder.start()
     return Forked(app, fork.channel, dict(os.environ), request["cwd"], warmed, states())
 
 # %% ../../../nbs/notebooks/warm/07_kernel.ipynb #lease

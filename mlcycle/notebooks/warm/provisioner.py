@@ -60,6 +60,7 @@ def _descriptor(stream: Any, default: int, null: int) -> int:
 class ForkProvisioner(KernelProvisionerBase):
     "Starts kernels by forking a process in which their imports are done."
     imports = List(Unicode(), help="What the process has imported, as `sklearn.datasets:load_iris`.").tag(config=True)
+    note_entropy = False  # Whether the kernel notes who draws randomness of the system
     control: Any = None  # Control channel of a checkpoint to fork from, in place of the pool
     kernel: ForkedKernel | None = None
     pid: int | None = None
@@ -102,7 +103,7 @@ class ForkProvisioner(KernelProvisionerBase):
         return kwargs
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> dict[str, Any]:
-        request = request_for(self.parent, cmd, kwargs["env"], kwargs.get("cwd"))
+        request = request_for(self.parent, cmd, kwargs["env"], kwargs.get("cwd")) | {"note_entropy": self.note_entropy}
         self.kernel = await asyncio.get_running_loop().run_in_executor(None, self._fork, request, kwargs)
         self.pid = self.pgid = self.kernel.pid
         return {**request["connection"], **self.kernel.ready, "key": self.parent.session.key}
