@@ -171,6 +171,7 @@ def test_modules_of_the_project_never_repeat_what_should_be_random(project):
 def test_seeded_generators_are_shared_and_equal(project, where):
     "A generator with a seed gives every run the same numbers, and does not keep cells from being shared."
     ways = {**{name: (make.format("7"), draw) for name, (make, draw) in WAYS.items()},
+            "sklearn": ("__import__('sklearn.model_selection').model_selection.train_test_split(range(100), random_state=3)", "sum(g.__getitem__(0))"),
             "random": ("random.seed(5) or random.random()", "random.random()"), "numpy": ("np.random.seed(5) or np.random.rand()", "np.random.rand()")}
     for i, (make, _) in enumerate(ways.values()):
         (project.folder / f"seeded_{i}.py").write_text(f"{MODULE}g = {make}\n")

@@ -15,8 +15,8 @@ from .source import runnable
 __all__ = ['clock_seeds_in', 'clock_seeds']
 
 # %% ../../../nbs/notebooks/document/07_clock_seeds.ipynb #names
-_SEEDED = {"seed", "default_rng", "RandomState", "SeedSequence", "PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64", "Random", "manual_seed", "PRNGKey",
-           "set_seed", "seed_everything", "set_random_seed"}
+_SEEDED = {"seed", "default_rng", "RandomState", "SeedSequence", "PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64", "Random", "manual_seed",
+           "PRNGKey", "set_seed", "seed_everything", "set_random_seed"}
 _SEED_ARGUMENTS = {"random_state", "seed", "rng", "random_seed"}
 _DIFFERENT_EACH_TIME = {"time", "time_ns", "perf_counter", "perf_counter_ns", "monotonic", "monotonic_ns", "process_time", "now", "utcnow", "today",
                         "getpid", "hash", "id"}

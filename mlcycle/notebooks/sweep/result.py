@@ -56,7 +56,7 @@ class Sweep:
     reason: str | None = None    # One line on why it did not finish: `3 of 60 failed`
     where: str = ""              # `2 at once, local`
     warnings: tuple[str, ...] = ()  # What was not as asked for
-    shared_cells: dict[str, Any] | None = None  # `shared`: whether the cells above the parameters were executed once for all; `kind` and `why`: the reason against it
+    shared_cells: dict[str, Any] | None = None  # `shared`: were the cells above the parameters executed once for all; `kind`, `why`: if not, why
 
     def __len__(self) -> int:
         return len(self.rows)

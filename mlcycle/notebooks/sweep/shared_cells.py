@@ -124,7 +124,7 @@ class NotShared(Exception):
     def __init__(
         self,
         reason: str,            # In words
-        kind: str = "process",  # `none`: there are no such cells; `random`: they draw random numbers; `failed`; `process`: their kernel cannot be forked
+        kind: str = "process",  # `none`: there are none; `random`: they draw random numbers; `failed`; `process`: their kernel cannot be forked
     ):
         super().__init__(reason)
         self.kind = kind

@@ -85,6 +85,8 @@ def take_checkpoint(
     channel = socket.socket(fileno=control)
     _close_store()
     changed = changes(forked.random_states) if purpose == "share" else {}
+    if changed.get("torch") == "untouched" and "torch" not in forked.random_states:
+        changed["torch"] = "used"  # a large seed that was set since it was loaded looks like one of the system
     drawn = random_numbers_drawn(changed) if purpose == "share" else []
     reasons = reasons_against(forked)
     if drawn or reasons:

@@ -5,9 +5,12 @@
 # %% ../../../nbs/notebooks/warm/15_entropy.ipynb #imports
 from __future__ import annotations
 
+import ast
 import contextlib
 import functools
 import gc
+import itertools
+import linecache
 import os
 import pickle
 import random
@@ -16,7 +19,7 @@ import sysconfig
 import weakref
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 from ..document.clock_seeds import clock_seeds_in
@@ -40,12 +43,12 @@ def installed(
     return path.startswith(("<", *_package_folders())) or os.path.realpath(path).startswith(_package_folders())
 
 # %% ../../../nbs/notebooks/warm/15_entropy.ipynb #names
-_ON_THE_WAY = {"random", "secrets", "uuid", "importlib", "importlib._bootstrap", "importlib._bootstrap_external"}
 _IMPORT = "importlib._bootstrap"
-_INTERNAL = {"tempfile", "multiprocessing", "concurrent", "asyncio", "socket", "ssl", "http", "email", "urllib", "zmq", "tornado", "traitlets", "IPython", "ipykernel",
-             "jupyter_client", "comm", "mlcycle", "urllib3", "requests", "httpx", "aiohttp", "sqlalchemy"}  # names, keys, ids and delays
+_ON_THE_WAY = {"random", "secrets", "uuid", "importlib", _IMPORT, "importlib._bootstrap_external"}
+_INTERNAL = {"tempfile", "multiprocessing", "concurrent", "asyncio", "socket", "ssl", "http", "email", "urllib", "zmq", "tornado", "traitlets", "IPython",
+             "ipykernel", "jupyter_client", "comm", "mlcycle", "urllib3", "requests", "httpx", "aiohttp", "sqlalchemy"}  # names, keys, ids and delays
 _GLOBAL = {"numpy.random", "numpy.random._pickle"}  # the global generator of NumPy, when it is loaded
-_DOCSTRINGS = {"scipy.stats._distribution_infrastructure"}  # draw the examples of their docstrings when they are imported
+_HARMLESS_IMPORTS = {"scipy.stats._distribution_infrastructure", "sympy.core.symbol"}  # examples in docstrings; the first number of dummy symbols
 
 # %% ../../../nbs/notebooks/warm/15_entropy.ipynb #draw
 @dataclass
@@ -57,6 +60,37 @@ class Draw:
     generator: Any = None  # A weak reference to the generator of `random` that drew it
     state: Any = None  # The state that it was given
 
+# %% ../../../nbs/notebooks/warm/15_entropy.ipynb #discarded
+@functools.lru_cache(maxsize=1000)
+def _seed_argument(code: CodeType, instruction: int) -> ast.expr | None:
+    "The argument of a call of `RandomState`, in the code of its caller."
+    line, last_line, start, end = next(itertools.islice(code.co_positions(), instruction // 2, None))
+    if None in (line, last_line, start, end):
+        return None
+    lines = [text.encode() for text in linecache.getlines(code.co_filename)[line - 1:last_line]]
+    if not lines:
+        return None
+    lines[-1] = lines[-1][:end]
+    lines[0] = lines[0][start:]
+    try:
+        call = ast.parse(b"".join(lines).decode().strip(), mode="eval").body
+    except (SyntaxError, ValueError):
+        return None
+    if not isinstance(call, ast.Call) or not ast.unparse(call.func).endswith("RandomState"):
+        return None
+    return next(iter([*call.args, *(keyword.value for keyword in call.keywords)]), None)
+
+
+def _discarded(frame: FrameType) -> bool:
+    "Whether a caller of `RandomState` has given it a seed."
+    argument = _seed_argument(frame.f_code, frame.f_lasti)
+    match argument:
+        case ast.Constant():
+            return argument.value is not None
+        case ast.Name():
+            return {**frame.f_globals, **frame.f_locals}.get(argument.id) is not None
+    return False
+
 # %% ../../../nbs/notebooks/warm/15_entropy.ipynb #seen
 def _draw(frame: FrameType | None, **drawn: Any) -> Draw | None:  # None for one that no result can depend on
     "The account of a draw, from the stack."
@@ -64,14 +98,14 @@ def _draw(frame: FrameType | None, **drawn: Any) -> Draw | None:  # None for one
     while frame is not None and (name := frame.f_globals.get("__name__", "")) in _ON_THE_WAY:
         passed.add(name)
         frame = frame.f_back
-    if frame is None or name in _GLOBAL or name.partition(".")[0] in _INTERNAL:
+    if frame is None or name in _GLOBAL or name.partition(".")[0] in _INTERNAL or _discarded(frame):
         return None
     from_package = installed(frame.f_code.co_filename) and name != "__main__"
     while frame is not None and _IMPORT not in passed:
         passed.add(frame.f_globals.get("__name__", ""))
         frame = frame.f_back
     importing = from_package and _IMPORT in passed
-    if from_package and "uuid" in passed or importing and name in _DOCSTRINGS:
+    if (from_package and "uuid" in passed) or (importing and name in _HARMLESS_IMPORTS):
         return None
     return Draw(name, importing, **drawn)
 

@@ -122,11 +122,13 @@ def _change_of_torch(before: Any, now: Any) -> str:
     "What happened to torch's global generator. A large seed that was set meanwhile may be one of the system."
     import torch
 
-    (seed, state), first = now, (before[0] if before is not None else None)
-    if seed != first:
+    seed, state = now
+    if before is not None and seed != before[0]:
         return "seeded" if seed < SYSTEM_SEED else "used"
+    if before is None and seed < SYSTEM_SEED:
+        return "seeded"
     untouched = before[1] if before is not None else torch.Generator().manual_seed(seed).get_state()
-    return "untouched" if torch.equal(state, untouched) else "used" if seed >= SYSTEM_SEED else "seeded"
+    return "untouched" if torch.equal(state, untouched) else "used"
 
 # %% ../../../nbs/notebooks/warm/05_random_state.ipynb #changes
 def changes(
