@@ -45,8 +45,8 @@ def installed(
 # %% ../../../nbs/notebooks/warm/15_entropy.ipynb #names
 _IMPORT = "importlib._bootstrap"
 _ON_THE_WAY = {"random", "secrets", "uuid", "importlib", _IMPORT, "importlib._bootstrap_external"}
-_INTERNAL = {"tempfile", "multiprocessing", "concurrent", "asyncio", "socket", "ssl", "http", "email", "urllib", "zmq", "tornado", "traitlets", "IPython",
-             "ipykernel", "jupyter_client", "comm", "mlcycle", "urllib3", "requests", "httpx", "aiohttp", "sqlalchemy"}  # names, keys, ids and delays
+_INTERNAL = {"tempfile", "multiprocessing", "concurrent", "asyncio", "socket", "ssl", "http", "email", "urllib", "zmq", "tornado", "traitlets",
+             "IPython", "ipykernel", "jupyter_client", "comm", "mlcycle", "urllib3", "requests", "httpx", "aiohttp", "sqlalchemy"}  # names, keys, ids
 _GLOBAL = {"numpy.random", "numpy.random._pickle"}  # the global generator of NumPy, when it is loaded
 _HARMLESS_IMPORTS = {"scipy.stats._distribution_infrastructure", "sympy.core.symbol"}  # examples in docstrings; the first number of dummy symbols
 

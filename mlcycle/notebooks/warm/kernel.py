@@ -22,6 +22,7 @@ from ipykernel.kernelapp import IPKernelApp
 from .entropy import recorder
 from .forking import ForkRequest
 from .identity import forget_exit_handlers, draw_new_seeds, set_environment, read_plot_settings, start_session
+from .kernel_answers import answers
 from .random_state import states
 from .wire import Gone, receive, send
 
@@ -95,6 +96,7 @@ def become_kernel(
     app = ForkedKernelApp.instance()
     app.connection, app.connection_file = request["connection"], request["file"]
     app.initialize([*request["arguments"], *SETTINGS])
+    answers.bind(app.shell)
     if request.get("note_entropy"):
         recorder.start()
     return Forked(app, fork.channel, dict(os.environ), request["cwd"], warmed, states())

@@ -17,6 +17,7 @@ from typing import Any
 
 from .entropy import clock_seeded, installed, recorder
 from .forking import serve, freeze_memory
+from .kernel_answers import answers
 from .random_state import changes, states
 from .safety import gpu, unknown_threads
 from .wire import receive, send
@@ -71,6 +72,8 @@ def warm(
         original_fds = os.dup(1), os.dup(2)
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
+        given = contextlib.ExitStack()
+        given.enter_context(answers.given())
         try:
             for name in names:
                 before = os.fstat(output.fileno()).st_size
@@ -78,6 +81,8 @@ def warm(
                     load(name)
                 except BaseException as e:  # the notebook's own line will raise it
                     bad[name] = f"raises {type(e).__name__}"
+                    recorder.settle()
+                    answers.uses()
                     continue
                 sys.stdout.flush()
                 sys.stderr.flush()
@@ -87,10 +92,13 @@ def warm(
                     threads = now
                     if reasons := unknown_threads() + gpu():
                         bad[name] = f"leaves {reasons[0]}"
+                if used := answers.uses():
+                    bad[name] = f"uses {used[0]} of the shell"
                 if reason := _random_effect(random_states, checked):
                     bad[name] = reason
                     random_states = states()
         finally:
+            given.close()
             recorder.stop()
             for target, fd in zip((1, 2), original_fds, strict=True):
                 os.dup2(fd, target)
