@@ -99,8 +99,8 @@ def check_first(
         for name, value in params.items() if space is not None else ():
             domain = space.named(name).domain
             if not domain.holds(plain(value)):
-                raise UsageError(f"Nothing was run: the params to try first, number {number}, have {name} = {value!r:.80}, which is not in {domain.text}. "
-                                 "Change the value, or widen the space.")
+                raise UsageError(f"Nothing was run: the params to try first, number {number}, have {name} = {value!r:.80}, "
+                                 f"which is not in {domain.text}. Change the value, or widen the space.")
     if from_study:
         open_study(store, from_study)
 

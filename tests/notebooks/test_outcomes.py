@@ -3,7 +3,9 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 import time
+from pathlib import Path
 
 import pandas as pd
 import psutil
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 
 from mlcycle.entities import RunError
 from mlcycle.errors import NotebookFormatError, NotebookRunError, NotFoundError, ParameterError, UsageError
+from mlcycle.notebooks.checkpoints.detached import home
 from mlcycle.notebooks.document.source import parse_notebook
 from mlcycle.notebooks.execute.runner import run_notebook
 from mlcycle.notebooks.params.annotations import read
@@ -21,6 +24,8 @@ from mlcycle.notebooks.params.values import gather
 from mlcycle.notebooks.record.result import NotebookRun
 from mlcycle.notebooks.sweep.grid import check_rows, read_grid
 from mlcycle.notebooks.sweep.tables import read_rows, rows_of
+from mlcycle.notebooks.sweep.tasks import Task
+from mlcycle.notebooks.warm.process import NotForked
 from mlcycle.store import facts, runs
 
 
@@ -255,9 +260,10 @@ def test_output_widgets_do_not_hang(project):
 
 def test_a_long_cell_is_saved_while_it_runs(project, wait_for):
     "What a cell has printed is in the file before the cell ends."
-    path, out, go = project.write("import os, time\nprint('begun', flush=True)\nwhile not os.path.exists('go'): time.sleep(.05)"), project.folder / "out.ipynb", project.folder / "go"
+    path = project.write("import os, time\nprint('begun', flush=True)\nwhile not os.path.exists('go'): time.sleep(.05)")
+    out, go = project.folder / "out.ipynb", project.folder / "go"
     worker = project.start(f"import mlcycle as mlc; mlc.run_notebook({str(path)!r}, out={str(out)!r}, progress=False)")
-    wait_for(lambda: out.exists() and "begun" in "".join(json.loads(out.read_text())["cells"][0]["outputs"][0]["text"] if json.loads(out.read_text())["cells"][0]["outputs"] else ""))
+    wait_for(lambda: out.exists() and any("begun" in each["text"] for each in json.loads(out.read_text())["cells"][0]["outputs"]))
     go.touch()
     assert worker.wait() == 0
 
@@ -303,9 +309,10 @@ def test_params_mean_what_is_written_or_are_refused(tmp_path):
     bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9)) + "n: *a8"
     for text in ("n: 1\nn: 2", bomb, "n: &n [*n]", "n: " + "[" * 20_000, "n: " + "9" * 100_000):
         (tmp_path / "p.yaml").write_text(text)
-        for give in (lambda: gather(parameters, (), [text]), lambda: gather(parameters, files=[tmp_path / "p.yaml"]), lambda: read_grid(str(tmp_path / "p.yaml"))):
+        for give, given_to in ((gather, (parameters, (), [text])), (gather, (parameters, (), (), [tmp_path / "p.yaml"])),
+                               (read_grid, (str(tmp_path / "p.yaml"),))):
             with pytest.raises(ParameterError) as e:
-                give()
+                give(*given_to)
             assert len(str(e.value)) < 1000
     for text in ("a=1", "[" * 20_000, "9" * 100_000, "x"):
         with pytest.raises(ParameterError):
@@ -328,3 +335,18 @@ def test_a_column_that_is_there_twice_is_refused_and_gaps_are_none(tmp_path, pro
         read_rows(tmp_path / "t.csv", parameters)
     with pytest.raises(NotebookFormatError, match="2 cells"):
         infer(parse_notebook(project.write(*[{"source": "x = 1", "tags": ["parameters"]}] * 2).read_bytes(), "n.ipynb"))
+
+
+def test_a_task_does_not_show_where_its_store_is():
+    "A task goes to a cluster's scheduler by its text too: no password is in it."
+    task = Task("sweep", 1, "a-1", "e", "/n.ipynb", b"{}", "n", store=("postgresql://me:secret@host/db", "s3://bucket"))
+    assert "secret" not in repr(task) and task.store[0].endswith("/db")
+
+
+def test_a_file_in_place_of_the_folder_of_checkpoints(monkeypatch):
+    "Somebody's file at the place is a reason not to keep a run, and no traceback."
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
+        Path(folder, f"mlcycle-{os.getuid()}").touch()
+        with pytest.raises(NotForked, match="remove it"):
+            home()

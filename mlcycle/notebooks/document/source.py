@@ -70,12 +70,12 @@ def _parsed(data: bytes, name: str) -> Any:
         raise NotebookFormatError(f"{name} is no notebook: its JSON is nested too deeply.") from e
     if not isinstance(content, dict) or not ({"cells", "worksheets"} & set(content)) or "nbformat" not in content:
         raise NotebookFormatError(f"{name} is JSON, but no notebook: it has no `cells` and `nbformat`.")
-    if (place := _half_character(content)) is not None:
+    if re.search(rb"\\u[dD][89a-fA-F]", data) and (place := _half_character(content)) is not None:
         raise NotebookFormatError(f"{name} is no valid notebook: {place} holds half of a character (a lone surrogate). Delete it there.")
     try:
         _leave_out_unknown(content, name)
         ids = _ids(content)
-        nb = _today(nbformat.reads(json.dumps(content), as_version=4), ids)
+        nb = _today(nbformat.from_dict(nbformat.reads(json.dumps(content), as_version=4)), ids)  # upgrades leave plain dicts
         nbformat.validate(nb)
     except Exception as e:  # nbformat raises whatever the damage leads to: KeyError, AttributeError, ValidationError, …
         lines = str(e).strip().splitlines() or [type(e).__name__]

@@ -37,7 +37,7 @@ def read_rows(
             case ".parquet" | ".pq":
                 frame = pd.read_parquet(path, dtype_backend="numpy_nullable")
             case ".jsonl" | ".ndjson":
-                frame = pd.read_json(path, lines=True, dtype_backend="numpy_nullable", convert_dates=False)
+                frame = pd.read_json(path, lines=True, dtype_backend="numpy_nullable", convert_dates=False, precise_float=True)
             case _:
                 raise UsageError(f"{path.name} must be a .csv, .parquet or .jsonl file.")
     except (OSError, ValueError) as e:
