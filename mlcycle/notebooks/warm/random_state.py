@@ -54,9 +54,9 @@ def _python_reaches(before: Any, now: Any, steps: int) -> bool:
     return False
 
 # %% ../../../nbs/notebooks/warm/05_random_state.ipynb #tempered
-def _outputs(words: Any) -> Any:
+def _outputs(state_words: Any) -> Any:
     "The 624 numbers that a Mersenne Twister gives for the words of its state."
-    y = words.astype("uint32")
+    y = state_words.astype("uint32")
     y ^= y >> 11
     y ^= (y << 7) & 0x9D2C5680
     y ^= (y << 15) & 0xEFC60000
