@@ -49,6 +49,8 @@ USES: dict[str, list[Use]] = {
         Use("ipykernel.kernelbase:Kernel._allow_stdin", "display", "results are widgets where nobody can answer them, as in a batch run; or never"),
     ],
     "traitlets": [
+        Use("traitlets.config:SingletonConfigurable._walk_mro", "notebooks/warm/kernel_answers", "imports are told that there is no shell"),
+        Use("traitlets.config:SingletonConfigurable._instance", "notebooks/warm/kernel_answers", "the same"),
         Use("traitlets:HasTraits._trait_values", CHECKPOINTING, "garbage collection in a fork closes sockets of the kernel that it was forked from"),
     ],
     "jupyter_client": [
@@ -85,6 +87,8 @@ USES: dict[str, list[Use]] = {
         Use("weakref:finalize._registry", IDENTITY, "a forked kernel removes temporary folders of the process it was forked from"),
         Use("multiprocessing.process:BaseProcess._config", IDENTITY, "forked kernels share one authentication key"),
         Use("tempfile:_name_sequence", IDENTITY, "forked kernels choose the same temporary names"),
+        Use("sys:_getframe", "notebooks/warm/entropy", "it is unknown who draws randomness from the system, and nothing is shared"),
+        Use("random:_urandom", "notebooks/warm/entropy", "generators that are made without a seed are not noticed, and runs of a sweep repeat them"),
         Use("uuid:_last_timestamp", IDENTITY, "time-based UUIDs of forked kernels start from one another's"),
         Use("json:__spec__._initializing", "track/autolog/imports", "a module is patched for autologging before it is complete"),
     ],

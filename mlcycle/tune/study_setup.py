@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
+from ..notebooks.params.annotations import plain
 from .storage import FACTS, make_study, open_study, quietly
 
 if TYPE_CHECKING:
@@ -94,6 +95,12 @@ def check_first(
     unknown = sorted({name for params in enqueue for name in params} - set(space.names)) if space is not None else []
     if unknown:
         raise UsageError(f"{unknown[0]!r} is not varied, so that it cannot be enqueued. The space has {', '.join(space.names)}.")
+    for number, params in enumerate(enqueue, 1):
+        for name, value in params.items() if space is not None else ():
+            domain = space.named(name).domain
+            if not domain.holds(plain(value)):
+                raise UsageError(f"Nothing was run: the params to try first, number {number}, have {name} = {value!r:.80}, "
+                                 f"which is not in {domain.text}. Change the value, or widen the space.")
     if from_study:
         open_study(store, from_study)
 

@@ -270,3 +270,57 @@ def test_debugger_attaches(project):
         return answers
 
     assert asyncio.run(ask()) == [True, True]
+
+
+ASKS = """
+import logging, os, sys
+import IPython
+from IPython import get_ipython as of_ipython
+from ipykernel.zmqshell import ZMQInteractiveShell
+
+shell = of_ipython()
+told = [type(shell).__name__, shell.__class__.__name__, isinstance(shell, ZMQInteractiveShell), "IPKernelApp" in shell.config, hasattr(shell, "kernel"),
+        get_ipython() is shell, __IPYTHON__, sys.stdout.isatty(), sys.stdout.encoding, sys.stdout.__class__.__name__, os.environ.get("TERM"),
+        os.environ.get("PAGER"), os.path.basename(sys.argv[0]), IPython.InteractiveShell.initialized()]
+log = logging.getLogger("asks")
+log.addHandler(logging.StreamHandler(sys.stderr))
+out = sys.stdout
+shell.events.register("post_run_cell", lambda result: print("after a cell"))
+"""
+
+
+def test_an_import_is_told_what_a_kernel_tells_it(both, project):
+    "A module that asks at import where it runs gets the same answers before a fork, and what it has kept works after it."
+    (project.folder / "asks.py").write_text(ASKS)
+    forked, fresh = both("import asks", "print(asks.told)", "asks.log.warning('kept')", "print('kept too', file=asks.out); asks.out.flush()",
+                         "asks.shell.run_line_magic('who', '')", "asks.shell.user_ns['asks'] is asks")
+    assert forked.plain() == fresh.plain() and "True, True" in fresh.text and "ZMQInteractiveShell" in fresh.text
+    assert "after a cell" in forked.text and "kept too" in forked.text
+
+
+def test_an_import_that_needs_the_shell_is_left_to_the_notebook(both, project):
+    "A module that registers a magic when it is imported finds the shell of its kernel."
+    (project.folder / "registers.py").write_text("get_ipython().register_magic_function(lambda line: print('magic', line), 'line', 'mine')")
+    forked, fresh = both("import registers", "%mine works")
+    assert forked.plain() == fresh.plain() and "magic works" in forked.text
+
+
+OPTIONS = {
+    "pandas": "import pandas as pd\n{name: pd.get_option(name) for name in pd._config.config._registered_options}",
+    "numpy": "import numpy as np\n{name: str(value) for name, value in np.get_printoptions().items()}",
+    "matplotlib": "import matplotlib.pyplot as plt\n{name: str(value) for name, value in plt.rcParams.items()} | {'used': plt.get_backend(), 'interactive': plt.isinteractive()}",
+    "rich": "import rich.console\nconsole = rich.get_console()\n[console.is_jupyter, console.is_terminal, console.color_system, console.width, rich.console.Console().is_jupyter]",
+    "tqdm": "from tqdm.auto import tqdm\n[tqdm.__mro__[0].__module__, tqdm.__name__]",
+    "IPython": "import IPython.display\n[IPython.get_ipython().__class__.__name__, sorted(get_ipython().display_formatter.formatters), 'IPKernelApp' in get_ipython().config]",
+    "plotly": "import plotly.io\n[plotly.io.renderers.default, sorted(plotly.io.templates), plotly.io.templates.default]",
+    "polars": "import polars\nsorted(polars.Config.state().items(), key=str)",
+}
+
+
+@pytest.mark.parametrize("library", OPTIONS)
+def test_options_of_libraries_are_those_of_a_kernel(both, library):
+    "What a library chooses when it is imported is the same in a fork and in a kernel that was started."
+    pytest.importorskip(library)
+    imported, _, shown = OPTIONS[library].partition("\n")
+    forked, fresh = both(imported, *shown.split("\n"), f"import pprint; pprint.pprint({shown.splitlines()[-1]})")
+    assert forked.plain() == fresh.plain()

@@ -1,16 +1,31 @@
 "Every way in which a notebook run can end, on real notebooks in real kernels."
 from __future__ import annotations
 
+import json
 import os
+import tempfile
 import time
+from pathlib import Path
 
+import pandas as pd
 import psutil
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mlcycle.entities import RunError
 from mlcycle.errors import NotebookFormatError, NotebookRunError, NotFoundError, ParameterError, UsageError
+from mlcycle.notebooks.checkpoints.detached import home
+from mlcycle.notebooks.document.source import parse_notebook
 from mlcycle.notebooks.execute.runner import run_notebook
+from mlcycle.notebooks.params.annotations import read
+from mlcycle.notebooks.params.declared import infer, parameters_of
+from mlcycle.notebooks.params.values import gather
 from mlcycle.notebooks.record.result import NotebookRun
+from mlcycle.notebooks.sweep.grid import check_rows, read_grid
+from mlcycle.notebooks.sweep.tables import read_rows, rows_of
+from mlcycle.notebooks.sweep.tasks import Task
+from mlcycle.notebooks.warm.process import NotForked
 from mlcycle.store import facts, runs
 
 
@@ -211,3 +226,127 @@ def test_parameters_arrive_with_their_types(project):
     expected = [v.item() if isinstance(v, np.generic) else v for v in values.values()]
     assert text == f"{expected!r}\nmine\n"
     assert done.params["i"] == "2026-11-22" and done.params["b"] == 3 and done.params["o"] == 7
+
+
+@pytest.mark.parametrize(("call", "code"), [("exit(1)", "1"), ("quit(3)", "3"), ("import sys; sys.exit(2)", "2"), ("exit('no data')", "no data")])
+def test_the_code_of_an_exit_is_the_one_that_was_given(project, call, code):
+    "Half-way and in the last cell, a code other than zero has failed, and is named."
+    for cells in ([call, "print('not run')"], ["1", call]):
+        with pytest.raises(NotebookRunError) as e:
+            run_notebook(project.write(*cells), progress=False)
+        assert code in e.value.result.reason and e.value.result.status == "failed"
+    assert run_notebook(project.write("exit(0)"), progress=False).status == "finished"
+
+
+def test_a_failed_notebook_keeps_its_widgets(project):
+    "What a notebook showed before it failed can be drawn."
+    with pytest.raises(NotebookRunError) as e:
+        run_notebook(project.write("import ipywidgets\nipywidgets.IntSlider(3)", "1 / 0"), progress=False)
+    states = project.executed(e.value.result.run)["metadata"]["widgets"]["application/vnd.jupyter.widget-state+json"]["state"]
+    assert any(each["state"].get("value") == 3 for each in states.values())
+
+
+def test_an_error_while_a_value_is_shown_is_the_users(project):
+    "A value that cannot be shown: the error is the one that its method raised."
+    with pytest.raises(NotebookRunError, match="ValueError: bad table"):
+        run_notebook(project.write("class A:\n    def _repr_html_(self): raise ValueError('bad table')\nA()"), progress=False)
+
+
+def test_output_widgets_do_not_hang(project):
+    "The client answers output widgets while it waits for a cell: the cell's end is noticed however their messages come."
+    cells = ["from ipywidgets import interact\ndef f(x): print(x)", *["interact(f, x=10);\ninteract(f, x=True);\ninteract(f, x='Hi');"] * 12]
+    assert run_notebook(project.write(*cells), cell_timeout=120, progress=False).status == "finished"
+
+
+def test_a_long_cell_is_saved_while_it_runs(project, wait_for):
+    "What a cell has printed is in the file before the cell ends."
+    path = project.write("import os, time\nprint('begun', flush=True)\nwhile not os.path.exists('go'): time.sleep(.05)")
+    out, go = project.folder / "out.ipynb", project.folder / "go"
+    worker = project.start(f"import mlcycle as mlc; mlc.run_notebook({str(path)!r}, out={str(out)!r}, progress=False)")
+    wait_for(lambda: out.exists() and any("begun" in "".join(each["text"]) for each in json.loads(out.read_text())["cells"][0]["outputs"]))
+    go.touch()
+    assert worker.wait() == 0
+
+
+def test_what_is_odd_in_a_file_is_left_out_or_refused(project):
+    "Unknown parts and odd ids are left out with a warning, as Papermill does; what cannot be read or written is refused in one sentence."
+    path = project.write("x = 1", "print(x)")
+    odd = json.loads(path.read_text())
+    odd["title"], odd["cells"][0]["id"] = "mine", "an id with blanks"
+    path.write_text(json.dumps(odd))
+    with pytest.warns(UserWarning, match="title"):
+        assert run_notebook(path, progress=False).status == "finished"
+    ancient = {"nbformat": 2, "nbformat_minor": 0, "metadata": {"name": ""}, "worksheets": [{"cells": [
+        {"cell_type": "code", "language": "python", "input": "print(1)", "outputs": [], "collapsed": False, "prompt_number": 1}]}]}
+    for content in (ancient, {**odd, "cells": [{**odd["cells"][1], "source": "x = '\ud800'"}]}):
+        path.write_text(json.dumps(content))
+        try:
+            assert run_notebook(path, progress=False).status == "finished"
+        except NotebookFormatError as e:
+            assert "\n" not in str(e)
+
+
+def test_many_cells_are_read_in_linear_time():
+    "Ten thousand cells without ids of their own get some; equal ids are told apart."
+    cells = [{"cell_type": "code", "id": f"c{i // 2}", "metadata": {}, "source": "1", "outputs": [], "execution_count": None} for i in range(10_000)]
+    nb = parse_notebook(json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}).encode(), "many.ipynb")
+    assert len({cell.id for cell in nb.cells}) == 10_000
+
+
+@given(st.integers(0, 10**9).map(str), st.sampled_from(["", "0", "00"]))
+def test_yaml_and_the_command_line_read_the_same_numbers(digits, zeros):
+    "`-p n 010`, `-y 'n: 010'` and `-P 'n=[010]'` are all ten."
+    text, parameters = zeros + digits, parameters_of("n = 1")
+    assert gather(parameters, [("n", text)]) == gather(parameters, (), [f"n: {text}"]) == {"n": int(text)}
+    assert read_grid(f"n=[{text}, 1]") == {"n": [int(text), 1]} and read(f"[{text}]", parameters_of("n: list = []").named("n").kind) == [int(text)]
+
+
+def test_params_mean_what_is_written_or_are_refused(tmp_path):
+    "Times and words are texts; what is given twice, refers to itself or unfolds to millions is refused, in every way that takes params."
+    parameters = parameters_of("# Parameters\nn: int = 1\nlr = 0.1  # step\nopts = {}\nt = None")
+    assert [p.help for p in parameters] == ["", "step", "", ""]
+    assert gather(parameters, (), ["{t: 12:30:00}"]) == {"t": "12:30:00"} and gather(parameters, (), ["t: no"]) == {"t": "no"}
+    bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9)) + "n: *a8"
+    for text in ("n: 1\nn: 2", bomb, "n: &n [*n]", "n: " + "[" * 20_000, "n: " + "9" * 100_000):
+        (tmp_path / "p.yaml").write_text(text)
+        for give, given_to in ((gather, (parameters, (), [text])), (gather, (parameters, (), (), [tmp_path / "p.yaml"])),
+                               (read_grid, (str(tmp_path / "p.yaml"),))):
+            with pytest.raises(ParameterError) as e:
+                give(*given_to)
+            assert len(str(e.value)) < 1000
+    for text in ("a=1", "[" * 20_000, "9" * 100_000, "x"):
+        with pytest.raises(ParameterError):
+            gather(parameters, [("opts", text)])
+
+
+def test_a_column_that_is_there_twice_is_refused_and_gaps_are_none(tmp_path, project):
+    "Tables and notebooks with two answers to one question are refused; whole numbers that pandas saved with gaps are whole."
+    parameters = parameters_of("n: int = 3\nlr = 0.1")
+    frame = pd.DataFrame({"n": [1, None, 3], "lr": [0.1, 0.2, 0.3]})
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    frame.to_json(tmp_path / "t.jsonl", orient="records", lines=True)
+    assert check_rows(parameters, read_rows(tmp_path / "t.csv", parameters)) == check_rows(parameters, read_rows(tmp_path / "t.jsonl", parameters))
+    (tmp_path / "t.csv").write_text("n,n\n1,2\n")
+    for give in (lambda: read_rows(tmp_path / "t.csv", parameters), lambda: rows_of(pd.DataFrame([[1, 2]], columns=["n", "n"]))):
+        with pytest.raises(ParameterError, match="twice"):
+            give()
+    (tmp_path / "t.csv").write_text("n\n1.5\n")
+    with pytest.raises(ParameterError):
+        read_rows(tmp_path / "t.csv", parameters)
+    with pytest.raises(NotebookFormatError, match="2 cells"):
+        infer(parse_notebook(project.write(*[{"source": "x = 1", "tags": ["parameters"]}] * 2).read_bytes(), "n.ipynb"))
+
+
+def test_a_task_does_not_show_where_its_store_is():
+    "A task goes to a cluster's scheduler by its text too: no password is in it."
+    task = Task("sweep", 1, "a-1", "e", "/n.ipynb", b"{}", "n", store=("postgresql://me:hunter2@host/db", "s3://bucket"))
+    assert "hunter2" not in repr(task) and task.store[0].endswith("/db")
+
+
+def test_a_file_in_place_of_the_folder_of_checkpoints(monkeypatch):
+    "Somebody's file at the place is a reason not to keep a run, and no traceback."
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", folder)
+        Path(folder, f"mlcycle-{os.getuid()}").touch()
+        with pytest.raises(NotForked, match="remove it"):
+            home()

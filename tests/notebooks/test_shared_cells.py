@@ -67,14 +67,6 @@ def test_as_if_executed_alone(project, name):
     assert marks == {shared.digest} and "mlcycle" not in executed["cells"][-1]["metadata"]
 
 
-def test_unseeded_runs_differ(project):
-    "Where the shared cells set no seed, each run draws numbers of its own."
-    path = project.write("import random, numpy as np\nfirst = random.random(), np.random.rand()", PARAMETERS, "print(random.random(), np.random.rand(), first)")
-    with sharing(path) as (shared, _):
-        one, two = (shown(project, run_notebook(path, shared=shared, progress=False).run)[-1][1].split() for _ in range(2))
-    assert one[0] != two[0] and one[1] != two[1] and one[2:] == two[2:]
-
-
 @pytest.mark.parametrize(("cell", "words"), [
     ("import threading, time\nthreading.Thread(target=time.sleep, args=(5,), daemon=True, name='poller').start()", "poller"),
     ("import numpy as np\nfrom sklearn.ensemble import HistGradientBoostingRegressor as H\nX = np.random.rand(4000, 5)\nH(max_iter=5).fit(X, X[:, 0])", "gomp"),
@@ -128,3 +120,89 @@ def test_cells_that_changed_are_executed(project):
     with sharing(path) as (shared, _):
         path = project.write("a = 2", PARAMETERS, "print(a)")
         assert shown(project, run_notebook(path, shared=shared, progress=False).run)[-1][1] == "2\n"
+
+
+MODULE = "import numpy as np\nimport random\n"
+WAYS = {  # ways to make a generator: the expression, and how a number is drawn from it
+    "default_rng": ("np.random.default_rng({})", "g.random()"), "RandomState": ("np.random.RandomState({})", "g.rand()"),
+    "PCG64": ("np.random.PCG64({})", "g.random_raw()"), "MT19937": ("np.random.Generator(np.random.MT19937({}))", "g.random()"),
+    "SeedSequence": ("np.random.SeedSequence({})", "g.generate_state(1)[0]"), "spawned": ("np.random.SeedSequence({}).spawn(2)[1]", "g.generate_state(1)[0]"),
+    "Random": ("random.Random({})", "g.random()"), "qmc": ("__import__('scipy.stats', fromlist=['qmc']).qmc.Sobol(1, rng={})", "g.random()[0, 0]"),
+}
+UNSEEDED = {
+    "secrets": ("__import__('secrets').randbits(60)", "g"), "urandom": ("__import__('os').urandom(8).hex()", "g"), "uuid": ("__import__('uuid').uuid4().int", "g"),
+    "SystemRandom": ("__import__('secrets').SystemRandom().random()", "g"), "choice": ("np.random.choice(10**9)", "g"), "shuffle": ("random.getrandbits(60)", "g"),
+    "scipy": ("__import__('scipy.stats', fromlist=['norm']).norm.rvs()", "g"), "seed of the system": ("[np.random.seed(), np.random.rand()][1]", "g"),
+    "clock": ("np.random.default_rng(__import__('time').time_ns())", "g.random()"), "split": ("__import__('pandas').Series(range(10**6)).sample(1).item()", "g"),
+}
+
+
+def drawn(project: Any, path: Any) -> tuple[list[str], Any]:
+    "What the runs of a sweep print last, and the sweep."
+    sweep = run_many(path, {"x": [1, 2]}, jobs=1, progress=False)
+    return [shown(project, row.run)[-1][1].strip() for row in sweep.rows], sweep
+
+
+EVERY_WAY = {**{name: (make.format("None"), draw) for name, (make, draw) in WAYS.items()}, **UNSEEDED}
+
+
+def test_runs_never_repeat_what_should_be_random(project):
+    "Each way to be random in a cell above the parameters: runs differ as runs that are executed alone do, and the sweep says why its cells were not shared."
+    for name, (make, draw) in EVERY_WAY.items():
+        numbers, sweep = drawn(project, project.write(f"{MODULE}g = {make}", PARAMETERS, f"print({draw})"))
+        assert numbers[0] != numbers[1], name
+        assert (sweep.shared_cells["kind"], sweep.shared_cells["shared"]) == ("random", False), name
+        assert "without a seed" in sweep.warnings[0] or "differs each time" in sweep.warnings[0]
+
+
+def test_modules_of_the_project_never_repeat_what_should_be_random(project):
+    "The same in a module that a warm process would import: above the parameters and below them."
+    for i, (make, _) in enumerate(EVERY_WAY.values()):
+        (project.folder / f"made_{i}.py").write_text(f"{MODULE}g = {make}\n")
+    cell = "import random, numpy as np\n" + "\n".join(f"from made_{i} import g as g{i}" for i in range(len(EVERY_WAY)))
+    show = "print(" + ", ".join(f"g{i}" if draw == "g" else draw.replace("g.", f"g{i}.") for i, (_, draw) in enumerate(EVERY_WAY.values())) + ")"
+    for cells in ([cell, PARAMETERS, show], [PARAMETERS, cell, show], ["import numpy as np", PARAMETERS, cell, show]):
+        numbers, sweep = drawn(project, project.write(*cells))
+        assert [name for name, one, two in zip(EVERY_WAY, *(each.split() for each in numbers), strict=True) if one == two] == []
+    assert sweep.shared_cells["shared"]
+
+
+@pytest.mark.parametrize("where", ["cell", "module"])
+def test_seeded_generators_are_shared_and_equal(project, where):
+    "A generator with a seed gives every run the same numbers, and does not keep cells from being shared."
+    ways = {**{name: (make.format("7"), draw) for name, (make, draw) in WAYS.items()},
+            "sklearn": ("__import__('sklearn.model_selection').model_selection.train_test_split(range(100), random_state=3)", "sum(g.__getitem__(0))"),
+            "random": ("random.seed(5) or random.random()", "random.random()"), "numpy": ("np.random.seed(5) or np.random.rand()", "np.random.rand()")}
+    for i, (make, _) in enumerate(ways.values()):
+        (project.folder / f"seeded_{i}.py").write_text(f"{MODULE}g = {make}\n")
+    cells = [f"{MODULE}g{i} = {make}" if where == "cell" else f"import random, numpy as np\nfrom seeded_{i} import g as g{i}" for i, (make, _) in enumerate(ways.values())]
+    show = "print(" + ", ".join(draw.replace("g.", f"g{i}.") for i, (_, draw) in enumerate(ways.values())) + ")"
+    path = project.write(*cells, PARAMETERS, show)
+    numbers, sweep = drawn(project, path)
+    assert sweep.shared_cells == {"shared": True, "kind": None, "why": None} and not sweep.warnings
+    alone = shown(project, run_notebook(path, fresh=True, progress=False).run)[-1][1].strip()
+    assert numbers == [alone, alone]
+
+
+def test_ordinary_imports_keep_their_cells_shared(project):
+    "Libraries draw names, keys and default generators for themselves: none of it keeps cells from being shared, and a default generator differs in each run."
+    path = project.write("import tempfile, logging, asyncio, numpy as np, pandas as pd, scipy.stats, matplotlib.pyplot as plt, ipywidgets as w",
+                         "from sklearn.ensemble import RandomForestClassifier, HistGradientBoostingClassifier\nfrom sklearn.datasets import load_iris\nimport xgboost, plotly.express as px",
+                         "data = load_iris(as_frame=True).frame\ntempfile.mkdtemp(); w.IntSlider(1)", "%matplotlib inline\nplt.plot([1, 2]); px.scatter(data, x='target', y='target')",
+                         "from sklearn.ensemble._hist_gradient_boosting.grower import TreeGrower\ndefault = next(d for d in TreeGrower.__init__.__defaults__ if hasattr(d, 'random'))",
+                         PARAMETERS, "print(default.random(), np.random.rand(), __import__('random').random(), scipy.stats.norm.rvs())")
+    numbers, sweep = drawn(project, path)
+    assert sweep.shared_cells["shared"] and not sweep.warnings
+    assert all(one != two for one, two in zip(*(each.split() for each in numbers), strict=True))
+
+
+def test_torch_without_a_seed_differs(project):
+    "Weights of layers that torch initializes differ between runs; with a seed they are the same."
+    pytest.importorskip("torch")
+    layer = "print(torch.nn.Linear(1, 1).weight.item())"
+    numbers, sweep = drawn(project, project.write("import torch", PARAMETERS, layer))
+    assert numbers[0] != numbers[1] and sweep.shared_cells["shared"]
+    numbers, sweep = drawn(project, project.write("import torch", "torch.manual_seed(3); torch.rand(3)", PARAMETERS, layer))
+    assert numbers[0] == numbers[1] and sweep.shared_cells["shared"]
+    numbers, sweep = drawn(project, project.write("import torch", "first = torch.nn.Linear(1, 1)", PARAMETERS, "print(first.weight.item())"))
+    assert numbers[0] != numbers[1] and sweep.shared_cells["kind"] == "random"

@@ -370,3 +370,11 @@ def test_a_second_ctrl_c_leaves_functions_behind(tmp_path: Path) -> None:
         done = tune(slow, trials=4, study="slow", resume=True, store=store)
     assert [row.status for row in left] == ["running", "running"] and done.number("finished") == 4 and done.number("retried") == 2
     assert [row.params for row in done.rows if row.attempt == 2] == [row.params for row in left]
+
+
+@pytest.mark.parametrize("value", [5, "a", None, True, -0.1, float("nan")])
+def test_params_to_try_first_lie_in_the_space(local, value):
+    "A value outside of the space, or of another type, is refused before there is a study."
+    with pytest.raises(UsageError, match="which is not in uniform"):
+        tune(lambda x: x, {"x": "uniform(0, 1)"}, trials=1, enqueue=[{"x": 0.5}, {"x": value}], study="none", store=local)
+    assert tune(lambda x: x, {"x": "uniform(0, 1)"}, trials=1, enqueue=[{"x": 1}], study="some", store=local).rows[0].params == {"x": 1.0}

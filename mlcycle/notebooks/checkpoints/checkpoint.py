@@ -42,5 +42,5 @@ def checkpoint_kernel(
         raise NotForked("the kernel did not answer") from e
     if "refused" in answer:
         ours.close()
-        raise NotForked(", ".join(answer["refused"]))
+        raise NotForked(", ".join(answer["refused"]), answer["kind"])
     return Checkpoint(ours, answer["kept"])

@@ -5,6 +5,7 @@
 # %% ../../../nbs/notebooks/checkpoints/02_detached.ipynb #imports
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import socket
@@ -29,7 +30,8 @@ def home() -> Path:
     places = [os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp"]
     usable = (place for place in places if place and os.path.isdir(place) and os.access(place, os.W_OK) and len(place) + len(name) < _LONGEST)
     folder = Path(next(usable, "/tmp"), name)
-    folder.mkdir(mode=0o700, exist_ok=True)
+    with contextlib.suppress(FileExistsError):  # a file in its place is refused below
+        folder.mkdir(mode=0o700, exist_ok=True)
     info = folder.lstat()
     if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid() or info.st_mode & 0o077:
         raise NotForked(f"{folder} must be a folder that only you can reach; remove it")

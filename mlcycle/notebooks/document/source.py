@@ -8,6 +8,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import warnings
+from collections import Counter
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
@@ -68,9 +70,12 @@ def _parsed(data: bytes, name: str) -> Any:
         raise NotebookFormatError(f"{name} is no notebook: its JSON is nested too deeply.") from e
     if not isinstance(content, dict) or not ({"cells", "worksheets"} & set(content)) or "nbformat" not in content:
         raise NotebookFormatError(f"{name} is JSON, but no notebook: it has no `cells` and `nbformat`.")
+    if re.search(rb"\\u[dD][89a-fA-F]", data) and (place := _half_character(content)) is not None:
+        raise NotebookFormatError(f"{name} is no valid notebook: {place} holds half of a character (a lone surrogate). Delete it there.")
     try:
+        _leave_out_unknown(content, name)
         ids = _ids(content)
-        nb = _today(nbformat.reads(json.dumps(content), as_version=4), ids)
+        nb = _today(nbformat.from_dict(nbformat.reads(json.dumps(content), as_version=4)), ids)  # upgrades leave plain dicts
         nbformat.validate(nb)
     except Exception as e:  # nbformat raises whatever the damage leads to: KeyError, AttributeError, ValidationError, …
         lines = str(e).strip().splitlines() or [type(e).__name__]
@@ -79,12 +84,36 @@ def _parsed(data: bytes, name: str) -> Any:
         raise NotebookFormatError(f"{name} has no code cell to run.")
     return nb
 
+# %% ../../../nbs/notebooks/document/02_source.ipynb #lenient
+_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_KNOWN = {"cells", "metadata", "nbformat", "nbformat_minor", "worksheets", "orig_nbformat", "orig_nbformat_minor"}
+
+
+def _leave_out_unknown(content: dict[str, Any], name: str) -> None:
+    unknown = sorted(set(content) - _KNOWN)
+    for key in unknown:
+        del content[key]
+    if unknown:
+        warnings.warn(f"{name} has parts that no notebook has, which were left out: {', '.join(unknown)}.", UserWarning, stacklevel=2)
+
+
+def _half_character(content: dict[str, Any]) -> str | None:
+    "Where a notebook holds a character that cannot be written; None where it holds none."
+    def holds(part: Any) -> bool:
+        return re.search("[\ud800-\udfff]", json.dumps(part, ensure_ascii=False)) is not None
+
+    if not holds(content):
+        return None
+    cells = content.get("cells") or []
+    return next((f"its cell {number}" for number, cell in enumerate(cells, 1) if holds(cell)), "its metadata")
+
 # %% ../../../nbs/notebooks/document/02_source.ipynb #ids
 def _ids(content: dict[str, Any]) -> dict[int, str]:
     "An id for each cell: its own, or one that depends on its position only, so that reading twice gives the same ids."
     cells = content.get("cells", [])
-    stored = [cell.get("id") for cell in cells]
-    ids = {i: cell_id if isinstance(cell_id, str) and stored.count(cell_id) == 1 else f"cell-{i}" for i, cell_id in enumerate(stored)}
+    stored = [cell_id if isinstance(cell_id := cell.get("id"), str) and _ID.fullmatch(cell_id) else None for cell in cells]
+    counts = Counter(stored)
+    ids = {i: cell_id if cell_id is not None and counts[cell_id] == 1 else f"cell-{i}" for i, cell_id in enumerate(stored)}
     if (content["nbformat"], content.get("nbformat_minor", 0)) >= (4, 5):
         for i, cell in enumerate(cells):
             cell["id"] = ids[i]

@@ -57,7 +57,7 @@ class TrackedClient(KernelClient):
         self.waited = 0.0                  # Seconds that it waited at the gate
         self._index: int | None = None     # Position of the cell that runs
         self._inside_gate = False
-        self._exit_asked = False           # Whether the last cell called `exit`
+        self._exit_code: str | None = None  # What the last cell gave to `exit`, as text; None when it did not call it
         self._exceeded: str | None = None  # The limit that was passed, of those watched from outside
         self._cells_ended = [cells_ended] if cells_ended is not None else []
 
@@ -92,6 +92,7 @@ class TrackedClient(KernelClient):
             saver = asyncio.ensure_future(self._keep_saved())
             try:
                 self.ending = await self._run()
+                self.set_widgets_metadata()
                 if self._exceeded is not None and self.ending.status != "finished":
                     self.broken = True
                     self.ending = endings.too_large(self.nb, self._index, self._exceeded)
@@ -121,7 +122,6 @@ class TrackedClient(KernelClient):
             ending = await self._execute(cell, index)
             if ending is not None:
                 return ending
-        self.set_widgets_metadata()
         return endings.finished()
 
     async def _pass_gate(self) -> None:
@@ -146,8 +146,8 @@ class TrackedClient(KernelClient):
             self.broken = True
             ending = replace(endings.kernel_died(self.nb, index, await self.exit_status()), exception=e)
             ending = with_last_words(ending, self.last_words())
-        if ending is None and self._exit_asked:
-            ending = endings.exited(self.nb, index, "0")
+        if ending is None and self._exit_code is not None:
+            ending = endings.exited(self.nb, index, self._exit_code)
         pruned = ending is not None and ending.status == "pruned"
         if ending is not None and ending.status != "finished" and not pruned:
             self.nb_man.cell_exception(cell, cell_index=index)
@@ -175,5 +175,7 @@ class TrackedClient(KernelClient):
 
     async def _check_raise_for_error(self, cell: Any, cell_index: int, exec_reply: dict[str, Any] | None) -> None:
         if exec_reply is not None:
-            self._exit_asked = any(payload.get("source") == "ask_exit" for payload in exec_reply["content"].get("payload", []))
+            asked = [payload for payload in exec_reply["content"].get("payload", []) if payload.get("source") == "ask_exit"]
+            code = asked[-1].get("keepkernel") if asked else None  # `exit(1)` gives its 1 here; True: Jupyter shall keep the kernel
+            self._exit_code = None if not asked else "0" if code is None or isinstance(code, bool) else str(code)
         await super()._check_raise_for_error(cell, cell_index, exec_reply)

@@ -30,7 +30,10 @@ def ending_of_error(
     if error.ename == "TrialPruned" and in_trial and (ending := endings.pruned(nb, index, error.evalue)):
         return ending
     shown = next((output for output in reversed(nb.cells[index].outputs) if output.output_type == "error"), None)
-    return endings.raised(nb, index, error.ename, error.evalue, list(shown.traceback) if shown else [])
+    name, message = error.ename, error.evalue
+    if name == "NoneType" and shown:  # raised while a value was shown: the kernel's reply does not name it
+        name, message = shown.ename, shown.evalue
+    return endings.raised(nb, index, name, message, list(shown.traceback) if shown else [])
 
 # %% ../../../nbs/notebooks/execute/06_judging.ipynb #stop
 def ending_of_stop(

@@ -47,6 +47,7 @@ def _remove_old_folders() -> None:
 # %% ../../../nbs/notebooks/execute/05_run_kernel.ipynb #kernel
 class KernelClient(RedactingClient):
     "nbclient's client that starts and ends the kernel of one run."
+    note_entropy = False  # Whether a forked kernel notes who draws randomness of the system
 
     def __init__(
         self,
@@ -118,6 +119,7 @@ class KernelClient(RedactingClient):
             from mlcycle.notebooks.warm.provisioner import ForkProvisioner
 
             self.km.provisioner = ForkProvisioner(kernel_spec=spec, parent=self.km, imports=list(self.imports))
+            self.km.provisioner.note_entropy, self.km.provisioner.startup_timeout = self.note_entropy, self.startup_timeout
             if self.shared is not None:
                 self.km.provisioner.control = self.shared.checkpoint.control
             try:
@@ -130,9 +132,10 @@ class KernelClient(RedactingClient):
         await self.async_start_new_kernel(**settings)
 
     async def async_start_new_kernel_client(self) -> Any:
-        from mlcycle.notebooks.warm.manager import until_ready
+        from mlcycle.notebooks.warm.manager import WakingChannel, until_ready
 
         self.kc = self.km.client()
+        self.kc.shell_channel_class = WakingChannel
         try:
             self.kc.start_channels(hb=False, stdin=False)
             reply = await until_ready(self.kc, self.km, self.startup_timeout)

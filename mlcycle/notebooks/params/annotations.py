@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import os
+import reprlib
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from decimal import Decimal, InvalidOperation
@@ -14,8 +15,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from .yaml_text import load_yaml
+
 # %% auto #0
-__all__ = ['Kind', 'kind_of', 'plain', 'fit', 'read']
+__all__ = ['Kind', 'kind_of', 'plain', 'shown', 'fit', 'read']
 
 # %% ../../../nbs/notebooks/params/01_annotations.ipynb #kind
 @dataclass(frozen=True, slots=True)
@@ -95,11 +98,20 @@ def plain(
         return value.to_pydatetime(warn=False)
     return value
 
+# %% ../../../nbs/notebooks/params/01_annotations.ipynb #shown
+def shown(
+    value: Any,  # Any value, of any size
+) -> str:
+    "A value in a message: cut where it is long, and not unfolded where it is deep."
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = 80
+    return short.repr(value)
+
 # %% ../../../nbs/notebooks/params/01_annotations.ipynb #scalar-scalar
 def _scalar(value: Any, kind: Kind) -> Any:
     cls = _CLASSES[kind.name]
     if kind.name in ("int", "float", "Decimal", "timedelta") and isinstance(value, bool):
-        raise ValueError(f"expects {kind}, got {value!r}")
+        raise ValueError(f"expects {kind}, got {shown(value)}")
     if kind.name == "date" and isinstance(value, datetime):
         raise ValueError(f"expects {kind}, got a time of day too: {value.isoformat()}")
     if isinstance(value, cls):
@@ -114,7 +126,7 @@ def _scalar(value: Any, kind: Kind) -> Any:
         return Decimal(value)
     if kind.name == "timedelta" and isinstance(value, (int, float)):
         return timedelta(seconds=value)
-    raise ValueError(f"expects {kind}, got {type(value).__name__} {value!r}")
+    raise ValueError(f"expects {kind}, got {type(value).__name__} {shown(value)}")
 
 # %% ../../../nbs/notebooks/params/01_annotations.ipynb #fit
 def fit(
@@ -127,11 +139,11 @@ def fit(
         return value
     if kind.name == "None":
         if value is not None:
-            raise ValueError(f"expects None, got {value!r}")
+            raise ValueError(f"expects None, got {shown(value)}")
         return None
     if kind.name == "literal":
         if not any(option == value and type(option) is type(value) for option in kind.options):
-            raise ValueError(f"expects one of {', '.join(map(repr, kind.options))}, got {value!r}")
+            raise ValueError(f"expects one of {', '.join(map(repr, kind.options))}, got {shown(value)}")
         return value
     if kind.name == "union":
         return _union(value, kind)
@@ -147,18 +159,18 @@ def _union(value: Any, kind: Kind) -> Any:
             continue
     exact = [converted for converted in fitting if type(converted) is type(value)]  # an int stays an int in `float | int`
     if not fitting:
-        raise ValueError(f"expects {kind}, got {type(value).__name__} {value!r}")
+        raise ValueError(f"expects {kind}, got {type(value).__name__} {shown(value)}")
     return (exact or fitting)[0]
 
 # %% ../../../nbs/notebooks/params/01_annotations.ipynb #items
 def _items(value: Any, kind: Kind) -> Any:
     if kind.name == "dict":
         if not isinstance(value, dict):
-            raise ValueError(f"expects {kind}, got {type(value).__name__} {value!r}")
+            raise ValueError(f"expects {kind}, got {type(value).__name__} {shown(value)}")
         keys, items = kind.args if len(kind.args) == 2 else (Kind("any"), Kind("any"))
         return {fit(k, keys): fit(v, items) for k, v in value.items()}
     if not isinstance(value, (list, tuple, set, frozenset)):
-        raise ValueError(f"expects {kind}, got {type(value).__name__} {value!r}")
+        raise ValueError(f"expects {kind}, got {type(value).__name__} {shown(value)}")
     kinds = kind.args or (Kind("any"),)
     if kind.name == "tuple" and kind.args and kinds[-1].name != "...":
         if len(value) != len(kinds):
@@ -184,16 +196,14 @@ def _guess(text: str) -> Any:
 
 # %% ../../../nbs/notebooks/params/01_annotations.ipynb #structure
 def _structure(text: str) -> Any:
-    import yaml
-
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
         pass
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as e:
-        raise ValueError(f"cannot be read: {text!r} is neither Python nor YAML") from e
+        return load_yaml(text)
+    except ValueError as e:
+        raise ValueError(f"cannot be read: {shown(text)} is neither Python nor YAML ({e})") from e
 
 # %% ../../../nbs/notebooks/params/01_annotations.ipynb #read
 def read(
@@ -233,7 +243,7 @@ def read(
     if kind.name in ("list", "tuple", "set", "dict"):
         return _read_items(bare, kind)
     expected = f"one of {', '.join(map(repr, kind.options))}" if kind.options else str(kind)
-    raise ValueError(f"expects {expected}, got {text!r}")
+    raise ValueError(f"expects {expected}, got {shown(text)}")
 
 # %% ../../../nbs/notebooks/params/01_annotations.ipynb #read-union
 _NARROWEST_FIRST = ("None", "literal", "bool", "int", "float")
@@ -252,13 +262,15 @@ def _read_union(text: str, kind: Kind) -> Any:
             return read(text, member)
         except ValueError:
             continue
-    raise ValueError(f"expects {kind}, got {text!r}")
+    raise ValueError(f"expects {kind}, got {shown(text)}")
 
 # %% ../../../nbs/notebooks/params/01_annotations.ipynb #read-items
 def _read_items(text: str, kind: Kind) -> Any:
     if kind.name != "dict" and text[:1] not in ("[", "(", "{"):
         text = f"[{text}]"  # 64,32 is a list too
     value = _structure(text)
+    if isinstance(value, str):  # neither JSON nor Python nor a list in YAML
+        raise ValueError(f"expects {kind}, got {shown(text)}")
     return fit(_typed(value, kind), kind)
 
 # %% ../../../nbs/notebooks/params/01_annotations.ipynb #typed

@@ -88,8 +88,12 @@ def tagged(
 def declaring(
     nb: Any,  # A notebook node
 ) -> int | None:  # Index of the cell, None without one
-    "Find the cell that declares the parameters. Raises `NotebookFormatError` when two cells do so with %params."
+    "Find the cell that declares the parameters. Raises `NotebookFormatError` when two cells do so."
     if (index := tagged(nb)) is not None:
+        more = [cell for cell in nb.cells[index + 1:] if cell.cell_type == "code" and "parameters" in cell.metadata.get("tags", [])]
+        if more:
+            raise NotebookFormatError(f"{len(more) + 1} cells are tagged `parameters`. Keep the tag on one of them: "
+                                      "what is given to a run is set below it.")
         return index
     indices = [i for i, cell in enumerate(nb.cells) if cell.cell_type == "code" and any(map(is_declaration, cell.source.splitlines()))]
     if len(indices) > 1:
@@ -106,6 +110,9 @@ def _comments(source: str) -> dict[int, tuple[str, bool]]:
     return comments
 
 # %% ../../../nbs/notebooks/params/04_declared.ipynb #help
+_HEADING = re.compile(r"\W*(the |our |notebook |run |input |default )*parameters?\W*", re.IGNORECASE)  # names the cell, and no parameter
+
+
 def _help(node: ast.stmt, comments: Mapping[int, tuple[str, bool]]) -> str:
     beside = [comments[line][0] for line in range(node.lineno, (node.end_lineno or node.lineno) + 1) if line in comments]
     if beside:
@@ -114,7 +121,7 @@ def _help(node: ast.stmt, comments: Mapping[int, tuple[str, bool]]) -> str:
     while line in comments and comments[line][1]:
         above.insert(0, comments[line][0])
         line -= 1
-    return " ".join(above)
+    return " ".join(text for text in above if not _HEADING.fullmatch(text))
 
 # %% ../../../nbs/notebooks/params/04_declared.ipynb #parse
 def _tree(source: str) -> tuple[ast.Module, str]:

@@ -14,6 +14,7 @@ from typing import Any
 from ...errors import NotFoundError, ParameterError
 from .annotations import Kind, fit, kind_of, read
 from .declared import Parameter, Parameters
+from .yaml_text import load_yaml
 
 # %% auto #0
 __all__ = ['unknown_name', 'misfit', 'parse_value', 'parse_values', 'check_values', 'read_yaml', 'gather']
@@ -136,17 +137,10 @@ def read_yaml(
     where: str = "The YAML",  # What to call it in messages
 ) -> dict[str, Any]:   # Name to value
     "Read a mapping of parameters. Raises `ParameterError`."
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        yaml_implicit_resolvers = {first: [r for r in resolvers if r[0] != "tag:yaml.org,2002:timestamp"]
-                                   for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789"))
     try:
-        values = yaml.load(text, Loader)  # a subclass of the safe loader
-    except yaml.YAMLError as e:
-        raise ParameterError(f"Nothing was run: {where} cannot be read: {' '.join(str(e).split())}") from e
+        values = load_yaml(text)
+    except ValueError as e:
+        raise ParameterError(f"Nothing was run: {where} cannot be read: {e}") from e
     if not isinstance(values, dict | None) or not all(isinstance(name, str) for name in values or {}):
         raise ParameterError(f"Nothing was run: {where} must map names of parameters to values, such as `lr: 0.1`.")
     return values or {}

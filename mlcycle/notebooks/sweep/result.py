@@ -56,6 +56,7 @@ class Sweep:
     reason: str | None = None    # One line on why it did not finish: `3 of 60 failed`
     where: str = ""              # `2 at once, local`
     warnings: tuple[str, ...] = ()  # What was not as asked for
+    shared_cells: dict[str, Any] | None = None  # `shared`: were the cells above the parameters executed once for all; `kind`, `why`: if not, why
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -83,7 +84,8 @@ class Sweep:
     def json(self) -> dict[str, Any]:
         "For machines: the sweep, and an object for each run."
         return {"run": self.run, "name": self.name, "experiment": self.experiment, "notebook": self.notebook, "status": self.status,
-                "reason": self.reason, "seconds": round(self.seconds, 3), "rows": [row.json() for row in self.rows]}
+                "reason": self.reason, "seconds": round(self.seconds, 3), "shared_cells": self.shared_cells, "warnings": list(self.warnings),
+                "rows": [row.json() for row in self.rows]}
 
     def result(self) -> Result:
         "As every command gives it: for machines, for a terminal and for a notebook."

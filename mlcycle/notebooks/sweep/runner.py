@@ -69,6 +69,7 @@ class _SweepLoop:
     outcomes: dict[int, Outcome] = field(default_factory=dict)  # By row
     asked: list[int | None] = field(default_factory=list)  # Signals that came
     problems: list[str] = field(default_factory=list)      # What went wrong beside the runs
+    shared_cells: dict[str, Any] | None = None  # See `Sweep`
     by: str | None = None           # Who asked with `mlcycle stop`
 
     def go(self, bar: Any) -> None:
@@ -249,7 +250,9 @@ def _shared_cells(loop: _SweepLoop, opened: OpenedNotebook, options: RunOptions,
     loop.state.preparing = True
     try:
         loop.executor.shared = share_cells(opened, options, experiment=active.experiment, parent=active.id, store=active.store, tick=bar.tick)
+        loop.shared_cells = {"shared": True, "kind": None, "why": None}
     except NotShared as e:
+        loop.shared_cells = {"shared": False, "kind": e.kind, "why": str(e)}
         loop.problems.append(f"Each run executed the cells above the parameters itself: {e}.")
     except (NotebookInterrupted, NotebookTerminated) as e:
         loop.asked.append(signal.SIGINT if isinstance(e, NotebookInterrupted) else signal.SIGTERM)
@@ -313,7 +316,7 @@ def _finish(loop: _SweepLoop, rows: list[dict[str, Any]], title: str, where: str
             table_rows.append(SweepRow(task.row, varied, result.status, result.run, result.name, result.seconds, result.metrics, result.reason,
                                        outcome.attempts))
     sweep = Sweep(active.id, active.name, active.experiment, title, status, time.monotonic() - loop.state.began, tuple(table_rows), reason, where,
-                  tuple(loop.problems))
+                  tuple(loop.problems), loop.shared_cells)
     keep(active, active.redactor.text(json.dumps(sweep.json(), default=str)).encode(), "sweep.json", "table")
     active.finish(status, None, reason)
     return sweep

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..checkpoints.checkpoint import Checkpoint, checkpoint_kernel
+from ..document.clock_seeds import clock_seeds
 from ..document.source import Source, runnable
 from ..execute.client import TrackedClient
 from ..params.declared import declaring
@@ -99,8 +100,10 @@ class SharedCells:
 
 # %% ../../../nbs/notebooks/sweep/01_shared_cells.ipynb #client
 class _CheckpointingClient(TrackedClient):
+    note_entropy = True
     kept: Checkpoint | None = None
     refused: str = ""
+    refused_kind = "process"
 
     async def end_kernel(self) -> None:
         kernel = self.forked_kernel
@@ -111,12 +114,20 @@ class _CheckpointingClient(TrackedClient):
                 self.kept = await asyncio.to_thread(checkpoint_kernel, kernel)
                 self.shutdown_kernel = "immediate"
             except NotForked as e:
-                self.refused = str(e)
+                self.refused, self.refused_kind = str(e), e.kind
         await super().end_kernel()
 
 # %% ../../../nbs/notebooks/sweep/01_shared_cells.ipynb #share
 class NotShared(Exception):
     "The cells of a notebook cannot be shared, with the reason; its runs execute all of them."
+
+    def __init__(
+        self,
+        reason: str,            # In words
+        kind: str = "process",  # `none`: there are none; `random`: they draw random numbers; `failed`; `process`: their kernel cannot be forked
+    ):
+        super().__init__(reason)
+        self.kind = kind
 
 # %% ../../../nbs/notebooks/sweep/01_shared_cells.ipynb #share-cells
 def share_cells(
@@ -144,7 +155,9 @@ def share_cells(
     source, kernel = opened.source, opened.kernel
     cells = above_parameters(source.nb)
     if not cells:
-        raise NotShared("no cell above its parameters is executed")
+        raise NotShared("no cell above its parameters is executed", "none")
+    if kernel.language == "python" and (seeds := clock_seeds(cells)):
+        raise NotShared(f"a seed differs each time ({seeds[0]:.80})", "random")
     redactor = redactor_for(opened.secrets)
     nb = inject(source.nb, {}, [], kernel.language, kernel.name)
     nb.cells = deepcopy(cells)
@@ -167,7 +180,7 @@ def share_cells(
     reason = ending.reason if ending.status != "finished" else client.refused
     active.finish(ending.status, ending.error, ending.reason)
     if client.kept is None:
-        raise NotShared(redactor.text(reason or "the kernel could not be kept"))
+        raise NotShared(redactor.text(reason or "the kernel could not be kept"), client.refused_kind if ending.status == "finished" else "failed")
     seconds = sum(cell.metadata.get("papermill", {}).get("duration") or 0.0 for cell in client.nb_man.nb.cells)
     return SharedCells(_digest(cells), client.nb_man.nb.cells, client.kept, active, seconds, client.widget_state)
 

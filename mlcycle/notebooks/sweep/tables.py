@@ -5,11 +5,12 @@
 # %% ../../../nbs/notebooks/sweep/03_tables.ipynb #imports
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from ...errors import DataError, NotFoundError, UsageError
-from ..params.annotations import kind_of, read
+from ..params.annotations import Kind, kind_of, read
 from ..params.declared import Parameters
 from ..params.values import misfit
 from .grid import refuse
@@ -36,13 +37,28 @@ def read_rows(
             case ".parquet" | ".pq":
                 frame = pd.read_parquet(path, dtype_backend="numpy_nullable")
             case ".jsonl" | ".ndjson":
-                frame = pd.read_json(path, lines=True, dtype_backend="numpy_nullable", convert_dates=False)
+                frame = pd.read_json(path, lines=True, dtype_backend="numpy_nullable", convert_dates=False, precise_float=True)
             case _:
                 raise UsageError(f"{path.name} must be a .csv, .parquet or .jsonl file.")
     except (OSError, ValueError) as e:
         raise DataError(f"{path} cannot be read: {e}") from e
+    if ending == ".csv":
+        _refuse_doubled(_header(path), path.name)  # pandas would call the second one `n.1`
     frame.columns = [str(column).strip() for column in frame.columns]
     return _typed(frame, parameters) if ending == ".csv" else rows_of(frame)
+
+# %% ../../../nbs/notebooks/sweep/03_tables.ipynb #doubled
+def _header(path: Path) -> list[str]:
+    import csv
+
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        return [name.strip() for name in next(csv.reader(file, skipinitialspace=True), [])]
+
+
+def _refuse_doubled(columns: list[str], where: str) -> None:
+    "Raise `ParameterError` for a column that is there twice."
+    doubled = [name for name, count in Counter(columns).items() if count > 1]
+    refuse([f"{where} has the column {name!r} twice; keep one of them" for name in doubled])
 
 # %% ../../../nbs/notebooks/sweep/03_tables.ipynb #rows-of
 def rows_of(
@@ -50,6 +66,7 @@ def rows_of(
 ) -> list[dict[str, Any]]:
     "The params of each row of a table; missing values are left out."
     columns = [str(column) for column in frame.columns]
+    _refuse_doubled(columns, "the table")
     return [{name: _plain(value) for name, value in zip(columns, values, strict=True) if not _missing(value)}
             for values in frame.itertuples(index=False, name=None)]
 
@@ -63,6 +80,17 @@ def _missing(value: Any) -> bool:
 def _plain(value: Any) -> Any:
     return value.tolist() if hasattr(value, "tolist") and getattr(value, "ndim", 0) else value
 
+# %% ../../../nbs/notebooks/sweep/03_tables.ipynb #cell
+def _read_cell(text: str, kind: Kind) -> Any:
+    "The text of one cell. pandas writes the whole numbers of a column with gaps as `1.0`."
+    try:
+        return read(text, kind)
+    except ValueError:
+        whole, point, rest = text.strip().partition(".")
+        if point and rest and not rest.strip("0") and "int" in {kind.name, *(member.name for member in kind.args)}:
+            return read(whole, kind)
+        raise
+
 # %% ../../../nbs/notebooks/sweep/03_tables.ipynb #csv
 def _typed(frame: Any, parameters: Parameters | None) -> list[dict[str, Any]]:
     "The texts of a CSV file, each read by the type of its column's parameter."
@@ -74,7 +102,7 @@ def _typed(frame: Any, parameters: Parameters | None) -> list[dict[str, Any]]:
             if text == "":
                 continue
             try:
-                row[name] = read(text, parameter.kind if parameter else kind_of(""))
+                row[name] = _read_cell(text, parameter.kind if parameter else kind_of(""))
             except ValueError as e:
                 problems.append(f"row {number}, column {name!r}: {misfit(parameter, text, str(e))}")
         rows.append(row)

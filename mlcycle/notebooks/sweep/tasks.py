@@ -47,7 +47,7 @@ class Task:
     tag: str                        # Which notebook it is, for the run's tag
     params: dict[str, Any] = field(default_factory=dict)    # Values of its parameters, checked
     options: RunOptions = field(default_factory=RunOptions)  # Kernel, limits, secrets, tags, whether to work in an empty folder
-    store: tuple[str, str] = ("", "")                       # Addresses of metadata and artifacts, for another process
+    store: tuple[str, str] = field(default=("", ""), repr=False)  # Addresses of metadata and artifacts, for another process: with passwords
     versions: dict[str, str] = field(default_factory=dict)  # What its worker must have installed
 
 # %% ../../../nbs/notebooks/sweep/04_tasks.ipynb #outcome

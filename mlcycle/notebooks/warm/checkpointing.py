@@ -19,15 +19,16 @@ from typing import Any
 
 from ipykernel.iostream import OutStream
 
+from .entropy import clock_seeded, recorder
 from .forking import ForkRequest, serve, freeze_memory
 from .identity import forget_exit_handlers, draw_new_seeds
 from .kernel import Forked, run_kernel
-from .random_state import restore, seeded, states
+from .random_state import changes, restore, states
 from .safety import drop_sockets, gpu, open_connections, unknown_threads
 from .wire import receive, send
 
 # %% auto #0
-__all__ = ['reasons_against', 'take_checkpoint', 'continue_kernel']
+__all__ = ['reasons_against', 'random_numbers_drawn', 'take_checkpoint', 'continue_kernel']
 
 # %% ../../../nbs/notebooks/warm/08_checkpointing.ipynb #unsafe-streams
 def _streams() -> list[OutStream]:
@@ -52,6 +53,16 @@ def reasons_against(
     tasks = asyncio.all_tasks(loop) - {asyncio.current_task(loop)}
     return reasons + [f"{len(tasks)} unfinished asyncio tasks"] * bool(tasks)
 
+# %% ../../../nbs/notebooks/warm/08_checkpointing.ipynb #drawn
+def random_numbers_drawn(
+    changed: dict[str, str],  # What happened to the global generators, as `changes` gives it
+) -> list[str]:               # In words; empty when there was none
+    "Which random numbers the cells of this process have drawn without a seed."
+    who = [f"the global generator of {name}" for name, what in changed.items() if what == "used"]
+    who += [f"the module {name}, by the clock" for name in clock_seeded(set())]
+    who += ["a cell" if name == "__main__" else f"the module {name}" for name in recorder.settle()]
+    return [f"random numbers are drawn without a seed ({', '.join(who)})"] if who else []
+
 # %% ../../../nbs/notebooks/warm/08_checkpointing.ipynb #close-store
 def _close_store() -> None:
     "Close the store's database connection, which two processes must not use."
@@ -73,16 +84,18 @@ def take_checkpoint(
         return
     channel = socket.socket(fileno=control)
     _close_store()
+    changed = changes(forked.random_states) if purpose == "share" else {}
+    if changed.get("torch") == "untouched" and "torch" not in forked.random_states:
+        changed["torch"] = "used"  # a large seed that was set since it was loaded looks like one of the system
+    drawn = random_numbers_drawn(changed) if purpose == "share" else []
     reasons = reasons_against(forked)
-    if reasons:
-        send(channel, {"refused": reasons})
+    if drawn or reasons:
+        send(channel, {"refused": [*reasons, *drawn], "kind": "process" if reasons else "random"})
         channel.close()
         return
     for stream in _streams():
         stream.flush()
-    random_states = states()
-    if purpose == "share":
-        random_states = {name: random_states[name] for name in seeded(forked.random_states)}
+    random_states = {name: state for name, state in states().items() if changed.get(name, "seeded") == "seeded"}
     child = os.fork()
     if child:
         channel.close()
@@ -212,4 +225,5 @@ def continue_kernel(
     sys.argv = [sys.argv[0], "-f", request["file"], *request["arguments"]]
     draw_new_seeds()  # last, because making the sockets has drawn random numbers too
     restore(random_states)
+    recorder.stop()
     run_kernel(Forked(app, fork.channel, dict(os.environ), os.getcwd(), forked.warmed, states()), take_checkpoint)

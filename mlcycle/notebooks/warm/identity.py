@@ -13,6 +13,8 @@ import time
 import weakref
 from collections.abc import Mapping, Sequence
 
+from .entropy import recorder
+
 # %% auto #0
 __all__ = ['start_session', 'set_environment', 'draw_new_seeds', 'forget_exit_handlers', 'read_plot_settings']
 
@@ -59,6 +61,9 @@ def draw_new_seeds() -> None:
         random.seed()
     if numpy is not None:
         numpy.seed()
+    if hasattr(torch := sys.modules.get("torch"), "default_generator"):
+        torch.default_generator.seed()
+    recorder.draw_again()
     if multiprocessing := sys.modules.get("multiprocessing.process"):
         multiprocessing.current_process()._config["authkey"] = multiprocessing.AuthenticationString(os.urandom(32))
     if tempfile := sys.modules.get("tempfile"):

@@ -19,8 +19,10 @@ from typing import Any
 
 from ipykernel.kernelapp import IPKernelApp
 
+from .entropy import recorder
 from .forking import ForkRequest
 from .identity import forget_exit_handlers, draw_new_seeds, set_environment, read_plot_settings, start_session
+from .kernel_answers import answers
 from .random_state import states
 from .wire import Gone, receive, send
 
@@ -94,6 +96,9 @@ def become_kernel(
     app = ForkedKernelApp.instance()
     app.connection, app.connection_file = request["connection"], request["file"]
     app.initialize([*request["arguments"], *SETTINGS])
+    answers.bind(app.shell)
+    if request.get("note_entropy"):
+        recorder.start()
     return Forked(app, fork.channel, dict(os.environ), request["cwd"], warmed, states())
 
 # %% ../../../nbs/notebooks/warm/07_kernel.ipynb #lease

@@ -10,12 +10,13 @@ import time
 from queue import Empty
 from typing import Any
 
+from jupyter_client.channels import AsyncZMQSocketChannel
 from jupyter_client.manager import AsyncKernelManager
 
 from .provisioner import ForkProvisioner
 
 # %% auto #0
-__all__ = ['RunKernelManager', 'until_ready']
+__all__ = ['LOOK_AGAIN', 'RunKernelManager', 'WakingChannel', 'until_ready']
 
 # %% ../../../nbs/notebooks/warm/14_manager.ipynb #manager
 class RunKernelManager(AsyncKernelManager):
@@ -36,6 +37,27 @@ class RunKernelManager(AsyncKernelManager):
     # without Jupyter's decorator, which sleeps for a hundredth of a second in each call, for its own tests
     start_kernel = inspect.unwrap(AsyncKernelManager.start_kernel)
     shutdown_kernel = inspect.unwrap(AsyncKernelManager.shutdown_kernel)
+
+# %% ../../../nbs/notebooks/warm/14_manager.ipynb #waking
+LOOK_AGAIN = 0.2  # Seconds
+
+
+class WakingChannel(AsyncZMQSocketChannel):
+    "A channel to a kernel whose messages are received even if the notice of their arrival was lost."
+
+    async def get_msg(
+        self,
+        timeout: float | None = None,  # Seconds; None to wait as long as it takes
+    ) -> dict[str, Any]:
+        "The next message. Raises `queue.Empty` when there is none in time."
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left = LOOK_AGAIN if deadline is None else max(0.0, min(LOOK_AGAIN, deadline - time.monotonic()))
+            try:
+                return await super().get_msg(left)
+            except Empty:
+                if deadline is not None and time.monotonic() >= deadline:
+                    raise
 
 # %% ../../../nbs/notebooks/warm/14_manager.ipynb #ready
 async def until_ready(

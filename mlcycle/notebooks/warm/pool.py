@@ -170,6 +170,8 @@ def _get_process(key: tuple[Any, ...], imports: tuple[str, ...], folder: str, en
     "The pool's process for a key, started where there is none that is up to date."
     with _pool_lock:
         _retired[:] = [retired for retired in _retired if retired.process.poll() is None]
+        for ended in [each for each, idle in _pool.items() if idle.process.poll() is not None]:
+            del _pool[ended]  # it has ended when it was idle
         process = _pool.pop(key, None)
         if process is not None and not process.current():
             process.retire()

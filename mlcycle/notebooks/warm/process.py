@@ -23,6 +23,14 @@ __all__ = ['NotForked', 'ForkedKernel', 'fork_kernel']
 class NotForked(Exception):
     "A kernel could not be forked; the message gives the reason."
 
+    def __init__(
+        self,
+        reason: str,            # In words
+        kind: str = "process",  # `random` where a fork would repeat random numbers; `process` for all else
+    ):
+        super().__init__(reason)
+        self.kind = kind
+
 # %% ../../../nbs/notebooks/warm/10_process.ipynb #kernel
 class ForkedKernel:
     "A kernel that another process has forked for this one."

@@ -60,6 +60,8 @@ def _descriptor(stream: Any, default: int, null: int) -> int:
 class ForkProvisioner(KernelProvisionerBase):
     "Starts kernels by forking a process in which their imports are done."
     imports = List(Unicode(), help="What the process has imported, as `sklearn.datasets:load_iris`.").tag(config=True)
+    note_entropy = False  # Whether the kernel notes who draws randomness of the system
+    startup_timeout = 60.0  # Seconds for a kernel to get ready once its imports are done
     control: Any = None  # Control channel of a checkpoint to fork from, in place of the pool
     kernel: ForkedKernel | None = None
     pid: int | None = None
@@ -102,7 +104,7 @@ class ForkProvisioner(KernelProvisionerBase):
         return kwargs
 
     async def launch_kernel(self, cmd: list[str], **kwargs: Any) -> dict[str, Any]:
-        request = request_for(self.parent, cmd, kwargs["env"], kwargs.get("cwd"))
+        request = request_for(self.parent, cmd, kwargs["env"], kwargs.get("cwd")) | {"note_entropy": self.note_entropy}
         self.kernel = await asyncio.get_running_loop().run_in_executor(None, self._fork, request, kwargs)
         self.pid = self.pgid = self.kernel.pid
         return {**request["connection"], **self.kernel.ready, "key": self.parent.session.key}
@@ -112,9 +114,9 @@ class ForkProvisioner(KernelProvisionerBase):
         try:
             streams = descriptors((kwargs.get("stdin"), kwargs.get("stdout"), kwargs.get("stderr")), null)
             if self.control is not None:
-                return fork_kernel(self.control, request, streams)
+                return fork_kernel(self.control, request, streams, self.startup_timeout)
             env = {name: value for name, value in os.environ.items() if name not in LIMITS} | limits_in(request["env"])
-            return warm_process(tuple(self.imports), request["cwd"], env).fork(request, streams)
+            return warm_process(tuple(self.imports), request["cwd"], env).fork(request, streams, self.startup_timeout)
         finally:
             os.close(null)
 

@@ -11,12 +11,14 @@ import importlib
 import os
 import socket
 import sys
-import sysconfig
 import tempfile
 from collections.abc import Iterable
 from typing import Any
 
+from .entropy import clock_seeded, installed, recorder
 from .forking import serve, freeze_memory
+from .kernel_answers import answers
+from .random_state import changes, states
 from .safety import gpu, unknown_threads
 from .wire import receive, send
 
@@ -27,7 +29,7 @@ __all__ = ['KERNEL', 'TRACKING', 'load', 'warm', 'local_files', 'first_use', 'ma
 KERNEL = ("ipykernel.kernelapp", "ipykernel.ipkernel", "ipykernel.zmqshell", "ipykernel.displayhook", "ipykernel.debugger",
           "IPython.core.completer", "IPython.core.completerlib", "IPython.core.debugger", "IPython.core.magics", "IPython.core.historyapp",
           "IPython.core.oinspect", "IPython.core.pylabtools", "IPython.core.ultratb", "IPython.extensions.storemagic", "IPython.lib.pretty",
-          "pygments.lexers.python", "pygments.formatters.terminal256", "stack_data", "sqlite3", "pdb", "comm",
+          "pygments.lexers.python", "pygments.formatters.terminal256", "stack_data", "rich.style", "sqlite3", "pdb", "comm",
           "tornado.platform.asyncio", "concurrent.futures.thread", "multiprocessing.queues", "zmq.eventloop.zmqstream", "asyncio", "encodings.idna",
           "mlcycle.notebooks.warm.checkpointing")
 
@@ -45,17 +47,33 @@ def load(
     else:
         importlib.import_module(module)
 
+# %% ../../../nbs/notebooks/warm/09_server.ipynb #random-effect
+def _random_effect(before: dict[str, Any], checked: set[str]) -> str | None:
+    "What an import had to do with random numbers, where every fork would repeat it."
+    if drawn := recorder.settle():
+        return f"draws random numbers in {drawn[0]}"
+    if modules := clock_seeded(checked):
+        return f"sets a seed in {modules[0]} that differs each time"
+    changed = [(name, what) for name, what in changes(before).items() if what != "untouched"]
+    for name, what in changed:
+        return f"sets the seed of {name}" if what == "seeded" else f"draws numbers of {name}"
+    return None
+
 # %% ../../../nbs/notebooks/warm/09_server.ipynb #warm
 def warm(
     names: Iterable[str],  # What to import, in its order
 ) -> dict[str, str]:       # Those that must be left to the notebook, each with the reason
-    "Import modules, and report those that raise, print, warn or leave threads behind."
+    "Import modules, and report those that raise, print, warn, leave threads behind or have to do with random numbers."
     bad: dict[str, str] = {}
-    threads = len(os.listdir("/proc/self/task"))
+    threads, random_states = len(os.listdir("/proc/self/task")), states()
+    checked = set(sys.modules)
+    recorder.start()
     with tempfile.TemporaryFile() as output:
         original_fds = os.dup(1), os.dup(2)
         os.dup2(output.fileno(), 1)
         os.dup2(output.fileno(), 2)
+        given = contextlib.ExitStack()
+        given.enter_context(answers.given())
         try:
             for name in names:
                 before = os.fstat(output.fileno()).st_size
@@ -63,6 +81,8 @@ def warm(
                     load(name)
                 except BaseException as e:  # the notebook's own line will raise it
                     bad[name] = f"raises {type(e).__name__}"
+                    recorder.settle()
+                    answers.uses()
                     continue
                 sys.stdout.flush()
                 sys.stderr.flush()
@@ -72,7 +92,14 @@ def warm(
                     threads = now
                     if reasons := unknown_threads() + gpu():
                         bad[name] = f"leaves {reasons[0]}"
+                if used := answers.uses():
+                    bad[name] = f"uses {used[0]} of the shell"
+                if reason := _random_effect(random_states, checked):
+                    bad[name] = reason
+                    random_states = states()
         finally:
+            given.close()
+            recorder.stop()
             for target, fd in zip((1, 2), original_fds, strict=True):
                 os.dup2(fd, target)
                 os.close(fd)
@@ -81,12 +108,10 @@ def warm(
 # %% ../../../nbs/notebooks/warm/09_server.ipynb #local
 def local_files() -> dict[str, list[int]]:  # Path to time of change (ns) and size
     "Files of imported modules that lie neither where packages are installed nor in mlcycle."
-    installed = tuple({os.path.realpath(path) + os.sep for path in sysconfig.get_paths().values()} - {os.path.realpath(sys.prefix) + os.sep})
-    mlcycle = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__)))) + os.sep
     files = {}
     for module in list(sys.modules.values()):
         path = getattr(module, "__file__", None)
-        if path and not (real := os.path.realpath(path)).startswith((*installed, mlcycle)) and os.path.exists(real):
+        if path and not installed(path) and os.path.exists(real := os.path.realpath(path)):
             info = os.stat(real)
             files[real] = [info.st_mtime_ns, info.st_size]
     return files

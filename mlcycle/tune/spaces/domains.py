@@ -121,6 +121,20 @@ class Domain:
             return list(range(self.low, self.last + 1, self.step or 1))
         return [self._at(i) for i in range(int(self.size))]
 
+    def holds(
+        self,
+        value: Any,  # Anything
+    ) -> bool:
+        "Whether a value is one of its values, of the right type."
+        if self.kind == "choice":
+            return any(value == choice and isinstance(value, bool) == isinstance(choice, bool) for choice in self.choices)
+        if isinstance(value, bool) or not isinstance(value, int if self.kind == "int" else (int, float)) or not self.low <= value <= self.last:
+            return False
+        if self.step is None:
+            return True
+        steps = (Decimal(str(value)) - Decimal(str(self.low))) / Decimal(str(self.step))
+        return abs(steps - round(steps)) < Decimal("1e-8")
+
     def exact(
         self,
         value: Any,  # One of its values, as a sampler gives it
