@@ -128,9 +128,8 @@ def stored_version(
     try:
         rows = db.fetch(_VERSION, {})
     except StoreError:
-        with db.read() as con:
-            if VERSION_TABLE not in inspect(con).get_table_names():
-                return None
+        if VERSION_TABLE not in db.reading(lambda con: inspect(con).get_table_names()):
+            return None
         rows = db.fetch(_VERSION, {})  # another process has just made it
     return rows[0][0] if rows else None
 
@@ -242,7 +241,7 @@ def _check_version(db: Database, scripts: Path, head: str) -> None:
 
 # %% ../../nbs/store/03_opening.ipynb #create-postgres
 def _create_postgres(db: Database) -> None:
-    with db.write() as con:
+    def work(con: Connection) -> None:
         con.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _UPGRADE_LOCK})
         existing = set(inspect(con).get_table_names())
         if foreign := sorted(existing & set(metadata.tables)) if VERSION_TABLE not in existing else []:
@@ -251,3 +250,5 @@ def _create_postgres(db: Database) -> None:
         if VERSION_TABLE not in existing:
             metadata.create_all(con)
             con.execute(text(f"INSERT INTO {VERSION_TABLE} VALUES (:head)"), {"head": HEAD})
+
+    db.in_transaction(work)

@@ -24,6 +24,8 @@ from .database import mended, storable
 from .events import APPEND, append, entry, moment
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
     from mlcycle.store.connect import Store
 
 # %% auto #0
@@ -36,7 +38,22 @@ def _this_process(pid: int) -> Process:
 
     import psutil
 
-    return Process(socket.gethostname(), pid, psutil.Process(pid).create_time())
+    return Process(socket.gethostname() + _process_table(), pid, psutil.Process(pid).create_time())
+
+
+_MACHINES_OWN = "4026531836"  # The number that Linux gives to the process table of the machine itself
+
+
+def _process_table() -> str:  # Empty for the machine's own
+    "Which process table the numbers of processes belong to: a container has one of its own, and often the host name of the machine."
+    import os
+    from pathlib import Path
+
+    try:
+        number = os.readlink("/proc/self/ns/pid").strip("pid:[]")
+        return "" if number == _MACHINES_OWN else f"/{number}-{Path('/proc/sys/kernel/random/boot_id').read_text()[:8]}"
+    except OSError:  # not Linux
+        return ""
 
 
 def this_process() -> Process:
@@ -49,7 +66,7 @@ def this_process() -> Process:
 def is_gone(
     process: Process | None,  # Owner of a run
 ) -> bool:
-    "Has this process certainly ended? False for a process on another host, which cannot be checked."
+    "Has this process certainly ended? False for one on another host or in another container, which cannot be seen."
     import psutil
 
     if process is None or process.host != this_process().host:
@@ -113,7 +130,8 @@ def create(
     return Run(pk, run_id, name, experiment, kind, "running", moment(now), None, parent, started_by, process)
 
 # %% ../../nbs/store/07_runs.ipynb #finish
-_END = (update(schema.runs).where(schema.runs.c.pk == bindparam("key"), schema.runs.c.status == literal_column("'running'"))
+_OPEN = schema.runs.c.status.in_((literal_column("'running'"), literal_column("'lost'")))
+_END = (update(schema.runs).where(schema.runs.c.pk == bindparam("key"), _OPEN)
         .values(status=bindparam("status"), ended=bindparam("ended"), error=bindparam("error"), reason=bindparam("reason")))
 
 
@@ -136,13 +154,16 @@ def settle(
     keys: Iterable[int],  # Row numbers from `lost_keys`
 ) -> None:
     "Store the status `lost` for runs whose process has ended, as `fsck --repair` does."
-    with store.db.write() as con:
+    def work(con: Connection) -> None:
         for pk in keys:
             ended = con.execute(select(func.max(schema.points.c.time)).where(schema.points.c.run == pk)).scalar()
             lost = (update(schema.runs).where(schema.runs.c.pk == pk, schema.runs.c.status == "running")
                     .values(status="lost", ended=ended, reason="its process ended without a word").returning(schema.runs.c.id))
             if (run_id := con.execute(lost).scalar()) is not None:
                 append(con, "run.lost", run_id)
+
+    keys = list(keys)
+    store.db.in_transaction(work)
 
 # %% ../../nbs/store/07_runs.ipynb #resolve
 _ROW_BY_ID = select(schema.runs).where(schema.runs.c.id == bindparam("id"))
