@@ -2970,6 +2970,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'mlcycle/tune/trial_storage.py'),
                                             'mlcycle.tune.trial_storage._Rows.__init__': ( 'tune/trial_storage.html#_rows.__init__',
                                                                                            'mlcycle/tune/trial_storage.py'),
+                                            'mlcycle.tune.trial_storage._patient': ( 'tune/trial_storage.html#_patient',
+                                                                                     'mlcycle/tune/trial_storage.py'),
                                             'mlcycle.tune.trial_storage._statements': ( 'tune/trial_storage.html#_statements',
                                                                                         'mlcycle/tune/trial_storage.py')},
             'mlcycle.tune.trials': { 'mlcycle.tune.trials.Counts': ('tune/trials.html#counts', 'mlcycle/tune/trials.py'),

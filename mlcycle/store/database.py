@@ -234,6 +234,8 @@ class Database:
             if outcome != "in progress":
                 return outcome == "committed"
             time.sleep(0.05)
+        if number is not None:
+            raise StoreError(f"It is not known whether transaction {number} of {self.where} was carried out: the server still works on it.")
         return False
 
     def in_transaction(
