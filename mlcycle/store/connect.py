@@ -16,7 +16,7 @@ from .database import Database, display_url
 from .opening import open_database
 
 # %% auto #0
-__all__ = ['Store', 'open_store', 'connect', 'current_store', 'rest', 'store_there']
+__all__ = ['Store', 'open_store', 'connect', 'current_store', 'connected_store', 'rest', 'store_there']
 
 # %% ../../nbs/store/05_connect.ipynb #store
 class Store:
@@ -88,6 +88,11 @@ def current_store() -> Store:
     if key not in _opened:
         _opened[key] = _open(settings)
     return _opened[key]
+
+# %% ../../nbs/store/05_connect.ipynb #connected
+def connected_store() -> Store | None:  # None where it follows from the folder and the settings
+    "The store that `connect` has chosen."
+    return _connected
 
 # %% ../../nbs/store/05_connect.ipynb #rest
 def rest() -> None:

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from mlcycle.store.connect import Store
 
 # %% auto #0
-__all__ = ['this_process', 'is_gone', 'to_run', 'lost_keys', 'create', 'finish', 'settle', 'get', 'named', 'resolve', 'children']
+__all__ = ['this_process', 'is_gone', 'to_run', 'lost_keys', 'create', 'finish', 'has_ended', 'open_in', 'settle', 'get', 'named',
+           'resolve', 'children']
 
 # %% ../../nbs/store/07_runs.ipynb #process
 @cache
@@ -147,6 +148,29 @@ def finish(
     reason = mended(reason) if reason else None
     values = {"key": run.pk, "status": status, "ended": now, "error": json.dumps(asdict(error)) if error else None, "reason": reason}
     db.transact((db.sql(_END), values), (db.sql(APPEND), entry("run.end", run.id, {"status": status, "reason": reason}, now)))
+
+# %% ../../nbs/store/07_runs.ipynb #has-ended
+_STATUS = select(schema.runs.c.status).where(schema.runs.c.pk == bindparam("run"))
+
+
+def has_ended(
+    store: Store,
+    run: int,      # The run's row number
+) -> bool:         # True for a deleted one too
+    "Has a run ended, as far as the store knows? One that was called `lost` may still go on. Raises `StoreError`."
+    rows = store.db.fetch(_STATUS, {"run": run})
+    return not rows or rows[0][0] not in ("running", "lost")
+
+# %% ../../nbs/store/07_runs.ipynb #open-in
+def open_in(
+    store: Store,
+    process: Process,  # A process that tracks runs
+) -> list[Run]:        # Oldest first
+    "The runs that a process has begun and not ended, without those that still have open parts. Raises `StoreError`."
+    t = schema.runs.c
+    of_process = (t.host == process.host) & (t.pid == process.pid) & (t.process_started == process.started)
+    begun = [to_run(row) for row in store.db.all(select(schema.runs).where(of_process, t.status == "running").order_by(t.pk))]
+    return [run for run in begun if all(part.parent != run.id for part in begun)]
 
 # %% ../../nbs/store/07_runs.ipynb #settle
 def settle(

@@ -70,11 +70,10 @@ def replayed(moves: list[AliasMove]) -> list[int | None]:
 
 
 def test_processes_that_register_promote_roll_back_and_delete(store: Store) -> None:
-    "Five processes at once: numbers without gaps, one chain of moves, each rollback to where the last promotion came from, no run of a version deleted."
+    "Five processes: numbers without gaps, one chain of moves, each rollback to where the last promotion came from, no run of a version deleted."
     filled(store)
-    environment = {**os.environ, **store.environment}
-    processes = [subprocess.Popen([sys.executable, "-c", ACTING, str(seed)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-                 for seed in range(5)]
+    options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": {**os.environ, **store.environment}}
+    processes = [subprocess.Popen([sys.executable, "-c", ACTING, str(seed)], **options) for seed in range(5)]
     for process in processes:
         assert process.stdout.readline() == "ready\n"
     for process in processes:

@@ -80,7 +80,7 @@ def grown_old(store: Store, digest: str, hours: float) -> None:
 
 
 def test_gc_keeps_what_somebody_may_be_about_to_name(store: Store) -> None:
-    "A model is stored before it has a name: what is an hour young, what is as young as a run that goes on, and old content stored again are all kept."
+    "A model is stored before it has a name: what is young, what is as young as a run that goes on, and old content stored again are kept."
     young, during, again, old = (store.blobs.put(text)[0] for text in (b"young", b"during", b"again", b"old"))
     run = runs.create(store, "long")
     with store.db.write() as con:

@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import nbformat.v4 as v4
 import nbformat
+import nbformat.v4 as v4
 import psycopg
 import pytest
 from sqlalchemy import insert, text
 
+import mlcycle as mlc
 from mlcycle.errors import StoreError
 from mlcycle.store import artifacts, events, metrics, models, runs, schema
 from mlcycle.store.connect import Store, open_store
@@ -86,7 +87,8 @@ def test_a_run_logs_through_restarts(server: Postgres, team_store: Store) -> Non
     assert [p.step for p in metrics.history(team_store, run.run, "loss")] == list(range(step)) and run.params == {"step": step - 1}
     assert models.get_model(team_store, "m").versions == tuple(range(1, step + 1))
     assert [move.after for move in models.alias_history(team_store, "m")] == list(range(1, step + 1))
-    assert len(events.listing(team_store, action="version.create", limit=9999)) == step and len(artifacts.listing(team_store, run.run)) == min(7, step)
+    assert len(events.listing(team_store, action="version.create", limit=9999)) == step
+    assert len(artifacts.listing(team_store, run.run)) == min(7, step)
     assert runs.get(team_store, run.id).status == "finished"
 
 
@@ -154,4 +156,24 @@ def test_a_sweep_goes_on_after_a_restart(server: Postgres, tmp_path: Path) -> No
         assert process.returncode == 0, printed
         assert rows(store, "SELECT kind, status, count(*) FROM runs GROUP BY kind, status ORDER BY kind") == [
             ("notebook", "finished", 3), ("sweep", "finished", 1)]
-        assert rows(store, "SELECT count(*), min(step), max(step), count(DISTINCT step) FROM points WHERE name = 'm' GROUP BY run") == [(60, 0, 59, 60)] * 3
+        points = rows(store, "SELECT count(*), min(step), max(step), count(DISTINCT step) FROM points WHERE name = 'm' GROUP BY run")
+        assert points == [(60, 0, 59, 60)] * 3
+
+
+def test_a_study_goes_on_after_a_restart(server: Postgres, team_store: Store) -> None:
+    "The server goes away between two trials and comes back: each trial of the study has one run, all have finished."
+    began = []
+
+    def objective(x: float) -> float:
+        began.append(x)
+        if len(began) == 3:
+            bounce_thread.start()
+        time.sleep(0.05)
+        return x * x
+
+    bounce_thread = threading.Thread(target=bounce, args=(server,))
+    tuned = mlc.tune(objective, {"x": "uniform(0, 1)"}, trials=12, study="s", store=team_store)
+    bounce_thread.join()
+    assert len(began) == 12 and tuned.best is not None
+    assert rows(team_store, "SELECT status, count(*) FROM runs WHERE kind = 'trial' GROUP BY status") == [("finished", 12)]
+    assert rows(team_store, "SELECT state::text, count(*) FROM trials GROUP BY state") == [("COMPLETE", 12)]
