@@ -14,7 +14,7 @@ from dataclasses import asdict
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, func, insert, literal_column, or_, select, update
+from sqlalchemy import bindparam, func, insert, literal_column, select, update
 
 from ..config import actor
 from ..entities import Kind, Process, Run, RunError, Status
@@ -223,14 +223,14 @@ def resolve(
 ) -> Run:
     "The one run that a person means. Raises `NotFoundError`, `AmbiguousError`."
     t, ref = schema.runs.c, ref.strip()
-    conditions = [t.name == ref]
-    if ref and all(c in "0123456789abcdef" for c in ref.lower()):
-        prefix = ref.lower()
+    prefix = ref.lower()
+    conditions = [t.id == prefix, t.name == ref]  # the first one that a run fulfils decides: a name may look like the beginning of an id
+    if prefix and all(c in "0123456789abcdef" for c in prefix):
         conditions.append((t.id >= prefix) & (t.id <= prefix + "g"))
-    rows = store.db.all(select(schema.runs).where(or_(*conditions)).order_by(t.started.desc()).limit(6)) if ref else []
-    exact = [r for r in rows if r.id == ref.lower()]
-    if len(exact or rows) == 1:
-        return to_run((exact or rows)[0])
+    queries = [select(schema.runs).where(condition).order_by(t.started.desc()).limit(6) for condition in conditions] if ref else []
+    rows = next((fitting for query in queries if (fitting := store.db.all(query))), [])
+    if len(rows) == 1:
+        return to_run(rows[0])
     if not rows:
         raise NotFoundError(f"There is no run {ref!r}, neither as the beginning of an id nor as a name. `mlcycle runs` lists them.")
     candidates = ", ".join(f"{r.id[:8]} ({r.name})" for r in rows[:5]) + (", …" if len(rows) > 5 else "")

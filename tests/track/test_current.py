@@ -338,8 +338,11 @@ class _Ambiguous:
     __hash__ = None
 
 
-@pytest.mark.parametrize("error", [_Silent(), _NoText(), _Noteless(), SystemExit(_Ambiguous()), ExceptionGroup("both", [_Silent(), ValueError("\udcff")]),
-                                   SyntaxError("bad", (1, 2, 3, 4)), KeyError("\ud800\0")], ids=lambda e: type(e).__name__)
+_ODD = [_Silent(), _NoText(), _Noteless(), SystemExit(_Ambiguous()), ExceptionGroup("both", [_Silent(), ValueError("\udcff")]),
+        SyntaxError("bad", (1, 2, 3, 4)), KeyError("\ud800\0")]
+
+
+@pytest.mark.parametrize("error", _ODD, ids=lambda error: type(error).__name__)
 def test_odd_exceptions_end_the_run_and_are_seen(store: Store, error: BaseException) -> None:
     "The user's own exception leaves the block, whatever it is, and the run has failed with it."
     with pytest.raises(type(error)) as caught, mlc.run("odd", "e", capture=False):
@@ -370,7 +373,7 @@ def test_a_listener_that_fails_while_the_store_does_hides_nothing(tmp_path: Path
 
 
 def test_a_run_in_another_container_is_not_judged(store: Store, needs: Callable[..., None]) -> None:
-    "Containers that share a host name see other processes under the same numbers: what goes on in one is running in the other, and no repair ends it."
+    "Containers that share a host name see other processes under the same numbers: what goes on in one is running in the other."
     unshare = ["unshare", "--pid", "--fork", "--mount-proc"]
     allowed = shutil.which("unshare") and subprocess.run([*unshare, "true"], capture_output=True).returncode == 0
     needs("process namespaces", allowed, "run the tests as root in a container that may unshare")
@@ -378,7 +381,8 @@ def test_a_run_in_another_container_is_not_judged(store: Store, needs: Callable[
     code = ("import sys, mlcycle as mlc\nfrom mlcycle.store.check import fsck\nfrom mlcycle.store.connect import current_store\n"
             "with mlc.run('inside', 'churn', capture=False) as inside:\n    fsck(current_store(), repair=True)\n"
             "    print(mlc.runs(\"name == 'job'\").status[0], inside.run.process.host, sep='\\n')")
-    there = subprocess.run([*unshare, sys.executable, "-c", code], env={**os.environ, **store.environment}, capture_output=True, text=True, timeout=100)
+    environment = {**os.environ, **store.environment}
+    there = subprocess.run([*unshare, sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=100)
     assert there.returncode == 0, there.stderr
     status, host = there.stdout.split()
     assert status == "running" and host.startswith(f"{socket.gethostname()}/") and runs.get(store, process.run_id).status == "running"
