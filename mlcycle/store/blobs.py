@@ -75,6 +75,8 @@ def open_filesystem(
     "The file system behind an address. Raises `ConfigError` where its driver is not installed."
     import fsspec
 
+    if "://" not in url:  # a folder may be called whatever its owner likes, as `a::b`, which chains two addresses
+        return fsspec.filesystem("file"), os.path.abspath(url)
     try:
         return fsspec.core.url_to_fs(url)
     except ImportError as e:

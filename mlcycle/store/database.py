@@ -13,20 +13,22 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, Executable, create_engine, event
 from sqlalchemy import text as sql_text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, NoSuchModuleError
+from sqlalchemy.pool import NullPool
 
 from ..config import ENV_RUN
 from ..errors import ConfigError, DataError, MlcycleError, StoreError, StoreFormatError, StoreFullError
 from .reconnecting import RECONNECT_SECONDS, ConnectionLostError, again, is_lost
 
 # %% auto #0
-__all__ = ['BUSY_SECONDS', 'FULL', 'CHECKPOINT_PAGES', 'T', 'explain', 'storable', 'mended', 'display_url', 'make_engine',
-           'Database']
+__all__ = ['BUSY_SECONDS', 'FULL', 'CHECKPOINT_PAGES', 'T', 'explain', 'storable', 'mended', 'display_url', 'is_read_only',
+           'make_engine', 'Database']
 
 # %% ../../nbs/store/02_database.ipynb #no-room
 BUSY_SECONDS = 60.0  # How long a writer waits for the others before it gives up
@@ -104,8 +106,20 @@ def display_url(
 CHECKPOINT_PAGES = 4000  # Pages of WAL (16 MB) between two checkpoints, the only moments that wait for the disk
 
 
+def is_read_only(
+    path: str,  # An SQLite file
+) -> bool:
+    "May this process only read the file, or not write beside it?"
+    return os.path.exists(path) and not (os.access(path, os.W_OK) and os.access(os.path.dirname(path) or ".", os.W_OK))
+
+
 def _sqlite_connect(path: str) -> sqlite3.Connection:
-    con = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=BUSY_SECONDS, cached_statements=256)
+    address, is_uri = path, is_read_only(path)
+    if is_uri:
+        address = f"{Path(path).resolve().as_uri()}?mode=ro"
+        if not os.path.exists(f"{path}-wal"):  # nobody has it open, and the files that readers share cannot be made
+            address += "&immutable=1"
+    con = sqlite3.connect(address, uri=is_uri, isolation_level=None, check_same_thread=False, timeout=BUSY_SECONDS, cached_statements=256)
     try:
         con.execute("PRAGMA synchronous=NORMAL")
         con.execute("PRAGMA foreign_keys=ON")
@@ -123,7 +137,8 @@ def make_engine(
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":
         path = str(parsed.database)
-        engine = create_engine(url, creator=lambda: _sqlite_connect(path), paramstyle="named")
+        one_query = {"poolclass": NullPool} if is_read_only(path) else {}
+        engine = create_engine(url, creator=lambda: _sqlite_connect(path), paramstyle="named", **one_query)
 
         @event.listens_for(engine, "begin")
         def begin(con: Connection) -> None:
@@ -155,6 +170,7 @@ class Database:
         self.url, self.where = url, display_url(url)
         self.sqlite = make_url(url).get_backend_name() == "sqlite"
         self._reached = self.sqlite  # Has the server answered once?
+        self.read_only = self.sqlite and is_read_only(str(make_url(url).database))
         self._open()
 
     def _open(self) -> None:
@@ -271,11 +287,14 @@ class Database:
     def close(self) -> None:
         "Close every connection; on SQLite this also empties the WAL file."
         if self._pid == os.getpid():
-            if self._fast is not None:
-                self._fast.close()
-                self._fast = None
+            self._close_fast()
             if self._engine is not None:
                 self._engine.dispose()
+
+    def _close_fast(self) -> None:
+        if self._fast is not None:
+            self._fast.close()
+            self._fast = None
 
     def _fast_connection(self) -> Any:
         if self._fast is None:
@@ -378,6 +397,8 @@ class Database:
                     return cur.fetchall()
                 finally:
                     cur.close()
+                    if self.read_only:
+                        self._close_fast()
             except MlcycleError:
                 raise
             except Exception as e:
