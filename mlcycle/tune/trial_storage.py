@@ -10,8 +10,7 @@ from collections.abc import Container
 from typing import Any
 
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
-from optuna.storages import BaseStorage, RDBStorage
-from optuna.storages._heartbeat import BaseHeartbeat
+from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Select, bindparam, or_, select
@@ -82,7 +81,7 @@ class TrialStorage(RDBStorage):
         return [self._build_frozen_trial_from_trial_model(rows) for rows in by_id.values()]
 
 # %% ../../nbs/tune/02_trial_storage.ipynb #patient
-_METHODS = [name for name in dir(RDBStorage) if not name.startswith("__") and name in {*dir(BaseStorage), *dir(BaseHeartbeat)}]
+_METHODS = [name for name in dir(RDBStorage) if not name.startswith("_")]
 
 
 def _patient(name: str) -> Any:
