@@ -22,15 +22,17 @@ from mlcycle.store import artifacts, events, metrics, models, runs, schema
 from mlcycle.store.connect import Store, open_store
 from mlcycle.store.reconnecting import ConnectionLostError
 from mlcycle.track.active import ActiveRun
+from tests.conftest import need
 from tests.services import Postgres
 
-pytestmark = pytest.mark.needs("postgresql")
+pytestmark = pytest.mark.needs("postgresql")  # also its marker, by which it can be left out
 AWAY_SECONDS = 4  # Longer than a few attempts; nothing depends on how much longer
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Postgres]:
     "A cluster that may be stopped: nobody else works with it."
+    need("postgresql")  # skips where there is none
     started = Postgres()
     yield started
     started.stop()
