@@ -14,7 +14,7 @@ from .errors import ConfigError
 
 # %% auto #0
 __all__ = ['ENV_STORE', 'ENV_ARTIFACTS', 'ENV_EXPERIMENT', 'ENV_ACTOR', 'ENV_RUN', 'ENV_TRIAL', 'FOLDER', 'project_root',
-           'Settings', 'table', 'store_url', 'default_artifacts', 'load_settings', 'actor']
+           'Settings', 'table', 'sqlite_url', 'sqlite_path', 'store_url', 'default_artifacts', 'load_settings', 'actor']
 
 # %% ../nbs/06_config.ipynb #names
 ENV_STORE = "MLCYCLE_STORE"            # URL of the metadata store
@@ -63,6 +63,26 @@ def table(
         raise ConfigError(f"[tool.mlcycle] in {path}: {', '.join(wrong)} must be text in quotes.")
     return settings
 
+# %% ../nbs/06_config.ipynb #sqlite-url
+def sqlite_url(
+    path: Path,  # Of an SQLite file
+) -> str:        # A SQLAlchemy URL
+    "The address of an SQLite file."
+    text = path.resolve().as_posix()
+    for character in "%?#":  # the percent sign first: the others become one
+        text = text.replace(character, f"%{ord(character):02X}")
+    return f"sqlite:///{text}"
+
+
+def sqlite_path(
+    url: str,  # A SQLAlchemy URL
+) -> Path | None:  # None for another database, and for one in memory
+    "The file of an SQLite store."
+    from urllib.parse import unquote
+
+    path = url.removeprefix("sqlite:///").partition("?")[0]
+    return Path(unquote(path)).resolve() if url.startswith("sqlite:///") and path not in ("", ":memory:") else None
+
 # %% ../nbs/06_config.ipynb #store-url
 def store_url(
     address: str | Path,  # A database URL, or the path of an SQLite file
@@ -71,7 +91,7 @@ def store_url(
     "The store's address as a URL. Raises `ConfigError` for a database that mlcycle does not speak to."
     text = str(address)
     if "://" not in text:
-        return f"sqlite:///{(root / text).resolve().as_posix()}"
+        return sqlite_url(root / text)
     scheme = text.split("://", 1)[0]
     if scheme in ("postgresql", "postgres"):
         return "postgresql+psycopg://" + text.split("://", 1)[1]
@@ -86,8 +106,8 @@ def default_artifacts(
     root: Path,  # The project's root
 ) -> str:        # Folder
     "Where artifacts are kept when no place is set."
-    if url.startswith("sqlite:///"):
-        return str(Path(url.removeprefix("sqlite:///").split("?")[0]).resolve().parent / "artifacts")
+    if (path := sqlite_path(url)) is not None:
+        return str(path.parent / "artifacts")
     return str(root / FOLDER / "artifacts")
 
 # %% ../nbs/06_config.ipynb #load

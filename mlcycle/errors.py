@@ -7,7 +7,7 @@ __all__ = ['MlcycleError', 'UsageError', 'ConfigError', 'NotFoundError', 'Ambigu
            'QueryError', 'NotebookFormatError', 'StoreError', 'StoreFormatError', 'StoreVersionError', 'StoreFullError',
            'ArtifactError', 'ArtifactNameError', 'CorruptArtifactError', 'SecretError', 'NotebookRunError',
            'ModelError', 'UnsafeModelError', 'DataError', 'SignatureError', 'GateError', 'ReproductionError',
-           'TrialPruned']
+           'TrialPruned', 'text_of']
 
 # %% ../nbs/02_errors.ipynb #base
 class MlcycleError(Exception):
@@ -153,3 +153,13 @@ class TrialPruned(BaseException):
 
     def _render_traceback_(self) -> list[str]:
         return [str(self)]
+
+# %% ../nbs/02_errors.ipynb #text-of
+def text_of(
+    error: BaseException,  # An exception of any kind
+) -> str:
+    "The text of an exception, also of one whose `__str__` raises or returns no text."
+    try:
+        return str(error)
+    except Exception as e:
+        return f"its text cannot be had ({type(e).__name__})"

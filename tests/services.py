@@ -80,11 +80,25 @@ class Postgres:
         # A linguistic collation, as most clusters have one: range queries that only work in C order must fail here.
         subprocess.run([self.bin / "initdb", "-D", data, "-U", "mlcycle", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8",
                         "--locale-provider=icu", "--icu-locale=en-US", "--no-sync"], check=True, capture_output=True, cwd=self.folder, **owner)
-        with log.open("wb") as out:
+        self._owner, self._log = owner, log
+        self.start()
+
+    def start(self) -> None:
+        "Start the server, or start it again after `halt`."
+        with self._log.open("ab") as out:
             self.process = subprocess.Popen(
-                [self.bin / "postgres", "-D", data, "-p", str(self.port), "-h", "127.0.0.1", "-c", "unix_socket_directories=", "-c", "fsync=off",
-                 "-c", "max_connections=200"], stdout=out, stderr=out, cwd=self.folder, start_new_session=True, **owner)
-        wait_until(self._answers, self.process, log)
+                [self.bin / "postgres", "-D", self.folder / "data", "-p", str(self.port), "-h", "127.0.0.1", "-c", "unix_socket_directories=",
+                 "-c", "fsync=off", "-c", "max_connections=200"], stdout=out, stderr=out, cwd=self.folder, start_new_session=True, **self._owner)
+        wait_until(self._answers, self.process, self._log)
+
+    def halt(self) -> None:
+        "Stop the server and keep its databases; whoever is connected is thrown out."
+        self.process.send_signal(signal.SIGINT)  # PostgreSQL's "fast" shutdown
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
 
     def _answers(self) -> bool:
         import psycopg
@@ -109,12 +123,7 @@ class Postgres:
         return self.address(name)
 
     def stop(self) -> None:
-        self.process.send_signal(signal.SIGINT)  # PostgreSQL's "fast" shutdown
-        try:
-            self.process.wait(30)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        self.halt()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from ..entities import AliasMove
+from ..entities import AliasMove, MoveKind
 from ..errors import NotFoundError, UsageError
 from .names import check_model_name, near_misses, parse_ref
 from .versions import CHAMPION, resolve_version, use_store
@@ -40,11 +40,31 @@ def _places(
 ) -> list[int | None]:           # Where it was, the present last; None for removed
     places: list[int | None] = []
     for move in moves:
-        if move.kind == "rolled_back" and places:
-            places.pop()
-        elif not places or places[-1] != move.after:  # a move to where it is changes nothing
+        if move.kind == "rolled_back":
+            places.pop() if places else None
+            while places and places[-1] != move.after:  # up to 0.2.0 a promotion could come between a rollback's look and its move
+                places.pop()
+        if not places or places[-1] != move.after:  # a move to where it is changes nothing
             places.append(move.after)
     return places
+
+# %% ../../nbs/registry/12_aliases.ipynb #ref-of
+def _parse_alias(ref: str) -> tuple[str, str]:
+    "Model and alias."
+    parsed = parse_ref(ref)
+    if parsed.number is not None:
+        raise UsageError(f"A version cannot be rolled back, only an alias: say {parsed.name}@{CHAMPION}, "
+                         f"or promote the version that you want: `mlcycle promote {ref}`.")
+    return parsed.name, parsed.alias or CHAMPION
+
+
+def _last_two(name: str, alias: str, moves: list[AliasMove]) -> tuple[int | None, int | None]:
+    "Where an alias is, and where it was before."
+    places = _places(moves)
+    if len(places) < 2:
+        raise NotFoundError(f"{name}@{alias} was never anywhere before {name}/{places[0]}. Promote another version instead: "
+                            f"`mlcycle promote {name}/N {alias}`.")
+    return places[-1], places[-2]
 
 # %% ../../nbs/registry/12_aliases.ipynb #step-back
 def step_back(
@@ -53,32 +73,31 @@ def step_back(
     store: Store | None = None,  # The store; the current one by default
 ) -> tuple[str, int | None, int | None]:  # `name@alias`, where it is, and where a rollback would take it; None for removed
     "What `rollback` would do. Raises `NotFoundError` when there is no earlier place, `UsageError`."
-    store, parsed = use_store(store), parse_ref(ref)
-    if parsed.number is not None:
-        raise UsageError(f"A version cannot be rolled back, only an alias: say {parsed.name}@{CHAMPION}, "
-                         f"or promote the version that you want: `mlcycle promote {ref}`.")
-    alias = parsed.alias or CHAMPION
-    moves = models.alias_history(store, parsed.name, alias)
+    store, (name, alias) = use_store(store), _parse_alias(ref)
+    moves = models.alias_history(store, name, alias)
     if not moves:
-        model = models.get_model(store, resolve_version(parsed.name, store=store).model)
+        model = models.get_model(store, resolve_version(name, store=store).model)
         raise NotFoundError(f"{model.name}@{alias} was never set, so there is nothing to go back to.{near_misses(alias, model.aliases)}")
-    places = _places(moves)
-    if len(places) < 2:
-        raise NotFoundError(f"{parsed.name}@{alias} was never anywhere before {parsed.name}/{places[0]}. Promote another version instead: "
-                            f"`mlcycle promote {parsed.name}/N {alias}`.")
-    return f"{parsed.name}@{alias}", places[-1], places[-2]
+    return f"{name}@{alias}", *_last_two(name, alias, moves)
 
 # %% ../../nbs/registry/12_aliases.ipynb #rollback
 def rollback(
     ref: str,       # `name@alias`; a bare name means its champion
     why: str = "",  # The reason, for the history
     *,
+    expected: tuple[int | None, int | None] | None = None,  # Where it is, and where it is to go; anything by default
     store: Store | None = None,  # The store; the current one by default
 ) -> AliasMove:
     "Move an alias back to where it was before its last promotion. Raises `NotFoundError` when there is no earlier place, `UsageError`."
-    store = use_store(store)
-    where, now, before = step_back(ref, store=store)
-    model, _, alias = where.rpartition("@")
-    left = now if now is not None else "nothing"
-    reason = f"rolled back from {left}" + (f": {why}" if why else "")
-    return models.move_alias(store, model, alias, before, reason, kind="rolled_back")
+    store, (name, alias) = use_store(store), _parse_alias(ref)
+    step_back(ref, store=store)  # names what is close where there is no such model or alias
+
+    def choose(moves: list[AliasMove]) -> tuple[int | None, str, MoveKind]:
+        now, before = _last_two(name, alias, moves)
+        if expected not in (None, (now, before)):
+            raise UsageError(f"{name}@{alias} was moved meanwhile: it is at {now or 'nothing'} now, and would go back to {before or 'nothing'}. "
+                             "Nothing was changed; look again.")
+        left = now if now is not None else "nothing"
+        return before, f"rolled back from {left}" + (f": {why}" if why else ""), "rolled_back"
+
+    return models.change_alias(store, name, alias, choose)

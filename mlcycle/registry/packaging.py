@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from .infer import infer_signature
 from .manifest import MANIFEST, Manifest, from_bytes, library_versions
 from .signatures import Signature
 from .verify import verify_copy
+from ..scratch import scratch_folder
 from ..store import artifacts
 
 # %% auto #0
@@ -68,11 +68,11 @@ def _files(
     store: Store,        # The store
     manifest: Manifest,  # What to fetch the files of
 ) -> Iterator[Path]:     # Folder that holds them while the block lasts
-    with tempfile.TemporaryDirectory(prefix="mlcycle-model-") as folder:
+    with scratch_folder("model") as folder:
         for name, digest in manifest.files.items():
             # a manifest is content like any other: its names are checked before they become paths
-            store.blobs.fetch(digest, Path(folder) / artifacts.check_name(name))
-        yield Path(folder)
+            store.blobs.fetch(digest, folder / artifacts.check_name(name))
+        yield folder
 
 # %% ../../nbs/registry/09_packaging.ipynb #load-packaged
 def load_packaged(
@@ -97,8 +97,8 @@ def stored_example(
     "The example that was logged with a model. Raises `NotFoundError` when there is none."
     if manifest.example is None or manifest.signature is None:
         raise NotFoundError("This model was logged without an example. Log it with input_example=X.head() to keep one.")
-    with tempfile.TemporaryDirectory(prefix="mlcycle-model-") as folder:
-        path = store.blobs.fetch(manifest.files[manifest.example], Path(folder) / artifacts.check_name(manifest.example))
+    with scratch_folder("model") as folder:
+        path = store.blobs.fetch(manifest.files[manifest.example], folder / artifacts.check_name(manifest.example))
         return load_example(path, manifest.signature)
 
 # %% ../../nbs/registry/09_packaging.ipynb #save
@@ -158,8 +158,7 @@ def package(
     kind = f"{type(model).__module__}.{type(model).__qualname__}"
     if input_example is not None and signature is None:
         signature = infer_signature(input_example, model=model)
-    with tempfile.TemporaryDirectory(prefix="mlcycle-model-") as temporary:
-        folder = Path(temporary)
+    with scratch_folder("model") as folder:
         flavour_name, facts = _save(model, folder, flavour, allow_pickle)
         example = None
         if input_example is not None:

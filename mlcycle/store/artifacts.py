@@ -98,7 +98,8 @@ def _link(store: Store, run: Run, artifact: Artifact) -> None:
     parents = {f"parent{i}": "/".join(folded.split("/")[:i + 1]) for i in range(folded.count("/"))}
     row = {"run": run.pk, "name": artifact.name, "folded": folded, "digest": artifact.digest, "size": artifact.size,
            "kind": artifact.kind, "time": time.time()}
-    with db.transaction() as cur:
+
+    def work(cur: Any) -> None:
         if not db.sqlite:  # one name at a time; SQLite has one writer anyway
             cur.execute(db.sql(_LOCK), row)
         clashing_row = cur.execute(db.sql(_clash(len(parents))), row | parents).fetchone()
@@ -108,13 +109,15 @@ def _link(store: Store, run: Run, artifact: Artifact) -> None:
             raise ArtifactNameError(f"{artifact.name!r} cannot be stored next to {clash!r} of the same run: it {how}. Choose another name.")
         cur.execute(db.sql(_insert(db.sqlite)), row)
 
+    db.transact_with(work)
+
 # %% ../../nbs/store/10_artifacts.ipynb #link-put
 def _put(store: Store, run: Run, source: Path | bytes, name: str, kind: str, watch: Callable[[bytes], None] | None) -> Artifact:
     name = check_name(name)
     digest, size = store.blobs.put(source, watch)
     artifact = Artifact(name, digest, size, kind)
     _link(store, run, artifact)
-    if not store.blobs.exists(digest):
+    if not store.blobs.holds(digest, size):  # `gc` has removed it before it had a name
         store.blobs.put(source, watch)
     return artifact
 

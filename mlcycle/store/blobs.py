@@ -19,10 +19,11 @@ from typing import Any, BinaryIO
 from ..errors import ArtifactError, ConfigError, CorruptArtifactError, MlcycleError, NotFoundError, StoreFullError
 
 # %% auto #0
-__all__ = ['PIECE', 'digest_of', 'VerifiedReader', 'open_filesystem', 'Blobs']
+__all__ = ['PIECE', 'RENEW_SECONDS', 'digest_of', 'VerifiedReader', 'open_filesystem', 'Blobs']
 
 # %% ../../nbs/store/04_blobs.ipynb #piece
-PIECE = 1 << 20  # Bytes held in memory at a time
+PIECE = 1 << 20         # Bytes held in memory at a time
+RENEW_SECONDS = 600.0  # Content that is stored again after this time counts as new
 
 
 def digest_of(
@@ -74,6 +75,8 @@ def open_filesystem(
     "The file system behind an address. Raises `ConfigError` where its driver is not installed."
     import fsspec
 
+    if "://" not in url:  # a folder may be called whatever its owner likes, as `a::b`, which chains two addresses
+        return fsspec.filesystem("file"), os.path.abspath(url)
     try:
         return fsspec.core.url_to_fs(url)
     except ImportError as e:
@@ -120,6 +123,30 @@ class Blobs:
         "Bytes of this content. Raises `NotFoundError`."
         return self._guard("looked up", lambda: self._filesystem[0].size(self.path(digest)))
 
+    def holds(
+        self,
+        digest: str,  # SHA-256
+        size: int,    # Bytes of the content
+    ) -> bool:
+        "Is this content stored, in its whole length? Then it counts as stored just now, and `gc` leaves it alone for a while."
+        return self._guard("looked up", lambda: self._holds(digest, size))
+
+    def _holds(self, digest: str, size: int) -> bool:
+        fs, path = self._filesystem[0], self.path(digest)
+        try:
+            fs.invalidate_cache(path)  # another process may have removed it
+            info = fs.info(path)
+        except FileNotFoundError:
+            return False
+        if info["size"] != size:
+            return False
+        if time.time() - _changed(info) < RENEW_SECONDS:
+            return True
+        if not isinstance(info.get("mtime"), float):  # an object store sets the time only by writing
+            return False
+        fs.touch(path, truncate=False)
+        return True
+
     def put(
         self,
         source: Path | bytes,                             # A file, or the bytes themselves
@@ -130,7 +157,7 @@ class Blobs:
             if watch:
                 watch(source)
             digest = digest_of(source)
-            if self.exists(digest):
+            if self.holds(digest, len(source)):
                 return digest, len(source)
             return self._guard("stored", lambda: self._write(io.BytesIO(source), None))
         try:
@@ -153,11 +180,12 @@ class Blobs:
                     out.write(piece)
                     total += len(piece)
             digest = sha.hexdigest()
-            if fs.exists(final := self.path(digest)):
+            if self._holds(digest, total):
                 fs.rm_file(temporary)
             else:
+                final = self.path(digest)
                 _make_folder(fs, final.rsplit("/", 1)[0])
-                fs.mv(temporary, final)
+                fs.mv(temporary, final)  # in place of what is damaged
         except BaseException:
             with suppress(Exception):
                 fs.rm_file(temporary)
@@ -201,10 +229,26 @@ class Blobs:
 
     def digests(self) -> Iterator[tuple[str, int]]:
         "Every stored digest with its size. Files with other names are ignored."
+        return ((digest, size) for digest, size, _ in self.contents())
+
+    def contents(self) -> Iterator[tuple[str, int, float]]:
+        "Every stored digest with its size, and when it was last stored, in seconds since the epoch."
         for path, info in self._files_in("sha256").items():
             digest = "".join(path.rsplit("/", 2)[-2:])
             if len(digest) == 64:
-                yield digest, info["size"]
+                yield digest, info["size"], _changed(info)
+
+    def changed(
+        self,
+        digest: str,  # SHA-256
+    ) -> float:       # Seconds since the epoch; 0 where it is not stored
+        "When this content was last stored."
+        fs, path = self._filesystem[0], self.path(digest)
+        try:
+            fs.invalidate_cache(path)
+            return self._guard("looked up", lambda: _changed(fs.info(path)))
+        except NotFoundError:
+            return 0.0
 
     def _files_in(self, folder: str) -> dict[str, Any]:
         def find() -> dict[str, Any]:

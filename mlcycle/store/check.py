@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Literal
 
 from sqlalchemy import delete, func, insert, select
 
-from ..errors import CorruptArtifactError
-from . import models, runs, schema
+from ..errors import CorruptArtifactError, NotFoundError
+from . import models, runs, schema, summary_check
 from .blobs import PIECE
 from .events import append
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
     from mlcycle.store.connect import Store
 
 # %% auto #0
@@ -27,7 +29,7 @@ __all__ = ['Problem', 'Report', 'fsck']
 @dataclass(frozen=True, slots=True)
 class Problem:
     "One problem of a store."
-    kind: Literal["damaged", "missing", "alias", "lost", "database"]  # Damaged or missing content, alias to nothing, lost run, database
+    kind: Literal["damaged", "missing", "alias", "lost", "database", "counts"]  # Damaged or missing content, alias to nothing, lost run, …
     subject: str        # What it concerns: an artifact, a version, an alias, a run
     what: str           # What is wrong, and what it means
     repaired: bool = False  # Whether `fsck` has repaired it
@@ -66,6 +68,8 @@ def _check_content(store: Store, repair: bool, users: dict[str, list[str]], prog
             with store.blobs.open(digest) as stream:
                 while stream.read(PIECE):
                     pass
+        except NotFoundError:  # removed since the contents were listed
+            sound.discard(digest)
         except CorruptArtifactError:
             files = ", ".join(users.get(digest, ["nothing"]))
             if repair:
@@ -81,18 +85,27 @@ def _check_references(store: Store, repair: bool, sound: set[str]) -> list[Probl
     problems, a, v = [], schema.artifacts.c, schema.version_files.c
     rows = store.db.all(select(schema.runs.c.pk, schema.runs.c.id, a.name, a.digest).join_from(schema.artifacts, schema.runs))
     for pk, run, name, digest in rows:
-        if digest not in sound:
+        if digest not in sound and not store.blobs.exists(digest):  # it may have been stored since the contents were listed
             if repair:
-                with store.db.write() as con:
-                    con.execute(delete(schema.artifacts).where(a.run == pk, a.name == name, a.digest == digest))
-                    con.execute(insert(schema.warnings).values(run=pk, time=time.time(), message=f"the content {digest} of {name!r} was lost"))
-                    append(con, "artifact.lost", run, name=name, digest=digest)
+                _forget_artifact(store, pk, run, name, digest)
             problems.append(Problem("missing", f"{name} of run {run[:8]}", f"its content {digest[:12]} is not stored", repair))
     for model, number, name, digest in store.db.all(select(v.model, v.number, v.name, v.digest)):
-        if digest not in sound:
+        if digest not in sound and not store.blobs.exists(digest):
             problems.append(Problem("missing", f"{name} of {model}/{number}", f"its content {digest[:12]} is not stored: restore it from a backup, "
                                     "or move the aliases of this version"))
     return problems
+
+
+def _forget_artifact(store: Store, pk: int, run: str, name: str, digest: str) -> None:
+    t = schema.artifacts.c
+    message = f"the content {digest} of {name!r} was lost"
+
+    def work(con: Connection) -> None:
+        if con.execute(delete(schema.artifacts).where(t.run == pk, t.name == name, t.digest == digest)).rowcount:
+            con.execute(insert(schema.warnings).values(run=pk, time=time.time(), message=message))
+            append(con, "artifact.lost", run, name=name, digest=digest)
+
+    store.db.in_transaction(work)
 
 # %% ../../nbs/store/14_check.ipynb #rows
 def _check_database(store: Store) -> list[Problem]:
@@ -110,7 +123,9 @@ def _check_aliases(store: Store, repair: bool) -> list[Problem]:
         schema.aliases, schema.versions, (a.model == v.model) & (a.number == v.number)).where(v.number.is_(None)))
     for model, alias, number in rows:
         if repair:
-            models.move_alias(store, model, alias, None, f"fsck: there is no {model}/{number}")
+            removal = None, f"fsck: there is no {model}/{number}", "removed"
+            at_nothing = number  # somebody may have moved it to a version that there is
+            models.change_alias(store, model, alias, lambda moves, at=at_nothing, to=removal: to if moves and moves[-1].after == at else None)
         problems.append(Problem("alias", f"{model}@{alias}", f"it points to {model}/{number}, which does not exist", repair))
     return problems
 
@@ -122,6 +137,14 @@ def _check_runs(store: Store, repair: bool) -> list[Problem]:
         runs.settle(store, keys)
     return [Problem("lost", f"run {row.id[:8]} ({row.name})", "its process ended without a word", repair) for row in rows]
 
+# %% ../../nbs/store/14_check.ipynb #check-counts
+def _check_counts(store: Store, repair: bool) -> list[Problem]:
+    differing = summary_check.differing(store)
+    if repair:
+        summary_check.count_again(store, [(d.run, d.name) for d in differing if d.points])
+    return [Problem("counts", f"{d.name} of run {d.run_id[:8]}", f"its summary says {d.counted} points, and {d.points} are stored"
+                    if d.counted != d.points else "its summary is not that of its points", repair and d.points > 0) for d in differing]
+
 # %% ../../nbs/store/14_check.ipynb #fsck
 def fsck(
     store: Store,
@@ -131,6 +154,6 @@ def fsck(
     "Check every digest, reference and unfinished run. Raises `StoreError` where the store cannot be read at all."
     problems = _check_database(store)
     blobs, size, in_content = _check_content(store, repair, _users(store), progress)
-    problems += in_content + _check_aliases(store, repair) + _check_runs(store, repair)
+    problems += in_content + _check_aliases(store, repair) + _check_runs(store, repair) + _check_counts(store, repair)
     count = store.db.all(select(func.count()).select_from(schema.runs))[0][0]
     return Report(blobs, size, count, tuple(problems))

@@ -10,13 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..config import ENV_ARTIFACTS, ENV_STORE, Settings, default_artifacts, load_settings, store_url
+from ..config import ENV_ARTIFACTS, ENV_STORE, Settings, default_artifacts, load_settings, sqlite_path, store_url
 from .blobs import Blobs
 from .database import Database, display_url
 from .opening import open_database
 
 # %% auto #0
-__all__ = ['Store', 'open_store', 'connect', 'current_store', 'rest', 'store_there']
+__all__ = ['Store', 'open_store', 'connect', 'current_store', 'connected_store', 'rest', 'store_there']
 
 # %% ../../nbs/store/05_connect.ipynb #store
 class Store:
@@ -89,6 +89,11 @@ def current_store() -> Store:
         _opened[key] = _open(settings)
     return _opened[key]
 
+# %% ../../nbs/store/05_connect.ipynb #connected
+def connected_store() -> Store | None:  # None where it follows from the folder and the settings
+    "The store that `connect` has chosen."
+    return _connected
+
 # %% ../../nbs/store/05_connect.ipynb #rest
 def rest() -> None:
     "Close the connections of the stores in use; the next call opens new ones."
@@ -98,10 +103,6 @@ def rest() -> None:
 # %% ../../nbs/store/05_connect.ipynb #store-there
 def store_there() -> Store | None:  # None where nothing has been tracked
     "The store in use, None if there is none yet: what only reads must not make one. Raises `ConfigError`, `StoreError`."
-    from sqlalchemy.engine import make_url
-
-    if _connected is None:
-        url = make_url(load_settings().store)
-        if url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:") and not Path(url.database).exists():
-            return None
+    if _connected is None and (path := sqlite_path(load_settings().store)) is not None and not path.exists():
+        return None
     return current_store()

@@ -10,18 +10,25 @@ import os
 import shutil
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, Executable, create_engine, event
+from sqlalchemy import text as sql_text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, NoSuchModuleError
+from sqlalchemy.pool import NullPool
 
+from ..config import ENV_RUN
 from ..errors import ConfigError, DataError, MlcycleError, StoreError, StoreFormatError, StoreFullError
+from .reconnecting import RECONNECT_SECONDS, ConnectionLostError, again, is_lost
 
 # %% auto #0
-__all__ = ['BUSY_SECONDS', 'FULL', 'CHECKPOINT_PAGES', 'explain', 'storable', 'mended', 'display_url', 'make_engine', 'Database']
+__all__ = ['BUSY_SECONDS', 'FULL', 'CHECKPOINT_PAGES', 'T', 'explain', 'storable', 'mended', 'display_url', 'is_read_only',
+           'make_engine', 'Database']
 
 # %% ../../nbs/store/02_database.ipynb #no-room
 BUSY_SECONDS = 60.0  # How long a writer waits for the others before it gives up
@@ -55,10 +62,12 @@ def explain(
                           "Close the program that holds it open and try again.")
     if "readonly" in message or "unable to open database file" in message or "permission denied" in message:
         return StoreError(f"The store at {where} cannot be written ({text}). Check the folder's permissions.")
-    unreachable = ("connection refused", "could not connect", "timeout expired", "could not translate host", "server closed")
+    error_class = ConnectionLostError if is_lost(error) else StoreError
+    unreachable = ("connection refused", "could not connect", "timeout expired", "could not translate host", "server closed",
+                   "the database system is")
     if any(phrase in message for phrase in unreachable):
-        return StoreError(f"The database at {where} cannot be reached ({text.splitlines()[0]}). Check that it runs and that the address is right.")
-    return StoreError(f"The store at {where} failed: {text}")
+        return error_class(f"The database at {where} cannot be reached ({text.splitlines()[0]}). Check that it runs and that the address is right.")
+    return error_class(f"The store at {where} failed: {text}")
 
 # %% ../../nbs/store/02_database.ipynb #text
 def storable(
@@ -97,8 +106,20 @@ def display_url(
 CHECKPOINT_PAGES = 4000  # Pages of WAL (16 MB) between two checkpoints, the only moments that wait for the disk
 
 
+def is_read_only(
+    path: str,  # An SQLite file
+) -> bool:
+    "May this process only read the file, or not write beside it?"
+    return os.path.exists(path) and not (os.access(path, os.W_OK) and os.access(os.path.dirname(path) or ".", os.W_OK))
+
+
 def _sqlite_connect(path: str) -> sqlite3.Connection:
-    con = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=BUSY_SECONDS, cached_statements=256)
+    address, is_uri = path, is_read_only(path)
+    if is_uri:
+        address = f"{Path(path).resolve().as_uri()}?mode=ro"
+        if not os.path.exists(f"{path}-wal"):  # nobody has it open, and the files that readers share cannot be made
+            address += "&immutable=1"
+    con = sqlite3.connect(address, uri=is_uri, isolation_level=None, check_same_thread=False, timeout=BUSY_SECONDS, cached_statements=256)
     try:
         con.execute("PRAGMA synchronous=NORMAL")
         con.execute("PRAGMA foreign_keys=ON")
@@ -116,7 +137,8 @@ def make_engine(
     parsed = make_url(url)
     if parsed.get_backend_name() == "sqlite":
         path = str(parsed.database)
-        engine = create_engine(url, creator=lambda: _sqlite_connect(path), paramstyle="named")
+        one_query = {"poolclass": NullPool} if is_read_only(path) else {}
+        engine = create_engine(url, creator=lambda: _sqlite_connect(path), paramstyle="named", **one_query)
 
         @event.listens_for(engine, "begin")
         def begin(con: Connection) -> None:
@@ -131,6 +153,11 @@ def make_engine(
 
 # %% ../../nbs/store/02_database.ipynb #database-constants
 _compiled: dict[tuple[bool, Executable], str] = {}  # Whether it is for SQLite, and statement, to the driver's text
+T = TypeVar("T")
+# PostgreSQL numbers its transactions and remembers what became of each, so nobody has to guess whether a commit whose answer was lost was carried
+# out. A number that it has not given out yet is that of a transaction which a server that took over never had.
+_NUMBER = "SELECT txid_current()"
+_OUTCOME = sql_text("SELECT CASE WHEN :number >= txid_snapshot_xmax(txid_current_snapshot()) THEN 'aborted' ELSE txid_status(:number) END")
 
 # %% ../../nbs/store/02_database.ipynb #database
 class Database:
@@ -142,6 +169,8 @@ class Database:
     ):
         self.url, self.where = url, display_url(url)
         self.sqlite = make_url(url).get_backend_name() == "sqlite"
+        self._reached = self.sqlite  # Has the server answered once?
+        self.read_only = self.sqlite and is_read_only(str(make_url(url).database))
         self._open()
 
     def _open(self) -> None:
@@ -172,6 +201,7 @@ class Database:
         engine = self.engine
         try:
             with engine.connect().execution_options(reading=True) as con:
+                self._reached = True
                 yield con
         except (DBAPIError, sqlite3.Error, UnicodeEncodeError) as e:
             raise explain(e, self.where) from e
@@ -179,12 +209,68 @@ class Database:
     @contextmanager
     def write(self) -> Iterator[Connection]:
         "A transaction: committed at the end of the block, rolled back when it raises. Raises `StoreError`, `StoreFullError`."
-        engine = self.engine
+        engine, number = self.engine, None
         try:
             with engine.begin() as con:
+                self._reached = True
+                number = None if self.sqlite else con.exec_driver_sql(_NUMBER).scalar()
                 yield con
         except (DBAPIError, sqlite3.Error, UnicodeEncodeError) as e:
-            raise explain(e, self.where) from e
+            raise self._explained(e, number) from e
+
+    def _explained(self, error: BaseException, number: int | None) -> MlcycleError:
+        explained = explain(error, self.where)
+        if isinstance(explained, ConnectionLostError):
+            explained.transaction = number
+        return explained
+
+    def _patiently(self, work: Callable[[], T]) -> T:
+        return again(work, RECONNECT_SECONDS if self._reached or os.environ.get(ENV_RUN) else 0.0)
+
+    def _once(self, begin: Callable[[], Any], work: Callable[[Any], T]) -> T:
+        "Do some work in a transaction until it is committed, which it is once."
+        results: list[T] = []
+
+        def attempt() -> T:
+            try:
+                with begin() as transaction:
+                    results[:] = [work(transaction)]
+            except ConnectionLostError as e:
+                if not self._was_committed(e.transaction):
+                    raise
+            return results[0]
+
+        return self._patiently(attempt)
+
+    def _was_committed(self, number: int | None) -> bool:
+        "What became of a transaction whose connection is lost; the server may take a while to notice the loss."
+        deadline = time.monotonic() + RECONNECT_SECONDS
+        while number is not None and time.monotonic() < deadline:
+            (outcome,), = self.fetch(_OUTCOME, {"number": number})
+            if outcome != "in progress":
+                return outcome == "committed"
+            time.sleep(0.05)
+        if number is not None:
+            raise StoreError(f"It is not known whether transaction {number} of {self.where} was carried out: the server still works on it.")
+        return False
+
+    def in_transaction(
+        self,
+        work: Callable[[Connection], T],  # Reads and writes; may be called more than once, so it changes nothing outside of the database
+    ) -> T:                               # What it returns
+        "Do some work in one transaction, again when the connection is lost before it is committed. Raises `StoreError`, `StoreFullError`."
+        return self._once(self.write, work)
+
+    def reading(
+        self,
+        work: Callable[[Connection], T],  # Queries; may be called more than once
+    ) -> T:                               # What it returns
+        "Do some queries on one connection, again when it is lost. Raises `StoreError`."
+        def attempt() -> T:
+            with self.read() as con:
+                return work(con)
+
+        return self._patiently(attempt)
 
     def insert(self, table: Any) -> Any:  # The dialect's INSERT, which knows `on_conflict_do_update`
         "An INSERT for this database."
@@ -196,17 +282,19 @@ class Database:
 
     def all(self, statement: Executable, params: Any = None) -> list[Any]:  # Its rows
         "Every row of one query."
-        with self.read() as con:
-            return list(con.execute(statement, params).all())
+        return self.reading(lambda con: list(con.execute(statement, params).all()))
 
     def close(self) -> None:
         "Close every connection; on SQLite this also empties the WAL file."
         if self._pid == os.getpid():
-            if self._fast is not None:
-                self._fast.close()
-                self._fast = None
+            self._close_fast()
             if self._engine is not None:
                 self._engine.dispose()
+
+    def _close_fast(self) -> None:
+        if self._fast is not None:
+            self._fast.close()
+            self._fast = None
 
     def _fast_connection(self) -> Any:
         if self._fast is None:
@@ -219,6 +307,7 @@ class Database:
                     self._fast = engine.dialect.connect(*args, **options, autocommit=True)
             except Exception as e:
                 raise explain(e, self.where) from e
+            self._reached = True
         return self._fast
 
     def sql(
@@ -234,25 +323,41 @@ class Database:
         self,
         *steps: tuple[str, dict[str, Any] | Sequence[dict[str, Any]]],  # Text from `sql`, with values of one row or many
     ) -> None:
-        "Run a few statements in one `transaction`: returns after the commit. Raises `StoreError`."
-        with self.transaction() as cur:
-            for text, values in steps:
-                (cur.execute if type(values) is dict else cur.executemany)(text, values)
+        "Run a few statements in one `transaction`: returns after the commit, which happens once. Raises `StoreError`."
+        def work(cur: Any) -> None:
+            for statement, values in steps:
+                (cur.execute if type(values) is dict else cur.executemany)(statement, values)
+
+        if self.sqlite:  # nothing to come back to, and every microsecond counts
+            with self.transaction() as cur:
+                work(cur)
+        else:
+            self.transact_with(work)
+
+    def transact_with(
+        self,
+        work: Callable[[Any], T],  # Takes the cursor of a `transaction`; may be called more than once
+    ) -> T:                        # What it returns
+        "Do some work in one `transaction`, again when the connection is lost before it is committed. Raises `StoreError`."
+        return self._once(self.transaction, work)
 
     @contextmanager
     def transaction(self) -> Iterator[Any]:  # The driver's cursor, which takes texts from `sql`
         "A transaction on a connection of its own, without SQLAlchemy: committed at the end of the block, undone when it raises. Raises `StoreError`."
         self._leave_parent()
         with self._lock:
-            cur = None
+            cur = number = None
             try:
-                cur = self._execute("BEGIN IMMEDIATE" if self.sqlite else "BEGIN")
+                cur = self._execute("BEGIN IMMEDIATE" if self.sqlite else f"BEGIN; {_NUMBER}")  # one way to the server and back
+                if not self.sqlite:
+                    cur.nextset()
+                    number = cur.fetchone()[0]
                 yield cur
                 cur.execute("COMMIT")
             except BaseException as e:
                 self._undo()
                 if isinstance(e, sqlite3.Error | UnicodeEncodeError) or type(e).__module__.startswith("psycopg"):
-                    raise explain(e, self.where) from e
+                    raise self._explained(e, number) from e
                 raise
             finally:
                 if cur is not None:
@@ -281,6 +386,9 @@ class Database:
 
     def fetch(self, statement: Executable, values: Mapping[str, Any]) -> list[tuple]:  # Rows as the driver gives them
         "Every row of a query straight from the driver: for long results, and where every millisecond counts."
+        return self._patiently(lambda: self._fetch(statement, values))
+
+    def _fetch(self, statement: Executable, values: Mapping[str, Any]) -> list[tuple]:
         self._leave_parent()
         with self._lock:
             try:
@@ -289,6 +397,8 @@ class Database:
                     return cur.fetchall()
                 finally:
                     cur.close()
+                    if self.read_only:
+                        self._close_fast()
             except MlcycleError:
                 raise
             except Exception as e:

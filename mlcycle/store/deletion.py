@@ -71,7 +71,7 @@ def delete(
     children: bool = False,  # Also delete the runs below them
 ) -> list[Run]:             # The deleted runs
     "Delete runs and all their rows. Raises `UsageError` when one cannot be deleted, `NotFoundError`, `StoreError`."
-    with store.db.write() as con:
+    def work(con: Connection) -> list[Run]:
         requested, below = _family(con, list(dict.fromkeys(run.id for run in runs)))
         if missing := {run.id for run in runs} - {run.id for run in requested}:
             raise NotFoundError(f"There is no run {', '.join(sorted(missing))} any more: it was deleted before.")
@@ -86,4 +86,6 @@ def delete(
             con.execute(remove(schema.runs).where(schema.runs.c.id.in_(ids)))
         for run in requested + below:
             append(con, "run.delete", run.id, name=run.name, experiment=run.experiment, status=run.status)
-    return requested + below
+        return requested + below
+
+    return store.db.in_transaction(work)

@@ -62,9 +62,11 @@ def note(
     **data: Any,            # Details, JSON-able
 ) -> None:
     "Add lines to the log. Raises `StoreError`."
-    with store.db.write() as con:
+    def work(con: Connection) -> None:
         for subject in subjects:
             append(con, action, subject, **data)
+
+    store.db.in_transaction(work)
 
 # %% ../../nbs/store/06_events.ipynb #listing
 def listing(

@@ -61,8 +61,7 @@ def points_after(
     "The next points of a metric, by step."
     import numpy as np
 
-    with store.db.read() as con:
-        rows = con.execute(_AFTER, {"run": run.pk, "name": name, "step": place[0], "seq": place[1], "limit": limit}).all()
+    rows = store.db.all(_AFTER, {"run": run.pk, "name": name, "step": place[0], "seq": place[1], "limit": limit})
     if not rows:
         return np.empty(0, "int64"), np.empty(0), place
     step, seq, value = zip(*rows, strict=True)

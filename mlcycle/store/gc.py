@@ -5,12 +5,14 @@
 # %% ../../nbs/store/15_gc.ipynb #imports
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sqlalchemy import select, text, union
 
 from . import schema
+from .runs import to_run
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -30,6 +32,7 @@ class Garbage:
     contents: tuple[tuple[str, int], ...]   # Digest and size
     temporary: tuple[tuple[str, int], ...]  # Path and size of files that killed processes left
     removed: bool                           # Removed, or only listed
+    kept: int = 0                           # Further contents, which somebody may be about to name
 
     @property
     def bytes(self) -> int:
@@ -40,29 +43,49 @@ class Garbage:
 def _referenced(con: Connection) -> set[str]:
     return set(con.execute(union(select(schema.artifacts.c.digest), select(schema.version_files.c.digest))).scalars())
 
+# %% ../../nbs/store/15_gc.ipynb #since
+_LONGEST = 24.0  # How often the age has to pass until content is removed whatever runs go on
+
+
+def _newest_removed(store: Store, age: float) -> float:
+    "What was stored after this time, in seconds since the epoch, is kept."
+    now = time.time()
+    running = store.db.all(select(schema.runs).where(schema.runs.c.status == "running"))
+    begun = [row.started for row in running if to_run(row).status == "running"]
+    return min([now - age, *(max(started, now - _LONGEST * age) for started in begun)])
+
 # %% ../../nbs/store/15_gc.ipynb #gc
 def gc(
     store: Store,
     remove: bool = False,   # Remove it instead of listing it
-    age: float = 3600.0,    # Seconds for which a temporary file must have been untouched
+    age: float = 3600.0,    # Seconds for which a file must have been untouched; 0 only where nobody else works with the store
 ) -> Garbage:
     "Find the content that nothing refers to, and remove it on request. Raises `StoreError`, `ArtifactError`."
-    stored = sorted(store.blobs.digests())
+    limit, contents = _newest_removed(store, age), sorted(store.blobs.contents())
     temporary = tuple(store.blobs.abandoned(age))
+    used = store.db.reading(_referenced)
+    garbage = [(digest, size) for digest, size, changed in contents if digest not in used and changed <= limit]
+    kept = sum(digest not in used and changed > limit for digest, _, changed in contents)
     if not remove:
-        with store.db.read() as con:
-            used = _referenced(con)
-        return Garbage(tuple(item for item in stored if item[0] not in used), temporary, False)
-    removed = []
-    for start in range(0, len(stored), BATCH):
-        with store.db.write() as con:
-            if not store.db.sqlite:  # SQLite has one writer at a time; PostgreSQL needs a lock
-                con.execute(text("LOCK TABLE artifacts, version_files IN SHARE MODE"))
-            used = _referenced(con)
-            for digest, size in stored[start:start + BATCH]:
-                if digest not in used:
-                    store.blobs.delete(digest)
-                    removed.append((digest, size))
+        return Garbage(tuple(garbage), temporary, False, kept)
+    removed: list[tuple[str, int]] = []
+    for start in range(0, len(garbage), BATCH):
+        removed += _remove(store, garbage[start:start + BATCH], limit)
     for path, _ in temporary:
         store.blobs.delete_temporary(path)
-    return Garbage(tuple(removed), temporary, True)
+    return Garbage(tuple(removed), temporary, True, kept)
+
+# %% ../../nbs/store/15_gc.ipynb #remove
+def _remove(store: Store, contents: list[tuple[str, int]], limit: float) -> list[tuple[str, int]]:
+    "Remove those contents that still nothing refers to and nobody has stored again."
+    def work(con: Connection) -> list[tuple[str, int]]:
+        if not store.db.sqlite:  # SQLite has one writer at a time; PostgreSQL needs a lock
+            con.execute(text("LOCK TABLE artifacts, version_files IN SHARE MODE"))
+        used, removed = _referenced(con), []
+        for digest, size in contents:
+            if digest not in used and store.blobs.changed(digest) <= limit:
+                store.blobs.delete(digest)
+                removed.append((digest, size))
+        return removed
+
+    return store.db.in_transaction(work)

@@ -32,9 +32,9 @@ def put(
            "source": mended(dataset.source),
            "rows": dataset.rows, "schema": json.dumps(dataset.schema), "time": time.time()}
     insert = store.db.insert(schema.inputs).values(row)
-    with store.db.write() as con:
-        con.execute(insert.on_conflict_do_update(index_elements=["run", "name", "role"],
-                                                 set_={c: row[c] for c in ("digest", "source", "rows", "schema", "time")}))
+    changed = {c: row[c] for c in ("digest", "source", "rows", "schema", "time")}
+    put_row = insert.on_conflict_do_update(index_elements=["run", "name", "role"], set_=changed)
+    store.db.in_transaction(lambda con: con.execute(put_row).close())
 
 # %% ../../nbs/store/11_inputs.ipynb #listing
 def listing(

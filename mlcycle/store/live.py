@@ -76,5 +76,4 @@ def after(
     limit: int = 1000,  # Pieces at most
 ) -> list[Piece]:
     "The pieces that a run has printed from a place on."
-    with store.db.read() as con:
-        return [Piece(*row) for row in con.execute(_AFTER, {"run": run.pk, "place": place, "limit": limit})]
+    return [Piece(*row) for row in store.db.all(_AFTER, {"run": run.pk, "place": place, "limit": limit})]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import insert, select, update
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from mlcycle.store.connect import Store
 
 # %% auto #0
-__all__ = ['create_version', 'versions', 'versions_of', 'get_version', 'version_files', 'list_models', 'get_model', 'move_alias',
-           'alias_history']
+__all__ = ['create_version', 'versions', 'versions_of', 'get_version', 'version_files', 'list_models', 'get_model',
+           'change_alias', 'move_alias', 'alias_history']
 
 # %% ../../nbs/store/12_models.ipynb #next-number
 def _next_number(con: Connection, store: Store, model: str, now: float) -> int:
@@ -50,7 +50,8 @@ def create_version(
     if not files:
         raise NotFoundError(f"Run {run.id[:8]} ({run.name}) logged no model under {artifact!r}.")
     now, who, model = time.time(), actor(), storable(model, "The model")
-    with store.db.write() as con:
+
+    def work(con: Connection) -> int:
         locked = select(schema.runs.c.pk).where(schema.runs.c.id == run.id).with_for_update(read=True, key_share=True)  # not deleted meanwhile
         if con.execute(locked).scalar() is None:
             raise NotFoundError(f"Run {run.id[:8]} ({run.name}) is gone: it was deleted.")
@@ -61,7 +62,9 @@ def create_version(
         con.execute(insert(schema.version_files), [{"model": model, "number": number, "name": f.name, "digest": f.digest, "size": f.size}
                                                    for f in files])
         append(con, "version.create", f"{model}/{number}", run=run.id, digest=digest)
-    return get_version(store, model, number)
+        return number
+
+    return get_version(store, model, store.db.in_transaction(work))
 
 # %% ../../nbs/store/12_models.ipynb #aliases
 def _aliases(store: Store, model: str | None = None) -> dict[str, dict[str, int]]:
@@ -142,6 +145,50 @@ def get_model(
             return model
     raise NotFoundError(f"There is no model {name!r}. `mlcycle models` lists what is registered.")
 
+# %% ../../nbs/store/12_models.ipynb #change-alias
+def change_alias(
+    store: Store,
+    model: str,   # Registered name
+    alias: str,   # `champion`, `challenger`, or the user's own
+    choose: Callable[[list[AliasMove]], tuple[int | None, str, MoveKind] | None],  # From its history, oldest first: a version, why, what is done
+) -> AliasMove | None:  # The move, None where `choose` returned None
+    "Move an alias to where its history leads, in one transaction. Raises what `choose` raises, `NotFoundError`, `StoreError`."
+    alias, t = storable(alias, "The alias"), schema.aliases.c
+    now, who = time.time(), actor()
+
+    def work(con: Connection) -> AliasMove | None:
+        con.execute(select(schema.models.c.name).where(schema.models.c.name == model).with_for_update())
+        before = con.execute(select(t.number).where(t.model == model, t.alias == alias)).scalar()
+        if (chosen := choose(_moves(con, model, alias))) is None:
+            return None
+        number, why, kind = chosen
+        why = mended(why)
+        if number is None:
+            con.execute(schema.aliases.delete().where(t.model == model, t.alias == alias))
+        else:
+            _require_version(con, model, number)
+            con.execute(store.db.insert(schema.aliases).values(model=model, alias=alias, number=number)
+                        .on_conflict_do_update(index_elements=["model", "alias"], set_={"number": number}))
+        con.execute(insert(schema.alias_moves).values(
+            model=model, alias=alias, before=before, after=number, time=now, actor=who, why=why, kind=kind))
+        append(con, "alias.move", f"{model}@{alias}", before=before, after=number, why=why)
+        return AliasMove(model, alias, before, number, moment(now), who, why, kind)
+
+    return store.db.in_transaction(work)
+
+# %% ../../nbs/store/12_models.ipynb #alias-moves
+def _moves(con: Connection, model: str, alias: str | None) -> list[AliasMove]:
+    t = schema.alias_moves.c
+    query = select(schema.alias_moves).where(t.model == model).order_by(t.pk)
+    rows = con.execute(query if alias is None else query.where(t.alias == alias)).all()
+    return [AliasMove(r.model, r.alias, r.before, r.after, moment(r.time), r.actor, r.why, r.kind) for r in rows]
+
+
+def _require_version(con: Connection, model: str, number: int) -> None:
+    t = schema.versions.c
+    if con.execute(select(t.number).where(t.model == model, t.number == number)).scalar() is None:
+        raise NotFoundError(f"There is no version {model}/{number}. `mlcycle models` lists what is registered.")
+
 # %% ../../nbs/store/12_models.ipynb #alias
 def move_alias(
     store: Store,         # The store
@@ -152,23 +199,8 @@ def move_alias(
     kind: MoveKind | None = None,  # What is done; by default `promoted`, or `removed` where there is no number
 ) -> AliasMove:           # The move, also when it changed nothing
     "Point an alias at a version, and write the move down. Raises `NotFoundError`, `StoreError`."
-    if number is not None:
-        get_version(store, model, number)
-    alias, why = storable(alias, "The alias"), mended(why)
-    kind = kind or ("removed" if number is None else "promoted")
-    now, who, t = time.time(), actor(), schema.aliases.c
-    with store.db.write() as con:
-        con.execute(select(schema.models.c.name).where(schema.models.c.name == model).with_for_update())
-        before = con.execute(select(t.number).where(t.model == model, t.alias == alias)).scalar()
-        if number is None:
-            con.execute(schema.aliases.delete().where(t.model == model, t.alias == alias))
-        else:
-            con.execute(store.db.insert(schema.aliases).values(model=model, alias=alias, number=number)
-                        .on_conflict_do_update(index_elements=["model", "alias"], set_={"number": number}))
-        con.execute(insert(schema.alias_moves).values(
-            model=model, alias=alias, before=before, after=number, time=now, actor=who, why=why, kind=kind))
-        append(con, "alias.move", f"{model}@{alias}", before=before, after=number, why=why)
-    return AliasMove(model, alias, before, number, moment(now), who, why, kind)
+    chosen = number, why, kind or ("removed" if number is None else "promoted")
+    return change_alias(store, model, alias, lambda history: chosen)
 
 # %% ../../nbs/store/12_models.ipynb #alias-history
 def alias_history(
@@ -177,7 +209,4 @@ def alias_history(
     alias: str | None = None,  # Only this alias
 ) -> list[AliasMove]:          # Oldest first
     "Who moved which alias, when, from where to where, why, and by which kind of move."
-    t = schema.alias_moves.c
-    query = select(schema.alias_moves).where(t.model == model).order_by(t.pk)
-    rows = store.db.all(query if alias is None else query.where(t.alias == alias))
-    return [AliasMove(r.model, r.alias, r.before, r.after, moment(r.time), r.actor, r.why, r.kind) for r in rows]
+    return store.db.reading(lambda con: _moves(con, model, alias))

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import secrets
 import sqlite3
@@ -19,6 +20,7 @@ from sqlalchemy import Connection, event, inspect, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 
+from ..config import sqlite_url
 from ..errors import StoreError, StoreFormatError, StoreFullError, StoreVersionError
 from .database import BUSY_SECONDS, FULL, Database, explain, make_engine
 from .schema import HEAD, VERSION_TABLE, metadata
@@ -81,7 +83,7 @@ def create_sqlite(
             ignore.unlink(missing_ok=True)  # An empty file would hide nothing from git, and would later pass for the user's own
             raise
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
-    engine = make_engine(f"sqlite:///{temporary}")
+    engine = make_engine(sqlite_url(temporary))
     try:
         with engine.begin() as con:
             con.exec_driver_sql(f"PRAGMA application_id={APPLICATION_ID}")
@@ -104,7 +106,7 @@ def create_sqlite(
         raise explain(e, str(path)) from e
     finally:
         engine.dispose()
-        for leftover in path.parent.glob(temporary.name + "*"):
+        for leftover in path.parent.glob(glob.escape(temporary.name) + "*"):
             leftover.unlink(missing_ok=True)
 
 # %% ../../nbs/store/03_opening.ipynb #link
@@ -128,9 +130,8 @@ def stored_version(
     try:
         rows = db.fetch(_VERSION, {})
     except StoreError:
-        with db.read() as con:
-            if VERSION_TABLE not in inspect(con).get_table_names():
-                return None
+        if VERSION_TABLE not in db.reading(lambda con: inspect(con).get_table_names()):
+            return None
         rows = db.fetch(_VERSION, {})  # another process has just made it
     return rows[0][0] if rows else None
 
@@ -142,9 +143,20 @@ def backup(
     "Copy an SQLite store while it is in use, with SQLite's own backup."
     path = Path(str(make_url(db.url).database))
     target = path.with_name(f"{path.name}.v{version}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}.backup")
-    with contextlib.closing(sqlite3.connect(path)) as source, contextlib.closing(sqlite3.connect(target)) as copy:
-        source.backup(copy)
+    partial = target.with_name(f"{target.name}.part")
+    try:
+        with contextlib.closing(sqlite3.connect(path)) as source, contextlib.closing(sqlite3.connect(partial)) as copy:
+            source.backup(copy)
+        partial.rename(target)
+    finally:
+        partial.unlink(missing_ok=True)
     return target
+
+
+def _remove_partial_backups(path: Path) -> None:
+    "Remove what killed migrations have left. Only who migrates may call this: then nobody else is copying."
+    for leftover in path.parent.glob(f"{glob.escape(path.name)}.v*.backup.part*"):
+        leftover.unlink(missing_ok=True)
 
 # %% ../../nbs/store/03_opening.ipynb #upgrading
 MIGRATIONS = Path(__file__).parent / "migrations" if "__file__" in globals() else Path("migrations")
@@ -189,6 +201,7 @@ def migrate(
             if version == head:
                 return None
             if db.sqlite and version is not None:
+                _remove_partial_backups(Path(str(make_url(db.url).database)))
                 copy = backup(db, version)
             env.configure(connection=con, version_table=VERSION_TABLE, target_metadata=metadata)
             env.run_migrations()
@@ -242,7 +255,7 @@ def _check_version(db: Database, scripts: Path, head: str) -> None:
 
 # %% ../../nbs/store/03_opening.ipynb #create-postgres
 def _create_postgres(db: Database) -> None:
-    with db.write() as con:
+    def work(con: Connection) -> None:
         con.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _UPGRADE_LOCK})
         existing = set(inspect(con).get_table_names())
         if foreign := sorted(existing & set(metadata.tables)) if VERSION_TABLE not in existing else []:
@@ -251,3 +264,5 @@ def _create_postgres(db: Database) -> None:
         if VERSION_TABLE not in existing:
             metadata.create_all(con)
             con.execute(text(f"INSERT INTO {VERSION_TABLE} VALUES (:head)"), {"head": HEAD})
+
+    db.in_transaction(work)

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from mlcycle.store.connect import Store
 
 # %% auto #0
-__all__ = ['TEXTS', 'TIMES', 'FOLDERS', 'epoch', 'Fields', 'Translator', 'page', 'count']
+__all__ = ['TEXTS', 'TIMES', 'FOLDERS', 'LONGEST', 'DEEPEST', 'MOST_COMPARISONS', 'MOST_VALUES', 'MOST_NAMES', 'epoch',
+           'shortened', 'Fields', 'Translator', 'page', 'count']
 
 # %% ../../nbs/store/13_query.ipynb #names
 TEXTS = ("id", "name", "experiment", "kind", "status", "parent", "actor")
@@ -33,6 +34,11 @@ _OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
     ast.Eq: lambda a, b: a == b, ast.NotEq: lambda a, b: a != b, ast.Lt: lambda a, b: a < b, ast.LtE: lambda a, b: a <= b,
     ast.Gt: lambda a, b: a > b, ast.GtE: lambda a, b: a >= b,
 }
+LONGEST = 200_000       # Characters of a query
+DEEPEST = 24            # Levels of `not`, of and within or, of names and signs
+MOST_COMPARISONS = 500  # In one query
+MOST_VALUES = 10_000    # The same
+MOST_NAMES = 60         # Metrics, params and tags in one query; SQLite joins 64 tables
 _SWAPPED = {ast.Lt: ast.Gt, ast.LtE: ast.GtE, ast.Gt: ast.Lt, ast.GtE: ast.LtE, ast.Eq: ast.Eq, ast.NotEq: ast.NotEq}
 
 # %% ../../nbs/store/13_query.ipynb #seconds
@@ -46,6 +52,13 @@ def epoch(
     except (TypeError, ValueError) as e:
         raise QueryError(f"{text!r} in {query!r} is no time. Write it as '2026-11-22' or '2026-11-22T09:30'.") from e
     return (when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp()
+
+# %% ../../nbs/store/13_query.ipynb #shortened
+def shortened(
+    text: str,  # What a person or a program wrote
+) -> str:
+    "The text in quotes, for a message; the middle of a long one is left out."
+    return repr(text) if len(text) <= 400 else f"{text[:200]!r} … {text[-100:]!r}"
 
 # %% ../../nbs/store/13_query.ipynb #fields
 class Fields:
@@ -63,13 +76,15 @@ class Fields:
 
     def refuse(self, what: str) -> QueryError:
         "The error for what is not in the grammar, with what is."
-        return QueryError(f"{what} in the query {self.text!r}. A query compares metrics.NAME, params.NAME, tags.NAME, {', '.join(TEXTS)}, started, "
-                          "ended and seconds with values, joined by and, or, not; for example: metrics.auc > 0.9 and params.model == 'hgb'.")
+        return QueryError(f"{what} in the query {shortened(self.text)}. A query compares metrics.NAME, params.NAME, tags.NAME, {', '.join(TEXTS)}, "
+                          "started, ended and seconds with values, joined by and, or, not; for example: metrics.auc > 0.9 and params.model == 'hgb'.")
 
     def table(self, folder: str, name: str) -> Any:
         "The joined table of one metric, param or tag. Raises `QueryError` for a name that no run has."
         if (folder, name) not in self._joined:
             base = FOLDERS[folder]
+            if len(self._joined) == MOST_NAMES:
+                raise self.refuse(f"More than {MOST_NAMES} metrics, params and tags are compared")
             if not self.store.db.all(select(base.c.name).where(base.c.name == name).limit(1)):
                 logged = [row.name for row in self.store.db.all(select(base.c.name).distinct().order_by(base.c.name))]
                 near = difflib.get_close_matches(name, logged, 1, 0.6)
@@ -123,6 +138,14 @@ class Fields:
                 raise self.refuse(f"{name!r} is not known{f' (did you mean {near[0]}?)' if near else ''}")
         return None
 
+# %% ../../nbs/store/13_query.ipynb #as-float
+def _as_float(value: float) -> list[str]:
+    "The texts of the float that equals a number, where there is one."
+    try:
+        return [encode(float(value))] if float(value) == value else []
+    except OverflowError:
+        return []
+
 # %% ../../nbs/store/13_query.ipynb #translator
 class Translator:
     "Translates the text of one query into a condition on its fields."
@@ -154,44 +177,73 @@ class Translator:
             operator = ast.Eq() if isinstance(operator, ast.Is) else ast.NotEq()
         if isinstance(operator, ast.In | ast.NotIn):
             inside = self.among(sort, where, value)
-            return not_(inside) if isinstance(operator, ast.NotIn) else inside
+            return self.unlike(sort, where, inside) if isinstance(operator, ast.NotIn) else inside
+        if isinstance(operator, ast.NotEq):
+            return self.unlike(sort, where, self.compare(sort, where, ast.Eq(), value))
         make = _OPERATORS[type(operator)]
-        equality = isinstance(operator, ast.Eq | ast.NotEq)
+        equality = isinstance(operator, ast.Eq)
         if not equality and (value is None or isinstance(value, bool | list)):
             raise self.fields.refuse(f"{value!r} has no order: it cannot be compared with < or >")
         if sort == "params":
-            return self.param(where, make, operator, value, equality)
+            return self.param(where, make, value, equality)
         column = where.c.value if sort in ("metrics", "tags") else where
         if value is None:
-            is_set = where.c.run.is_not(None) if sort in ("metrics", "tags") else column.is_not(None)
-            return is_set if isinstance(operator, ast.NotEq) else not_(is_set)
+            return (where.c.run if sort in ("metrics", "tags") else column).is_(None)
         if sort == "time":
             return make(column, epoch(value, self.fields.text))
         if sort in ("metrics", "number"):
             if isinstance(value, str | list):
                 raise self.fields.refuse(f"A number cannot be compared with {value!r}")
             if isinstance(value, float) and math.isnan(value):
-                is_nan = and_(where.c.run.is_not(None), column.is_(None)) if sort == "metrics" else column.is_(None)
-                return is_nan if isinstance(operator, ast.Eq) else not_(is_nan)
-            return make(column, literal(float(value)))
+                return and_(where.c.run.is_not(None), column.is_(None)) if sort == "metrics" else column.is_(None)
+            return make(column, literal(self.number(value)))
         return make(column, str(value))
 
-    def param(self, table: Any, make: Any, operator: ast.cmpop, value: Any, equality: bool) -> ColumnElement:
+    def number(self, value: float) -> float:
+        "A number as the database has it. Raises `QueryError` for one that is too large."
+        try:
+            return float(value)
+        except OverflowError:
+            raise self.fields.refuse("A number is too large: no more than 308 digits are compared") from None
+
+    def unlike(self, sort: str, where: Any, equal: ColumnElement) -> ColumnElement:
+        "What is not equal, as in Python: None, NaN and values of other types are equal to nothing else. A run without the name does not fit."
+        different = not_(func.coalesce(equal, false()))
+        table = where if sort in FOLDERS else getattr(where, "table", schema.runs)
+        return different if table is schema.runs else and_(table.c.run.is_not(None), different)
+
+    def param(self, table: Any, make: Any, value: Any, equality: bool) -> ColumnElement:
         "A comparison of a param, whose value has a type: text is compared with text, numbers with numbers."
         if isinstance(value, int | float) and not isinstance(value, bool):
-            return make(table.c.number, literal(float(value)))
+            if equality and (value != value or abs(value) >= 2**53):  # a float64 is not exact there, the text is
+                return table.c.value.in_(sorted({encode(value), *_as_float(value)}))
+            return make(table.c.number, literal(self.number(value)))
         if not equality:
             return and_(table.c.value.like('"%'), make(table.c.value, encode(value)))
         if value is None:
-            unset = or_(table.c.run.is_(None), table.c.value == "null")
-            return unset if isinstance(operator, ast.Eq) else not_(unset)
+            return or_(table.c.run.is_(None), table.c.value == "null")
         return make(table.c.value, encode(value))
 
     def among(self, sort: str, where: Any, value: Any) -> ColumnElement:
         "Is the field one of a list? Raises `QueryError`."
         if not isinstance(value, list):
             raise self.fields.refuse(f"`in` needs a list, or a text on its left: not {value!r}")
-        return or_(false(), *(self.compare(sort, where, ast.Eq(), item) for item in value))
+        plain: dict[Any, list[Any]] = {}  # Column to its values: one condition for all of them
+        others = []
+        for item in value:
+            if (pair := self.plain(sort, where, item)) is None:
+                others.append(self.compare(sort, where, ast.Eq(), item))
+            else:
+                plain.setdefault(pair[0], []).append(pair[1])
+        return or_(false(), *(column.in_(values) for column, values in plain.items()), *others)
+
+    def plain(self, sort: str, where: Any, item: Any) -> tuple[Any, Any] | None:
+        "The column and the value that is equal there, None where equality takes more than that."
+        if isinstance(item, str) and sort in ("text", "tags", "params"):
+            return (where, item) if sort == "text" else (where.c.value, encode(item) if sort == "params" else item)
+        if type(item) in (int, float) and abs(item) < 2**53 and sort in ("metrics", "params"):
+            return where.c.number if sort == "params" else where.c.value, float(item)
+        return None
 
     def comparison(self, left: ast.expr, operator: ast.cmpop, right: ast.expr) -> ColumnElement:
         "One link of a chain of comparisons, the field on either side."
@@ -227,16 +279,30 @@ class Translator:
 
     def where(self) -> ColumnElement:
         "The condition of the query's text. Raises `QueryError`."
+        if len(self.fields.text) > LONGEST:
+            raise QueryError(f"The query has {len(self.fields.text)} characters; at most {LONGEST} are read. Ask for less.")
         try:
             tree = ast.parse(self.fields.text.strip(), mode="eval")
         except (SyntaxError, ValueError, RecursionError, MemoryError) as e:
             if "=" in self.fields.text.replace("==", "").replace("!=", "").replace("<=", "").replace(">=", ""):
                 raise self.fields.refuse("A single = compares nothing; write ==") from e
             raise self.fields.refuse("Something is not understood") from e
-        try:
-            return self.condition(tree.body)
-        except RecursionError as e:
-            raise self.fields.refuse("Too much is nested") from e
+        self.check_size(tree)
+        return self.condition(tree.body)
+
+    def check_size(self, tree: ast.AST) -> None:
+        "Refuse what a database would not take: it reads conditions with a stack of its own. Raises `QueryError`."
+        level, depth, comparisons, values = [tree], 0, 0, 0
+        while level:
+            values += sum(isinstance(node, ast.Constant) for node in level)
+            comparisons += sum(len(node.ops) for node in level if isinstance(node, ast.Compare))
+            level, depth = [inner for node in level for inner in ast.iter_child_nodes(node)], depth + 1
+            if depth > DEEPEST:
+                raise self.fields.refuse("Too much is nested")
+        if comparisons > MOST_COMPARISONS:
+            raise self.fields.refuse(f"{comparisons} comparisons are too many (at most {MOST_COMPARISONS})")
+        if values > MOST_VALUES:
+            raise self.fields.refuse(f"{values} values are too many (at most {MOST_VALUES})")
 
 # %% ../../nbs/store/13_query.ipynb #page
 def page(
@@ -274,12 +340,16 @@ def _ordered(store: Store, fields: Fields, conditions: list[ColumnElement], orde
     down, name = order.startswith("-"), order.lstrip("+-")
     fields.text = order
     try:
-        node = ast.parse(name, mode="eval").body
+        if len(order) > LONGEST:
+            raise ValueError(order)
+        tree = ast.parse(name, mode="eval")
+        Translator(fields).check_size(tree)
+        node = tree.body
         field = fields.column(node)
-    except SyntaxError:
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
         field = None
     if field is None:
-        raise QueryError(f"order_by must name one field, such as '-metrics.auc' or 'started', not {order!r}.")
+        raise QueryError(f"order_by must name one field, such as '-metrics.auc' or 'started', not {shortened(order)}.")
     sort, where = field
     by_metric = sort == "metrics"
     column = _sort_column(sort, where)

@@ -16,6 +16,8 @@ from . import schema
 from .events import append
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
     from mlcycle.store.connect import Store
 
 # %% auto #0
@@ -33,9 +35,12 @@ def ask(
 ) -> None:
     "Ask a run to do something; a second request adds only to the log. Raises `StoreError`."
     row = {"run": run.pk, "action": action, "actor": actor(), "time": time.time()}
-    with store.db.write() as con:
+
+    def work(con: Connection) -> None:
         con.execute(store.db.insert(schema.requests).values(row).on_conflict_do_nothing())
         append(con, f"run.{action}", run.id)
+
+    store.db.in_transaction(work)
 
 # %% ../../nbs/store/23_requests.ipynb #asked-by
 def asked_by(

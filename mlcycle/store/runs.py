@@ -14,7 +14,7 @@ from dataclasses import asdict
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, func, insert, literal_column, or_, select, update
+from sqlalchemy import bindparam, func, insert, literal_column, select, update
 
 from ..config import actor
 from ..entities import Kind, Process, Run, RunError, Status
@@ -24,10 +24,13 @@ from .database import mended, storable
 from .events import APPEND, append, entry, moment
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
     from mlcycle.store.connect import Store
 
 # %% auto #0
-__all__ = ['this_process', 'is_gone', 'to_run', 'lost_keys', 'create', 'finish', 'settle', 'get', 'named', 'resolve', 'children']
+__all__ = ['this_process', 'is_gone', 'to_run', 'lost_keys', 'create', 'finish', 'has_ended', 'open_in', 'settle', 'get', 'named',
+           'resolve', 'children']
 
 # %% ../../nbs/store/07_runs.ipynb #process
 @cache
@@ -36,7 +39,22 @@ def _this_process(pid: int) -> Process:
 
     import psutil
 
-    return Process(socket.gethostname(), pid, psutil.Process(pid).create_time())
+    return Process(socket.gethostname() + _process_table(), pid, psutil.Process(pid).create_time())
+
+
+_MACHINES_OWN = "4026531836"  # The number that Linux gives to the process table of the machine itself
+
+
+def _process_table() -> str:  # Empty for the machine's own
+    "Which process table the numbers of processes belong to: a container has one of its own, and often the host name of the machine."
+    import os
+    from pathlib import Path
+
+    try:
+        number = os.readlink("/proc/self/ns/pid").strip("pid:[]")
+        return "" if number == _MACHINES_OWN else f"/{number}-{Path('/proc/sys/kernel/random/boot_id').read_text()[:8]}"
+    except OSError:  # not Linux
+        return ""
 
 
 def this_process() -> Process:
@@ -49,7 +67,7 @@ def this_process() -> Process:
 def is_gone(
     process: Process | None,  # Owner of a run
 ) -> bool:
-    "Has this process certainly ended? False for a process on another host, which cannot be checked."
+    "Has this process certainly ended? False for one on another host or in another container, which cannot be seen."
     import psutil
 
     if process is None or process.host != this_process().host:
@@ -113,7 +131,8 @@ def create(
     return Run(pk, run_id, name, experiment, kind, "running", moment(now), None, parent, started_by, process)
 
 # %% ../../nbs/store/07_runs.ipynb #finish
-_END = (update(schema.runs).where(schema.runs.c.pk == bindparam("key"), schema.runs.c.status == literal_column("'running'"))
+_OPEN = schema.runs.c.status.in_((literal_column("'running'"), literal_column("'lost'")))
+_END = (update(schema.runs).where(schema.runs.c.pk == bindparam("key"), _OPEN)
         .values(status=bindparam("status"), ended=bindparam("ended"), error=bindparam("error"), reason=bindparam("reason")))
 
 
@@ -130,19 +149,45 @@ def finish(
     values = {"key": run.pk, "status": status, "ended": now, "error": json.dumps(asdict(error)) if error else None, "reason": reason}
     db.transact((db.sql(_END), values), (db.sql(APPEND), entry("run.end", run.id, {"status": status, "reason": reason}, now)))
 
+# %% ../../nbs/store/07_runs.ipynb #has-ended
+_STATUS = select(schema.runs.c.status).where(schema.runs.c.pk == bindparam("run"))
+
+
+def has_ended(
+    store: Store,
+    run: int,      # The run's row number
+) -> bool:         # True for a deleted one too
+    "Has a run ended, as far as the store knows? One that was called `lost` may still go on. Raises `StoreError`."
+    rows = store.db.fetch(_STATUS, {"run": run})
+    return not rows or rows[0][0] not in ("running", "lost")
+
+# %% ../../nbs/store/07_runs.ipynb #open-in
+def open_in(
+    store: Store,
+    process: Process,  # A process that tracks runs
+) -> list[Run]:        # Oldest first
+    "The runs that a process has begun and not ended, without those that still have open parts. Raises `StoreError`."
+    t = schema.runs.c
+    of_process = (t.host == process.host) & (t.pid == process.pid) & (t.process_started == process.started)
+    begun = [to_run(row) for row in store.db.all(select(schema.runs).where(of_process, t.status == "running").order_by(t.pk))]
+    return [run for run in begun if all(part.parent != run.id for part in begun)]
+
 # %% ../../nbs/store/07_runs.ipynb #settle
 def settle(
     store: Store,
     keys: Iterable[int],  # Row numbers from `lost_keys`
 ) -> None:
     "Store the status `lost` for runs whose process has ended, as `fsck --repair` does."
-    with store.db.write() as con:
+    def work(con: Connection) -> None:
         for pk in keys:
             ended = con.execute(select(func.max(schema.points.c.time)).where(schema.points.c.run == pk)).scalar()
             lost = (update(schema.runs).where(schema.runs.c.pk == pk, schema.runs.c.status == "running")
                     .values(status="lost", ended=ended, reason="its process ended without a word").returning(schema.runs.c.id))
             if (run_id := con.execute(lost).scalar()) is not None:
                 append(con, "run.lost", run_id)
+
+    keys = list(keys)
+    store.db.in_transaction(work)
 
 # %% ../../nbs/store/07_runs.ipynb #resolve
 _ROW_BY_ID = select(schema.runs).where(schema.runs.c.id == bindparam("id"))
@@ -178,14 +223,14 @@ def resolve(
 ) -> Run:
     "The one run that a person means. Raises `NotFoundError`, `AmbiguousError`."
     t, ref = schema.runs.c, ref.strip()
-    conditions = [t.name == ref]
-    if ref and all(c in "0123456789abcdef" for c in ref.lower()):
-        prefix = ref.lower()
+    prefix = ref.lower()
+    conditions = [t.id == prefix, t.name == ref]  # the first one that a run fulfils decides: a name may look like the beginning of an id
+    if prefix and all(c in "0123456789abcdef" for c in prefix):
         conditions.append((t.id >= prefix) & (t.id <= prefix + "g"))
-    rows = store.db.all(select(schema.runs).where(or_(*conditions)).order_by(t.started.desc()).limit(6)) if ref else []
-    exact = [r for r in rows if r.id == ref.lower()]
-    if len(exact or rows) == 1:
-        return to_run((exact or rows)[0])
+    queries = [select(schema.runs).where(condition).order_by(t.started.desc()).limit(6) for condition in conditions] if ref else []
+    rows = next((fitting for query in queries if (fitting := store.db.all(query))), [])
+    if len(rows) == 1:
+        return to_run(rows[0])
     if not rows:
         raise NotFoundError(f"There is no run {ref!r}, neither as the beginning of an id nor as a name. `mlcycle runs` lists them.")
     candidates = ", ".join(f"{r.id[:8]} ({r.name})" for r in rows[:5]) + (", …" if len(rows) > 5 else "")

@@ -16,6 +16,7 @@ from .following import START, points_after
 
 if TYPE_CHECKING:
     import numpy as np
+    from sqlalchemy import Connection
 
     from mlcycle.store.connect import Store
 
@@ -70,10 +71,11 @@ def thinned(
     import numpy as np
 
     metric = {"run": run.pk, "name": name}
-    with store.db.read() as con:
+
+    def work(con: Connection) -> tuple[Any, Any, list[Any]] | None:
         count = con.execute(_COUNT, metric).scalar()
         if (count or 0) <= points:
-            return points_after(store, run, name, START, points)
+            return None
         first, last = (tuple(con.execute(_end(down), metric).one()) for down in (False, True))
         shift, ranges = 0, max(1, points // 2 - 1)
         while (last[0] >> shift) - (first[0] >> shift) >= ranges:
@@ -81,6 +83,11 @@ def thinned(
         low, width = first[0] >> shift << shift, 1 << shift
         rows = con.execute(_extremes(store.db.sqlite), metric | {
             "low": low, "width": width, "stop": max(last[0] - width, -(2**63)), "infinity": float("inf")}).all()
+        return first, last, rows
+
+    if (read := store.db.reading(work)) is None:
+        return points_after(store, run, name, START, points)
+    first, last, rows = read
     step, seq, value = zip(*sorted({first, last, *map(tuple, rows)}), strict=True)
     return np.array(step, dtype="int64"), np.array(value, dtype="float64"), (step[-1], seq[-1])  # None becomes NaN
 

@@ -47,7 +47,7 @@ class _Steps:
         self._store, self._run = store, run
         self._next: dict[str, int] = {}
         self._lock = threading.Lock()
-        self._attached = run.process is None or run.process.pid != os.getpid()  # another process may have logged before
+        self._attached = run.process != runs.this_process()  # another process may have logged before
 
     def of(self, names: Iterable[str], step: int | None) -> dict[str, int]:
         "Metric name to the step of its next value. Raises `DataError`."
@@ -89,6 +89,7 @@ class ActiveRun:
         self.redactor = Redactor.from_environment() if redactor is None else redactor
         self._steps = _Steps(store, run)
         self._ended = False
+        self._owner = os.getpid() if run.process == runs.this_process() else None
 
     @property
     def id(self) -> str:
@@ -115,8 +116,20 @@ class ActiveRun:
         "The last value of each of the run's metrics, read from the store."
         return metrics.latest(self.store, self.run)
 
+    @property
+    def is_own(self) -> bool:
+        "Has this very process begun the run? A forked child has not."
+        return self._owner == os.getpid()
+
+    @property
+    def ended(self) -> bool:
+        "Has the run ended? Where another process has begun it, the store knows. Raises `StoreError`."
+        if not self._ended and not self.is_own:
+            self._ended = runs.has_ended(self.store, self.run.pk)
+        return self._ended
+
     def _refuse_ended(self) -> None:
-        if self._ended:
+        if self.ended:
             raise UsageError(f"The run {self.name!r} ({self.id[:8]}) has ended; nothing can be logged to it. Start a new one with mlc.run(...).")
 
     def watcher(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..entities import Kind, RunError
+from ..errors import text_of
 from ..redact import Redactor
 from ..store import facts, runs
 from ..store.connect import Store, current_store
@@ -53,7 +54,7 @@ def start(
         if capture:
             _capture(active, kind, source, cwd or Path.cwd())
     except BaseException as e:
-        active.finish("failed", RunError(type(e).__name__, str(e)), "it could not be started")
+        active.finish("failed", RunError(type(e).__name__, text_of(e)), "it could not be started")
         raise
     return active
 
@@ -86,6 +87,6 @@ def keep_captures(
             try:
                 active.log_bytes(redactor.text(data.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape"), document, captured.kind)
             except Exception as e:
-                problems.append(f"{document} was not kept: {e}")
+                problems.append(f"{document} was not kept: {text_of(e)}")
     facts.put_captures(active.store, active.run.pk, {name: redactor.json(captured.data) for name, captured in captures.items()},
                        [redactor.text(problem) for problem in problems])

@@ -6,21 +6,24 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import os
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Mapping
-from contextvars import ContextVar, Token
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from contextvars import ContextVar
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from ..config import ENV_RUN
-from ..entities import Artifact, Dataset, Kind, RunError, Status
-from ..errors import MlcycleError, NoActiveRunError, TrialPruned, UsageError
+from ..config import ENV_ARTIFACTS, ENV_RUN, ENV_STORE
+from ..entities import Artifact, Dataset, Kind, Process, Run, RunError, Status
+from ..errors import MlcycleError, NoActiveRunError, TrialPruned, UsageError, text_of
 from ..redact import Redactor
-from ..store.connect import Store
+from ..store import runs as store_runs
+from ..store.connect import Store, connected_store, open_store
 from .active import ActiveRun
 from .begin import attach, start
 
@@ -30,7 +33,7 @@ __all__ = ['entered', 'leaving', 'current_run', 'hold', 'held_run', 'let_go', 'T
            'log_model']
 
 # %% ../../nbs/track/04_current.ipynb #current
-_current: ContextVar[ActiveRun | None] = ContextVar("mlcycle_run", default=None)
+_current: ContextVar[tuple[ActiveRun, ...]] = ContextVar("mlcycle_run", default=())  # Runs open in this context, innermost last
 _main_runs: list[ActiveRun] = []          # Runs open in the main thread, innermost last
 _held: list[ActiveRun] = []               # The run of a session over several cells, at most one
 _attached: dict[str, ActiveRun] = {}      # The run that this process was started for
@@ -38,12 +41,13 @@ _attached: dict[str, ActiveRun] = {}      # The run that this process was starte
 
 def current_run() -> ActiveRun:
     "The run that verbs act on now. Raises `NoActiveRunError`."
-    if (run := _current.get()) is not None:
-        return run
-    if _main_runs and threading.current_thread() is not threading.main_thread():
-        return _main_runs[-1]
-    if _held:
-        return _held[-1]
+    for active in _nearest_first():
+        if not active.is_own:  # this process was forked
+            return _still_open(active, active.run.process)
+        if not active.ended:
+            return active
+    if (inherited := _inherited_run()) is not None:
+        return inherited
     if run_id := os.environ.get(ENV_RUN):
         if run_id not in _attached:
             _attached[run_id] = attach(run_id)
@@ -51,12 +55,81 @@ def current_run() -> ActiveRun:
     raise NoActiveRunError("No run is active here. Start one with `with mlc.run(\"name\", experiment=\"...\"):`, track a cell with %%track, "
                            "or execute the notebook with `mlcycle run`.")
 
-# %% ../../nbs/track/04_current.ipynb #parent
-def _parent() -> str | None:
+# %% ../../nbs/track/04_current.ipynb #nearest-first
+def _nearest_first() -> Iterator[ActiveRun]:
+    yield from reversed(_current.get())
+    if threading.current_thread() is not threading.main_thread():
+        yield from reversed(_main_runs)
+    yield from reversed(_held)
+
+# %% ../../nbs/track/04_current.ipynb #still-open
+def _still_open(
+    active: ActiveRun,       # The run that was current when this process was started
+    owner: Process | None,   # The process that started this one, if the run is its own
+) -> ActiveRun:
+    "That run, or the one that is open in its place. Raises `NoActiveRunError` where there is none, `UsageError` where there are several."
+    if not active.ended:
+        return active
+    open_runs: list[Run] = store_runs.open_in(active.store, owner) if owner else []
+    if not open_runs:
+        raise NoActiveRunError(f"The run {active.name!r} ({active.id[:8]}), in which this process was started, has ended, and no other is open. "
+                               "Use the pool of processes inside of the run's block.")
+    if len(open_runs) > 1:
+        names = ", ".join(repr(run.name) for run in open_runs[:5])
+        raise UsageError(f"The run {active.name!r} ({active.id[:8]}), in which this process was started, has ended, and several are open: {names}. "
+                         "Start the pool of processes inside of the run's block.")
+    return _attach_once(open_runs[0].id, active.store)
+
+
+def _attach_once(run_id: str, store: Store) -> ActiveRun:
+    if run_id not in _attached:
+        _attached[run_id] = attach(run_id, store)
+    return _attached[run_id]
+
+# %% ../../nbs/track/04_current.ipynb #children
+_KEY = "mlcycle"
+
+
+class _ForChildren:
+    "What is handed on to a child process. It arrives as a plain dict, so a child that does not use mlcycle does not import it."
+
+    def __reduce__(self) -> tuple[type[dict], tuple[dict[str, Any]]]:
+        return dict, (_to_inherit(),)
+
+
+def _to_inherit() -> dict[str, Any]:
     try:
-        return current_run().id
+        active = current_run()
+        process = active.run.process if active.is_own else None
+        owner = [process.host, process.pid, process.started] if process else None
+        return {"run": active.id, "owner": owner, **active.store.environment}
+    except Exception:  # no run, or one that cannot be had now: starting a process must not fail of it
+        return _inherited
+
+# %% ../../nbs/track/04_current.ipynb #inherited
+_settings = multiprocessing.current_process()._config
+_inherited: dict[str, Any] = _settings[_KEY] if isinstance(_settings.get(_KEY), dict) else {}
+_settings[_KEY] = _ForChildren()
+
+
+def _inherited_run() -> ActiveRun | None:
+    "The run that was current where this process was started, or the one in its place. Raises as `_still_open`."
+    if not _inherited:
+        return None
+    run_id = _inherited["run"]
+    if run_id not in _attached:
+        _attached[run_id] = attach(run_id, open_store(_inherited[ENV_STORE], _inherited[ENV_ARTIFACTS]))
+    return _still_open(_attached[run_id], Process(*_inherited["owner"]) if _inherited["owner"] else None)
+
+# %% ../../nbs/track/04_current.ipynb #parent
+def _around() -> ActiveRun | None:
+    "The run that a new one becomes a part of. None where there is none, and where a person has chosen another store than that run's."
+    try:
+        active = current_run()
     except NoActiveRunError:
         return None
+    chosen = connected_store()
+    return active if chosen is None or chosen.settings.store == active.store.settings.store else None
 
 # %% ../../nbs/track/04_current.ipynb #hold
 def hold(
@@ -82,19 +155,35 @@ class Terminated(SystemExit):
     "SIGTERM, as an exception: the process still leaves with code 143."
 
 # %% ../../nbs/track/04_current.ipynb #catch-sigterm
+_unwound: set[object] = set()  # The blocks that SIGTERM is to unwind
+_unwinding_process = 0         # The process that they are open in
+
+
+def _on_sigterm(signum: int, frame: FrameType | None) -> None:
+    if os.getpid() != _unwinding_process or not _unwound:  # a forked worker, or no block: the process ends as it would without this handler
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)
+    raise Terminated(143)
+
+
 def _catch_sigterm() -> Callable[[], None]:
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+    global _unwinding_process
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) not in (signal.SIG_DFL, _on_sigterm):
         return lambda: None
-    owner = os.getpid()
+    if os.getpid() != _unwinding_process:
+        _unwound.clear()
+        _unwinding_process = os.getpid()
+    block = object()
+    _unwound.add(block)
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    return lambda: _release_sigterm(block)
 
-    def handler(signum: int, frame: FrameType | None) -> None:
-        if os.getpid() != owner:  # a forked worker ends as it would without this handler
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            os.kill(os.getpid(), signal.SIGTERM)
-        raise Terminated(143)
 
-    signal.signal(signal.SIGTERM, handler)
-    return lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL)
+def _release_sigterm(block: object) -> None:
+    _unwound.discard(block)
+    in_main_thread = threading.current_thread() is threading.main_thread()  # no other may set a handler
+    if not _unwound and in_main_thread and signal.getsignal(signal.SIGTERM) is _on_sigterm:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 # %% ../../nbs/track/04_current.ipynb #outcome
 def outcome(
@@ -115,8 +204,18 @@ def outcome(
         case TrialPruned():
             return "pruned", None, f"pruned at step {error.step}"
         case _ if type(error).__name__ == "TrialPruned" and type(error).__module__.startswith("optuna."):  # raised by code that uses Optuna itself
-            return "pruned", None, str(error) or "pruned"
-    return "failed", RunError(type(error).__name__, str(error), "".join(traceback.format_exception(error))), f"{type(error).__name__}: {error}"
+            return "pruned", None, text_of(error) or "pruned"
+    kind, text = type(error).__name__, text_of(error)
+    return "failed", RunError(kind, text, "".join(traceback.format_exception(error))), f"{kind}: {text}"
+
+
+def _ending(error: BaseException | None) -> tuple[Status, RunError | None, str | None]:
+    "As `outcome`, also for an exception that cannot be looked at: whatever ended the block, the run has ended."
+    try:
+        return outcome(error)
+    except Exception as e:
+        kind = type(error).__name__
+        return "failed", RunError(kind, text_of(error)), f"{kind}: its details cannot be had ({type(e).__name__})"
 
 # %% ../../nbs/track/04_current.ipynb #blocks
 entered: list[Callable[[ActiveRun], None]] = []  # Called with a run when its block has begun
@@ -128,7 +227,8 @@ def _call_all(listeners: list[Callable[[ActiveRun], None]], active: ActiveRun) -
         try:
             listener(active)
         except Exception as e:
-            active.warn(f"{getattr(listener, '__module__', 'a listener')}: {type(e).__name__}: {e}")
+            with suppress(MlcycleError):  # a store that cannot be written now is noticed at the end of the run
+                active.warn(f"{getattr(listener, '__module__', 'a listener')}: {type(e).__name__}: {text_of(e)}")
 
 # %% ../../nbs/track/04_current.ipynb #run
 class run:
@@ -151,19 +251,19 @@ class run:
         self._parent = parent
         self._options = dict(name=name, experiment=experiment, params=params, tags=tags, kind=kind, store=store, capture=capture,
                              source=source, redactor=redactor)
-        self._token: Token[ActiveRun | None] | None = None
 
     def __enter__(self) -> ActiveRun:
-        parent = self._parent or (self._options["store"] is None and _parent())
-        if parent and not self._parent and self._options["experiment"] is None:
-            self._options["experiment"] = current_run().experiment
+        options = {**self._options, "parent": self._parent}
+        if not self._parent and options["store"] is None and (around := _around()) is not None:
+            options |= {"parent": around.id, "store": around.store, "experiment": options["experiment"] or around.experiment}
         self._release = _catch_sigterm()
         try:
-            self.active = start(**self._options, parent=parent or None)
+            self.active = start(**options)
         except BaseException:
             self._release()
             raise
-        self._token, self._pid = _current.set(self.active), os.getpid()
+        self._pid = os.getpid()
+        _current.set((*(active for active in _current.get() if not active._ended), self.active))
         if threading.current_thread() is threading.main_thread():
             _main_runs.append(self.active)
         _call_all(entered, self.active)
@@ -172,18 +272,20 @@ class run:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if os.getpid() == self._pid:
             _call_all(leaving, self.active)
-        _current.reset(self._token)
-        if self.active in _main_runs:
+        # the block may end in another context or thread than it began in; where it began, the run is passed over from now on
+        _current.set(tuple(active for active in _current.get() if active is not self.active))
+        with suppress(ValueError):
             _main_runs.remove(self.active)
         self._release()
         if os.getpid() != self._pid:  # a forked child that leaves the block of its parent does not end the parent's run
             return
         try:
-            self.active.finish(*outcome(error))
-        except MlcycleError as e:
+            self.active.finish(*_ending(error))
+        except Exception as e:
             if error is None:
                 raise
-            error.add_note(f"mlcycle could not record the end of the run: {e}")
+            with suppress(Exception):  # the exception of the block is what must be seen, even one that takes no note
+                error.add_note(f"mlcycle could not record the end of the run: {text_of(e)}")
 
 # %% ../../nbs/track/04_current.ipynb #verbs
 def log_metric(

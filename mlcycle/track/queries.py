@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['runs', 'history']
+__all__ = ['escaped', 'runs', 'history']
 
 # %% ../../nbs/track/05_queries.ipynb #wide
 def _columns(store: Store, table: Any, value: Any, keys: list[int], prefix: str) -> dict[str, dict[int, Any]]:
@@ -30,6 +30,17 @@ def _columns(store: Store, table: Any, value: Any, keys: list[int], prefix: str)
         for run, name, value_of_run in store.db.all(query, {"keys": keys[start:start + 5000]}):
             columns.setdefault(f"{prefix}.{name}", {})[run] = value_of_run
     return dict(sorted(columns.items()))
+
+# %% ../../nbs/track/05_queries.ipynb #escaped
+def escaped(
+    value: Any,  # The value of a param; its text may be a file name that is not UTF-8
+) -> Any:
+    "The same, with escapes in place of halves of surrogate pairs in its texts: tables, files and terminals hold none."
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, list):
+        return [escaped(item) for item in value]
+    return {escaped(name): escaped(item) for name, item in value.items()} if isinstance(value, dict) else value
 
 # %% ../../nbs/track/05_queries.ipynb #params
 def _params(store: Store, keys: list[int]) -> dict[str, Any]:
@@ -42,7 +53,7 @@ def _params(store: Store, keys: list[int]) -> dict[str, Any]:
     columns: dict[str, Any] = {}
     for name, by_run in _columns(store, schema.params, schema.params.c.value, keys, "params").items():
         by_key = {run: decoded[text] if text in decoded else decoded.setdefault(text, json.loads(text)) for run, text in by_run.items()}
-        values = [by_key.get(key) for key in keys]
+        values = [escaped(by_key.get(key)) for key in keys]
         whole = None in values and all(value is None or (type(value) is int and abs(value) < 2**63) for value in values)
         columns[name] = pd.array(values, dtype="Int64") if whole else values
     return columns

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UsageError
+from ..errors import UsageError, text_of
 from ..track.active import ActiveRun
 
 if TYPE_CHECKING:
@@ -191,5 +191,5 @@ class FunctionTarget:
             if isinstance(e, Terminated):
                 return Ended(trial.number, "cancelled", (), block.active.id, "terminated (SIGTERM)", time.monotonic() - began,
                              cause=stop_cause(signal.SIGTERM))
-            reason = str(e) if isinstance(e, UsageError) else f"{type(e).__name__}: {e}"
+            reason = str(e) if isinstance(e, UsageError) else f"{type(e).__name__}: {text_of(e)}"
             return Ended(trial.number, "failed", (), block.active.id, reason, time.monotonic() - began)

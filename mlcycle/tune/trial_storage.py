@@ -5,15 +5,18 @@
 # %% ../../nbs/tune/02_trial_storage.ipynb #imports
 from __future__ import annotations
 
+import functools
 from collections.abc import Container
 from typing import Any
 
-from optuna.exceptions import StorageInternalError
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy import Select, bindparam, or_, select
 from sqlalchemy.exc import SQLAlchemyError
+
+from ..store.reconnecting import ConnectionLostError, again, is_lost
 
 # %% auto #0
 __all__ = ['TrialStorage']
@@ -76,3 +79,40 @@ class TrialStorage(RDBStorage):
         except SQLAlchemyError as e:
             raise StorageInternalError(f"The trials cannot be read: {e}") from e
         return [self._build_frozen_trial_from_trial_model(rows) for rows in by_id.values()]
+
+# %% ../../nbs/tune/02_trial_storage.ipynb #patient
+_METHODS = [name for name in dir(RDBStorage) if not name.startswith("_")]
+
+
+def _patient(name: str) -> Any:
+    "A method of the storage that waits for a server which has gone away."
+    method = getattr(TrialStorage, name)
+
+    @functools.wraps(method)
+    def call(self: TrialStorage, *args: Any, **options: Any) -> Any:
+        attempts: list[int] = []
+
+        def attempt() -> Any:
+            attempts.append(1)
+            try:
+                return method(self, *args, **options)
+            except StorageInternalError as e:
+                if e.__cause__ is not None and is_lost(e.__cause__):
+                    raise ConnectionLostError(str(e)) from e
+                raise
+            except UpdateFinishedTrialError:
+                if len(attempts) == 1:
+                    raise
+                return True
+
+        try:
+            return again(attempt)
+        except ConnectionLostError as e:
+            raise StorageInternalError(str(e)) from e
+
+    return call
+
+
+for _name in _METHODS:
+    if callable(getattr(TrialStorage, _name)):
+        setattr(TrialStorage, _name, _patient(_name))

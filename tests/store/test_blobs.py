@@ -86,6 +86,28 @@ def test_damage_is_found(blobs: Blobs, tmp_path: Path, damage: bytes) -> None:
     assert (tmp_path / "copy").read_bytes() == b"what was there" and not list(tmp_path.glob(".copy*"))
 
 
+@pytest.mark.parametrize("damage", [b"", b"hell", b"hello, longer"], ids=["emptied", "truncated", "longer"])
+def test_content_that_lost_its_end_is_stored_again(blobs: Blobs, tmp_path: Path, damage: bytes) -> None:
+    "What is acknowledged is there: content whose length is wrong is replaced when somebody stores it again, from memory and from a file."
+    (tmp_path / "source").write_bytes(b"hello")
+    blobs.put(b"hello")
+    for source in (b"hello", tmp_path / "source"):
+        overwrite(blobs, HELLO, damage)
+        assert not blobs.holds(HELLO, 5)
+        assert blobs.put(source) == (HELLO, 5) and blobs.read(HELLO) == b"hello"
+    assert len(keys(blobs)) == 1
+
+
+def test_content_that_is_stored_again_is_young_again(blobs: Blobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    "`gc` goes by the age of content: who stores what has been there for long must not lose it a moment later."
+    blobs.put(b"hello")
+    first = blobs.changed(HELLO)
+    monkeypatch.setattr("mlcycle.store.blobs.RENEW_SECONDS", -1.0)
+    while blobs.changed(HELLO) == first:  # an object store counts whole seconds
+        blobs.put(b"hello")
+    assert blobs.changed(HELLO) > first and blobs.changed("0" * 64) == 0.0 and blobs.read(HELLO) == b"hello"
+
+
 def test_missing_content_says_so(blobs: Blobs, tmp_path: Path) -> None:
     "What is not there is an error that names the store, whichever way it is asked for."
     for ask in (lambda: blobs.read(HELLO), lambda: blobs.size(HELLO), lambda: blobs.fetch(HELLO, tmp_path / "copy")):

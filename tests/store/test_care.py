@@ -1,10 +1,16 @@
 "`fsck` and `gc` over both databases: what is found, what is mended, what must never be removed."
 from __future__ import annotations
 
+import os
 import threading
+import time
 from pathlib import Path
+from typing import Any
 
-from mlcycle.store import artifacts, events, facts, models, runs
+import pytest
+from sqlalchemy import delete, update
+
+from mlcycle.store import artifacts, events, facts, metrics, models, runs, schema
 from mlcycle.store.check import fsck
 from mlcycle.store.connect import Store
 from mlcycle.store.gc import gc
@@ -44,8 +50,8 @@ def test_gc_removes_only_what_nothing_names(store: Store) -> None:
     run = runs.create(store, "care")
     for content in (b"first", b"second"):
         artifacts.put_bytes(store, run, content, "notes.txt")
-    garbage = gc(store)
-    assert garbage.bytes == len(b"first") and not garbage.removed and gc(store).bytes == len(b"first")
+    garbage = gc(store, age=0)
+    assert garbage.bytes == len(b"first") and not garbage.removed and gc(store, age=0).bytes == len(b"first")
     failures: list[BaseException] = []
 
     def log(i: int) -> None:
@@ -60,8 +66,78 @@ def test_gc_removes_only_what_nothing_names(store: Store) -> None:
     for writer in writers:
         writer.start()
     while any(writer.is_alive() for writer in writers):
-        gc(store, remove=True)
+        gc(store, remove=True, age=0)
     for writer in writers:
         writer.join()
     assert failures == [] and fsck(store).problems == ()
-    assert gc(store, remove=True).bytes == 0
+    assert gc(store, remove=True, age=0).bytes == 0
+
+
+def grown_old(store: Store, digest: str, hours: float) -> None:
+    "Make content look as if it had been stored so long ago."
+    then = time.time() - hours * 3600
+    os.utime(store.blobs.path(digest), (then, then))
+
+
+def test_gc_keeps_what_somebody_may_be_about_to_name(store: Store) -> None:
+    "A model is stored before it has a name: what is young, what is as young as a run that goes on, and old content stored again are kept."
+    young, during, again, old = (store.blobs.put(text)[0] for text in (b"young", b"during", b"again", b"old"))
+    run = runs.create(store, "long")
+    with store.db.write() as con:
+        con.execute(update(schema.runs).values(started=time.time() - 5 * 3600))
+    for digest, hours in ((young, 0.9), (during, 4), (again, 40), (old, 6)):
+        grown_old(store, digest, hours)
+    assert store.blobs.put(b"again") == (again, 5)
+    garbage = gc(store, remove=True)
+    assert [digest for digest, _ in garbage.contents] == [old] and garbage.kept == 3
+    runs.finish(store, run)
+    assert [digest for digest, _ in gc(store, remove=True).contents] == [during] and store.blobs.read(again) == b"again"
+    abandoned = runs.create(store, "elsewhere")  # on a host that nobody can ask, for ever
+    with store.db.write() as con:
+        con.execute(update(schema.runs).where(schema.runs.c.pk == abandoned.pk).values(host="elsewhere", started=0.0))
+    grown_old(store, young, 25)
+    assert [digest for digest, _ in gc(store).contents] == [young]
+
+
+def test_fsck_counts_the_points_again(store: Store) -> None:
+    "A summary that is not that of its points is named and made anew; one whose points are gone is named and kept, since it is all that is left."
+    run, sound = runs.create(store, "care"), runs.create(store, "care")
+    for step, value in enumerate([3.0, float("nan"), 1.0, float("inf"), 2.0]):
+        for owner in (run, sound):
+            metrics.log(store, owner.pk, {"loss": value, "gone": 1.0}, {"loss": step, "gone": step})
+    metrics.log(store, sound.pk, {"loss": -0.5}, {"loss": 1})  # a second value of a step in the middle
+    assert fsck(store).problems == ()
+    points, summaries = schema.points.c, schema.metrics.c
+    with store.db.write() as con:
+        con.execute(delete(schema.points).where(points.run == run.pk, points.name == "loss", points.step == 3))
+        con.execute(delete(schema.points).where(points.run == run.pk, points.name == "gone"))
+        con.execute(update(schema.metrics).where(summaries.run == sound.pk, summaries.name == "gone").values(value=7.0))
+        con.execute(delete(schema.metrics).where(summaries.run == sound.pk, summaries.name == "loss"))
+    found = {(p.kind, p.subject) for p in fsck(store).problems}
+    assert found == {("counts", f"{name} of run {owner.id[:8]}") for owner in (run, sound) for name in ("loss", "gone")}
+    left = [p for p in fsck(store, repair=True).problems if not p.repaired]
+    assert [p.subject for p in left] == [f"gone of run {run.id[:8]}"] and [p.subject for p in fsck(store).problems] == [left[0].subject]
+    assert metrics.latest(store, run) == {"gone": 1.0, "loss": 2.0} and metrics.latest(store, sound) == {"gone": 1.0, "loss": 2.0}
+
+
+def test_fsck_takes_no_alias_from_a_version_that_there_is(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    "An alias to nothing is taken away, unless somebody has moved it to a version between the look and the repair."
+    run = runs.create(store, "care")
+    artifacts.put_bytes(store, run, b"{}", "model/manifest.json")
+    for _ in range(2):
+        models.create_version(store, "churn", run, "d" * 64, "sklearn")
+    for alias in ("champion", "canary"):
+        models.move_alias(store, "churn", alias, 2)
+    with store.db.write() as con:
+        con.execute(delete(schema.version_files).where(schema.version_files.c.number == 2))
+        con.execute(delete(schema.versions).where(schema.versions.c.number == 2))
+    change = models.change_alias
+
+    def late(*args: Any) -> Any:
+        monkeypatch.setattr(models, "change_alias", change)
+        models.move_alias(store, "churn", "champion", 1, "meanwhile")
+        return change(*args)
+
+    monkeypatch.setattr(models, "change_alias", late)
+    fsck(store, repair=True)
+    assert models.get_model(store, "churn").aliases == {"champion": 1}

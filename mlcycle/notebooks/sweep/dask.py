@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...config import sqlite_path
 from ...errors import ConfigError, MlcycleError
 from ..record.result import NotebookRun
 from .executors import Executor, Pace
@@ -85,7 +86,8 @@ def local_places(
 ) -> tuple[str, str]:  # Folder of the SQLite file, folder of the artifacts; empty for what is no local folder
     "The parts of a store that only one machine sees."
     url, artifacts = store.settings.store, store.settings.artifacts
-    database = str(Path(url.removeprefix("sqlite:///").partition("?")[0]).resolve().parent) if url.startswith("sqlite:///") else ""
+    file = sqlite_path(url)
+    database = str(file.parent) if file else ""
     return database, "" if "://" in artifacts and not artifacts.startswith("file://") else artifacts.removeprefix("file://")
 
 # %% ../../../nbs/notebooks/sweep/09_dask.ipynb #marks-marks

@@ -20,17 +20,18 @@ __all__ = ['HIDDEN', 'MAX_MODULES', 'MAX_SOURCE', 'redact', 'local_modules', 'ca
 
 # %% ../../../nbs/track/capture/07_code.ipynb #is-secret
 HIDDEN = "***"
-# Patterns as text: `re` compiles and keeps them when they are first used, which most runs, having no arguments, never do
+# Patterns as text: `re` compiles and keeps them when they are first used, which most runs, having no arguments, never do.
+# What they look for has a greatest length: else each character of a long argument would be a beginning that is read to the end.
 _SECRET_NAME = (
     r"(?i)(?:^|[-_.\s])(?:password|passwd|passphrase|pwd|pass|secret|token|credentials?|auth|bearer"
     r"|(?:api|access|secret|private|account|auth)[-_.]?key)$"
 )
 _SECRET_SHAPE = (
     r"gh[pousr]_\w{20,}|github_pat_\w{20,}|glpat-[\w-]{16,}|hf_\w{20,}|sk-[\w-]{20,}|pypi-[\w-]{20,}|xox[abprs]-[\w-]{10,}"
-    r"|(?:AKIA|ASIA)[0-9A-Z]{16}|AIza[\w-]{30,}|eyJ[\w-]{10,}\.[\w-]{10,}\.[\w-]*"
+    r"|(?:AKIA|ASIA)[0-9A-Z]{16}|AIza[\w-]{30,}|(?<![A-Za-z0-9])eyJ[\w-]{10,4096}\.[\w-]{10,4096}\.[\w-]*"
 )
 _URL_PASSWORD = r"(?<=://)([^/\s:@]*):[^/\s@]*@"
-_INLINE = r"""(["']?)(\w[\w.-]*)\1(\s*[=:]\s*)("[^"]*"|'[^']*'|[^\s,;&}"']+)"""
+_INLINE = r"""(["']?)(\w[\w.-]{0,63})\1(\s*[=:]\s*)("[^"]*"|'[^']*'|[^\s,;&}"']+)"""
 
 
 def _is_secret(name: str) -> bool:

@@ -9,12 +9,12 @@ import os
 import re
 import shutil
 import stat
-import tempfile
 import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...scratch import scratch_folder
 from .providers import printable
 from .repository import Change, GitError, GitTimeout, Repository, Status, run_git
 
@@ -95,8 +95,8 @@ def _warning(reason: str, paths: list[bytes]) -> str:
 # %% ../../../nbs/track/capture/04_snapshots.ipynb #make
 def _tree(repository: Repository, chosen: Chosen) -> str:
     "Write the chosen files as a tree object, through a temporary index."
-    with tempfile.TemporaryDirectory(prefix="mlcycle-index-") as folder:
-        index = Path(folder, "index")
+    with scratch_folder("index") as folder:
+        index = folder / "index"
         with suppress(FileNotFoundError):  # There is none before the first `git add`
             shutil.copy2(repository.folder / "index", index)
         env = {"GIT_INDEX_FILE": str(index)}

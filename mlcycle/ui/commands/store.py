@@ -71,8 +71,10 @@ def gc(remove: bool) -> Result:
 
     garbage = collect(current_store(), remove)
     data = {"contents": [digest for digest, _ in garbage.contents], "temporary": [path for path, _ in garbage.temporary],
-            "bytes": garbage.bytes, "removed": garbage.removed}
+            "bytes": garbage.bytes, "removed": garbage.removed, "kept": garbage.kept}
+    kept = f" {garbage.kept} more are younger than an hour or than a run that goes on, and are kept." if garbage.kept else ""
     what = f"{len(garbage.contents)} contents and {len(garbage.temporary)} temporary files, {garbage.bytes} bytes ({show_bytes(garbage.bytes)})"
     if not garbage.contents and not garbage.temporary:
-        return Result(data, [Text("Nothing to remove: everything that is stored is referred to.", "good")])
-    return Result(data, [Text(f"Removed {what}." if remove else f"Nothing refers to {what}. `mlcycle gc --remove` removes them.")])
+        nothing = "Nothing to remove." if kept else "Nothing to remove: everything that is stored is referred to."
+        return Result(data, [Text(nothing + kept, "good")])
+    return Result(data, [Text((f"Removed {what}." if remove else f"Nothing refers to {what}. `mlcycle gc --remove` removes them.") + kept)])

@@ -133,7 +133,7 @@ def rollback(
     if seen != [str(now), str(before)]:
         raise UsageError(f"{where} was moved meanwhile: it is {_place(model, now)} now, and would go back to {_place(model, before)}. "
                          "Nothing was changed; look again.")
-    move = aliases.rollback(where, str(values.get("why", "")).strip(), store=store)
+    move = aliases.rollback(where, str(values.get("why", "")).strip(), expected=(now, before), store=store)
     return Answer(f"{where} is back at {_place(model, move.after)} (was {_place(model, move.before)}).")
 
 # %% ../../../nbs/ui/widgets/14_actions.ipynb #predictor

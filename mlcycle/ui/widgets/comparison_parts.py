@@ -211,7 +211,8 @@ def compare_view(
     if drawn := charts(store, comparison):
         parts.append(Picture(curves(drawn, names).encode(), f"curves of {', '.join(c.title for c in drawn)}"))
     if len(drawn_axes := axes(comparison)) > 1:
-        parts.append(Picture(parallel(drawn_axes, names).encode(), f"parallel coordinates of {', '.join(name for name, _ in drawn_axes)}"))
+        drawing = parallel(drawn_axes, names).encode("utf-8", "backslashreplace")  # a param may be a file name that is no UTF-8
+        parts.append(Picture(drawing, f"parallel coordinates of {', '.join(name for name, _ in drawn_axes)}"))
     parts += _section(names, "Tags", comparison.tags)
     parts += _section(names, "Data", comparison.inputs, digests=True)
     parts += _section(names, "Artifacts", comparison.artifacts, digests=True)

@@ -183,7 +183,7 @@ def _name_axis(values: Sequence[Any]) -> tuple[list[tuple[float, str]], list[flo
 def _axis(values: Sequence[Any]) -> tuple[list[tuple[float, str]], list[float | None]]:
     "Finite numbers are placed by size, everything else by name."
     present = [v for v in values if v is not None]
-    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in present)
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < 1e300 for v in present)
     return _number_axis(values) if present and numbers else _name_axis(values)
 
 # %% ../../../nbs/ui/widgets/06_drawings.ipynb #parallel
