@@ -18,31 +18,13 @@ from ..entities import Run
 from ..errors import DataError
 from . import schema
 from .database import mended, storable
+from ..values import plain
 
 if TYPE_CHECKING:
     from mlcycle.store.connect import Store
 
 # %% auto #0
-__all__ = ['plain', 'encode', 'put_params', 'param_steps', 'put_tags', 'put_captures', 'params', 'tags', 'captures', 'warnings']
-
-# %% ../../nbs/store/09_facts.ipynb #encode
-def plain(
-    value: Any,  # Any value that a person may pass as a param
-) -> Any:        # int, float, bool, str, None, list or dict
-    "The JSON-able form of a value."
-    if value is None or isinstance(value, bool | int | float | str):
-        return value.item() if hasattr(value, "item") else value
-    if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    if isinstance(value, set | frozenset):
-        return sorted((plain(v) for v in value), key=str)
-    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
-        return value.item()
-    if hasattr(value, "tolist"):
-        return plain(value.tolist())
-    return str(value)
+__all__ = ['encode', 'put_params', 'param_steps', 'put_tags', 'put_captures', 'params', 'tags', 'captures', 'warnings']
 
 # %% ../../nbs/store/09_facts.ipynb #encode-encode
 _JSON = json.JSONEncoder(ensure_ascii=False, sort_keys=True)  # one for all: making it costs more than using it

@@ -290,12 +290,28 @@ class ActiveRun:
         return self.result()._repr_html_()
 
 # %% ../../nbs/track/02_active.ipynb #files-below
-def _files_below(folder: Path) -> list[tuple[Path, str]]:
+def _files_below(
+    folder: Path,
+) -> list[tuple[Path, str]]:  # Files and their names below the folder. Raises `ArtifactNameError`
     files, root = [], folder.resolve()
-    for path in sorted(folder.rglob("*")):
+
+    def refuse(path: Path, what: str) -> None:
         inner = path.relative_to(folder).as_posix()
-        if path.is_symlink() and not path.resolve().is_relative_to(root):
-            raise ArtifactNameError(f"{inner!r} in {str(folder)!r} is a link that leads out of the folder. Remove it, or log its target by itself.")
-        if path.is_file():
-            files.append((path, inner))
+        raise ArtifactNameError(f"{inner!r} in {str(folder)!r} {what}. Remove it, or log what you need of it by itself.")
+
+    def walk(inside: Path, above: tuple[Path, ...]) -> None:
+        for path in sorted(inside.iterdir()):
+            target = path.resolve()
+            if path.is_symlink() and not target.is_relative_to(root):
+                refuse(path, "is a link that leads out of the folder")
+            if path.is_file():
+                files.append((path, path.relative_to(folder).as_posix()))
+            elif path.is_dir():
+                if target in above:
+                    refuse(path, "is a link to a folder that it lies in, and would never end")
+                walk(path, (*above, target))
+            else:
+                refuse(path, "is a link to nothing" if path.is_symlink() else "is neither a file nor a folder")
+
+    walk(folder, (root,))
     return files
