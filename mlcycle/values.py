@@ -40,7 +40,8 @@ def _of_mapping(
     keys = [key if isinstance(key, str) else _text(key) for key in value]
     # 1 and "1" are two keys
     twice = {key for key in keys if keys.count(key) > 1} if len(set(keys)) < len(keys) else ()
-    named = (f"{key} ({type(given).__name__})" if key in twice and not isinstance(given, str) else key for key, given in zip(keys, value, strict=True))
+    named = (f"{key} ({type(given).__name__})" if key in twice and not isinstance(given, str) else key
+             for key, given in zip(keys, value, strict=True))
     return dict(zip(named, (convert(item) for item in value.values()), strict=True))
 
 # %% ../nbs/09_values.ipynb #plain

@@ -27,7 +27,7 @@ def _value_types(
     if isinstance(values, pd.MultiIndex):
         return b"".join(_value_types(values.get_level_values(i)) for i in range(values.nlevels))
     dtype = values.dtype.categories.dtype if isinstance(values.dtype, pd.CategoricalDtype) else values.dtype
-    if dtype != object:
+    if dtype.kind != "O" or isinstance(dtype, pd.api.extensions.ExtensionDtype):
         return b""
     kinds = [type(value.item() if isinstance(value, np.generic) else value) for value in values]
     names = ["" if missing else kind.__qualname__ for kind, missing in zip(kinds, values.isna(), strict=True)]

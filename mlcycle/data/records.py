@@ -79,7 +79,7 @@ def csv_table(
     columns = []
     for i, dtype in enumerate(table.dtypes):
         column = table.iloc[:, i]
-        holds_objects = dtype == object or (isinstance(dtype, pd.ArrowDtype) and not isinstance(dtype, pd.StringDtype))
+        holds_objects = dtype.kind == "O" and not isinstance(dtype, (pd.StringDtype, pd.CategoricalDtype))
         columns.append(column.astype(object).map(cell, na_action="ignore").astype(object) if holds_objects else column)
     return pd.concat(columns, axis=1) if columns else table
 

@@ -17,6 +17,7 @@ from .versions import resolve_version, use_store
 from ..store import artifacts, facts, inputs, models, runs
 from ..store.query import page
 from ..store.runs import to_run
+from ..terminal import one_line
 
 # %% auto #0
 __all__ = ['SHOWN', 'SPACE', 'Node', 'Edge', 'Lineage', 'run_node', 'study_of', 'space_words', 'of_run', 'of_version', 'lineage']
@@ -88,7 +89,7 @@ SHOWN = 8  # Effects that a tree names
 
 
 def _line(node: Node, word: str = "") -> str:
-    return " ".join(filter(None, (word or node.kind, node.label))) + (f"  ({node.detail})" if node.detail else "")
+    return one_line(" ".join(filter(None, (word or node.kind, node.label))) + (f"  ({node.detail})" if node.detail else ""))
 
 
 def _below(lineage: Lineage, id: str, indent: str = "") -> Iterator[str]:
@@ -106,7 +107,7 @@ def _tree(lineage: Lineage) -> Iterator[str]:
     effects = lineage.effects(subject.id)
     for _, node in effects[:SHOWN]:
         names = [alias.label for _, alias in lineage.effects(node.id) if alias.kind == "alias"]
-        yield f"→ {_line(node)}" + (f" {', '.join(names)}" if names else "")
+        yield f"→ {_line(node)}" + (f" {one_line(', '.join(names))}" if names else "")
     if len(effects) > SHOWN:
         yield f"→ and {len(effects) - SHOWN} more"
 

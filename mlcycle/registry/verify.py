@@ -59,8 +59,9 @@ def verify_copy(
     try:
         now = outputs(copy, stored)
     except Exception as e:  # whatever a model raises on rows that differ from those it was trained on
-        raise ModelError(f"The stored copy of this {type(model).__name__} fails on the example that the model in memory takes: {type(e).__name__}: {e}. "
-                         "Nothing was stored under this name. A file keeps numbers, text, flags, times and nulls of one kind: train on these.") from e
+        raise ModelError(f"The stored copy of this {type(model).__name__} fails on the example that the model in memory takes: "
+                         f"{type(e).__name__}: {e}. Nothing was stored under this name. "
+                         "A file keeps numbers, text, flags, times and nulls of one kind: train on these.") from e
     differing = differences(was, now)
     if differing and differences(was, outputs(model, given)):
         raise ModelError(f"This {type(model).__name__} predicts something else each time it is asked, so no copy of it can be verified. "
