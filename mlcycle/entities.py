@@ -10,11 +10,12 @@ from datetime import datetime
 from typing import Any, Literal
 
 # %% auto #0
-__all__ = ['Status', 'Kind', 'MoveKind', 'Process', 'RunError', 'Run', 'MetricPoint', 'Artifact', 'Dataset', 'Version', 'Model',
-           'AliasMove', 'Event']
+__all__ = ['Status', 'ENDED', 'Kind', 'MoveKind', 'Process', 'RunError', 'Run', 'MetricPoint', 'Artifact', 'Dataset', 'Version',
+           'Model', 'AliasMove', 'Event']
 
 # %% ../nbs/05_entities.ipynb #run
 Status = Literal["running", "finished", "failed", "cancelled", "pruned", "lost"]
+ENDED = ("finished", "failed", "cancelled", "pruned")  # What a run can be given as its end; that one is lost is seen by others
 Kind = Literal["script", "cell", "notebook", "trial", "sweep", "study"]
 
 

@@ -16,6 +16,7 @@ from ..errors import MlcycleError, NotFoundError
 from .versions import resolve_version, use_store
 from ..store import artifacts, facts, inputs, models, runs
 from ..store.query import page
+from ..store.refs import find_run
 from ..store.runs import to_run
 from ..terminal import one_line
 
@@ -276,6 +277,9 @@ def lineage(
     store: Store | None = None,  # The store; the current one by default
 ) -> Lineage:
     "Where a version or a run came from. Raises `NotFoundError`, `AmbiguousError`, `UsageError`."
+    if not isinstance(ref, str):
+        store, run = find_run(ref, store)
+        return of_run(store, run)
     store = use_store(store)
     if "@" in ref or "/" in ref or any(model.name == ref.strip() for model in models.list_models(store)):
         return of_version(store, resolve_version(ref, store=store))
