@@ -66,7 +66,7 @@ def json_rows(
 
 # %% ../../nbs/data/02_records.ipynb #csv
 def csv_table(
-    table: pd.DataFrame,
+    table: pd.DataFrame,  # Cells of any type
 ) -> pd.DataFrame:  # The same, with lists and the like as JSON text
     "A table whose cells CSV can hold. Raises `DataError`."
     import numpy as np
@@ -85,7 +85,7 @@ def csv_table(
 
 # %% ../../nbs/data/02_records.ipynb #labels
 def with_labels(
-    table: pd.DataFrame,
+    table: pd.DataFrame,  # Its index may hold labels
 ) -> pd.DataFrame:  # The same, with an index that says something as its first columns
     "A table whose labels are columns. Raises `DataError` when a label's name is a column already."
     import pandas as pd

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ModelError
 
 # %% auto #0
-__all__ = ['outputs']
+__all__ = ['copied', 'outputs']
 
 # %% ../../nbs/registry/02_outputs.ipynb #lazy
 if TYPE_CHECKING:
@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% ../../nbs/registry/02_outputs.ipynb #copied
-def _copied(
+def copied(
     X: Any,  # Rows
 ) -> Any:    # Rows that a model may change
+    "A copy of some rows, for whatever may work in place."
     from copy import deepcopy
 
     return X.copy() if callable(getattr(X, "copy", None)) and hasattr(X, "shape") else deepcopy(X)
@@ -49,7 +50,7 @@ def _probabilities(
     classes = getattr(model, "classes_", None)
     if ask is None or classes is None:
         return {}
-    answer = ask(_copied(X))
+    answer = ask(copied(X))
     if isinstance(answer, list):  # one array for each output
         return {f"probability_{output}_{label}": part[:, i] for output, (part, labels) in enumerate(zip(answer, classes, strict=True))
                 for i, label in enumerate(labels)}
@@ -70,7 +71,7 @@ def outputs(
     if not callable(getattr(model, "predict", None)):
         raise ModelError(f"{type(model).__name__} has no `predict`: mlcycle can store it, but not predict with it. "
                          "Put a transformer into a pipeline that ends in a predictor.")
-    answer = np.asarray(model.predict(_copied(X)))
+    answer = np.asarray(model.predict(copied(X)))
     columns = {"prediction": answer} if answer.ndim == 1 else {f"prediction_{i}": answer[:, i] for i in range(answer.shape[1])}
     table = pd.DataFrame({**columns, **_probabilities(model, X)})
     rows = X.shape[0] if hasattr(X, "shape") else len(X)

@@ -162,7 +162,7 @@ class ActiveRun:
 
         self._refuse_ended()
         stored = 0
-        for points in batches(rows, self._steps.of, self.redactor.text if self.redactor else None):
+        for points in batches(rows, self._steps.of, to_number, self.redactor.text if self.redactor else None):
             add_points(self.store, self.run.pk, points)
             stored += len(points)
         return stored

@@ -10,7 +10,6 @@ from typing import Any
 
 from ..data.frames import to_pandas
 from ..errors import DataError
-from .active import to_number
 
 # %% auto #0
 __all__ = ['STEP', 'BATCH', 'StepsOf', 'batches']
@@ -39,7 +38,8 @@ StepsOf = Callable[[Iterable[str], Any], dict[str, int]]  # For names and the st
 
 def batches(
     rows: Any,         # A table, or an iterable of mappings: metric name to value, and `step`
-    steps_of: StepsOf,
+    steps_of: StepsOf,  # Gives the steps of a row
+    to_number: Callable[[str, Any], float],    # For a name and a value, the number
     mask: Callable[[str], str] | None = None,  # Masks secrets in a name
 ) -> Iterator[list[tuple[str, int, float]]]:   # Metric, step and value of each point, in the order of the rows
     "The points of rows in batches, all of them checked before the first is given. Raises `DataError` that names the row."

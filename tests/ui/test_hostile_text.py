@@ -88,9 +88,11 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def commands(project: Path) -> list[list[str]]:
     "Each command with something to show, or with a hostile word to complain about."
     run = (project / "run.id").read_text(encoding="utf-8")
-    return [["run", "n.ipynb", "--name", "nb" + NAME, "--fresh"], ["runs"], ["runs", "name == 'none" + NAME + "'"], ["runs", "--json"], ["show", run],
-            ["show", run, "--json"], ["show", "model"], ["show", NAME], ["studies"], ["watch", run], ["watch", "nb"], ["logs", "nb"], ["logs", "nb", "--json"],
-            ["stop", run], ["lineage", "model/1"], ["lineage", run], ["compare", run, "nb"], ["debug", NAME], ["rerun", NAME], ["reproduce", run, "--check"],
+    return [["run", "n.ipynb", "--name", "nb" + NAME, "--fresh"], ["runs"], ["runs", "name == 'none" + NAME + "'"],
+            ["runs", "--json"], ["show", run], ["show", run, "--json"], ["show", "model"], ["show", NAME], ["studies"],
+            ["watch", run], ["watch", "nb"], ["logs", "nb"],
+            ["logs", "nb", "--json"], ["stop", run], ["lineage", "model/1"], ["lineage", run], ["compare", run, "nb"], ["debug", NAME],
+            ["rerun", NAME], ["reproduce", run, "--check"],
             ["artifacts", run], ["artifacts", "nb"], ["delete", run], ["register", run, "model" + NAME], ["register", run, "model"],
             ["promote", "model/9" + NAME], ["promote", "model/2", "--why", "why" + NAME], ["rollback", "model@champion"], ["models"],
             ["models", "--json"], ["predict", "model", "in" + NAME + ".csv", "-o", "out.csv"], ["predict", "model", "in.csv", "-o", "o" + NAME],
