@@ -315,3 +315,24 @@ def test_figures_keep_their_names(store: Store) -> None:
         for wrong, name in ((figure, "a.csv"), (broken, "b"), (3, "c")):
             with pytest.raises(DataError):
                 run.log_figure(wrong, name)
+
+
+def test_wrong_calls_say_what_is_wrong(sums: Any, tmp_path: Path) -> None:
+    "Numbers that no float holds, names that are no text, several scores, mixed flags: our own errors, which name the remedy."
+    with mlc.run("r", "e", capture=False) as run:
+        for call, words in ((lambda: run.log_metric("n", 10**400), "too large"), (lambda: run.log_metrics([("a", 1)]), "log_many"),
+                            (lambda: mlc.run(5, capture=False).__enter__(), "is text, not 5"), (lambda: run.finish("nonsense"), "finished, failed"),
+                            (lambda: run.log_params({"ring": ring}), "holds itself"),
+                            (lambda: mlc.tune(LinearRegression(), {"fit_intercept": "{true, false}"}, X=FRAME, y=FRAME.a, cv=2, scoring=["r2"], trials=1),
+                             "one score")):
+            with pytest.raises(MlcycleError, match=words):
+                call()
+    flags = FRAME.assign(f=[True, False, True, True])
+    model = log(LinearRegression().fit(flags, FRAME.a), flags)
+    (tmp_path / "mixed.csv").write_text("a,b,f\n1,2,True\n3,4,1\n")
+    with pytest.raises(SignatureError, match="True and False with 1 and 0"):
+        mlc.predict_file(model, tmp_path / "mixed.csv", tmp_path / "out.csv")
+
+
+ring: list[Any] = []
+ring.append(ring)

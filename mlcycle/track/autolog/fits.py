@@ -122,7 +122,7 @@ def _after(log: Log, estimator: Any, X: Any, y: Any, sample_weight: Any) -> None
     if not log.followed:
         with log.careful("its curves"):
             log.curve(free_curves(last))
-    if type(last).__module__.partition(".")[0] != "sklearn":  # whose fits change no params
+    if log.described and type(last).__module__.partition(".")[0] != "sklearn":  # whose fits change no params
         with log.careful("its params"):
             log.changed_params(_params(estimator)[0])
     with log.careful("the data"):
