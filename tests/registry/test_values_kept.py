@@ -319,12 +319,12 @@ def test_figures_keep_their_names(store: Store) -> None:
 
 def test_wrong_calls_say_what_is_wrong(sums: Any, tmp_path: Path) -> None:
     "Numbers that no float holds, names that are no text, several scores, mixed flags: our own errors, which name the remedy."
+    space = {"fit_intercept": "{true, false}"}
     with mlc.run("r", "e", capture=False) as run:
         for call, words in ((lambda: run.log_metric("n", 10**400), "too large"), (lambda: run.log_metrics([("a", 1)]), "log_many"),
                             (lambda: mlc.run(5, capture=False).__enter__(), "is text, not 5"), (lambda: run.finish("nonsense"), "finished, failed"),
                             (lambda: run.log_params({"ring": ring}), "holds itself"),
-                            (lambda: mlc.tune(LinearRegression(), {"fit_intercept": "{true, false}"}, X=FRAME, y=FRAME.a, cv=2, scoring=["r2"], trials=1),
-                             "one score")):
+                            (lambda: mlc.tune(LinearRegression(), space, X=FRAME, y=FRAME.a, cv=2, scoring=["r2"], trials=1), "one score")):
             with pytest.raises(MlcycleError, match=words):
                 call()
     flags = FRAME.assign(f=[True, False, True, True])
