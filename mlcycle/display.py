@@ -15,11 +15,24 @@ from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
+from .terminal import hanging, json_escaped, one_line, printable
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 # %% auto #0
-__all__ = ['STYLE', 'STATES', 'show_value', 'show_bytes', 'show_seconds', 'Text', 'Facts', 'Table', 'Part', 'is_live', 'Result']
+__all__ = ['STYLE', 'STATES', 'show_value', 'show_bytes', 'show_seconds', 'show_column', 'Text', 'Facts', 'Table', 'Part',
+           'is_live', 'Result']
+
+# %% ../nbs/04_display.ipynb #digits
+def _digits(
+    value: float,  # A finite number that is not whole
+) -> str:          # Four digits, or as many as tell it from a whole number
+    for count in range(4, 18):
+        text = f"{value:.{count}g}"
+        if float(text) != round(value) or abs(value) >= 1e4:
+            return text
+    return repr(value)
 
 # %% ../nbs/04_display.ipynb #cell
 def show_value(
@@ -33,7 +46,7 @@ def show_value(
     if isinstance(value, float):
         if not math.isfinite(value):
             return str(value)
-        return f"{value:.1f}" if value == int(value) and abs(value) < 1e15 else f"{value:.4g}"
+        return f"{value:.1f}" if value == int(value) and abs(value) < 1e15 else _digits(value)
     if isinstance(value, datetime):
         value = value.to_pydatetime() if hasattr(value, "to_pydatetime") else value  # pandas has its own astimezone
         return value.astimezone().strftime("%Y-%m-%d %H:%M")
@@ -68,6 +81,20 @@ def show_seconds(
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min {rest:02d} s"
 
+# %% ../nbs/04_display.ipynb #column
+def show_column(
+    values: Sequence[Any],  # Values that stand below each other
+) -> list[str]:
+    "Values as people read them, the numbers among them with one precision."
+    texts = [show_value(value) for value in values]
+    floats = [i for i, value in enumerate(values) if isinstance(value, float) and math.isfinite(value)]
+    if any("e" in texts[i] for i in floats):
+        return texts
+    decimals = max((len(texts[i].partition(".")[2]) for i in floats), default=0)
+    aligned = {i: f"{values[i]:.{decimals}f}" for i in floats}
+    longest = max((len(text) for text in aligned.values()), default=0)
+    return texts if longest > 12 else [aligned.get(i, text) for i, text in enumerate(texts)]
+
 # %% ../nbs/04_display.ipynb #style
 STYLE = """<style>
 .mlc{font-family:var(--jp-ui-font-family,system-ui,sans-serif);font-size:13px;color:var(--jp-ui-font-color1,#1f2328);margin:2px 0 6px;line-height:1.5}
@@ -100,13 +127,16 @@ class Text:
     def html(self) -> str:
         "As HTML."
         tag = "pre" if self.block else "p"
-        return f"<{tag} class='{self.look}'>{html.escape(self.text)}</{tag}>"
+        return f"<{tag} class='{self.look}'>{html.escape(self._shown())}</{tag}>"
 
     def rich(self) -> RenderableType:
         "For a terminal."
         from rich.text import Text as RichText
 
-        return RichText(self.text, style=_RICH[self.look])
+        return RichText(self._shown(), style=_RICH[self.look])
+
+    def _shown(self) -> str:
+        return printable(self.text) if self.block else hanging(self.text)
 
 # %% ../nbs/04_display.ipynb #facts
 @dataclass(frozen=True, slots=True)
@@ -115,11 +145,15 @@ class Facts:
     values: Mapping[str, Any]  # Name to value; None is left out
     title: str = ""            # A heading
 
+    def _texts(self) -> list[tuple[str, str, Any]]:
+        "Name, value as text, and value."
+        return [(one_line(str(name)), printable(show_value(value)), value) for name, value in self.values.items() if value is not None]
+
     def html(self) -> str:
         "As HTML."
-        rows = "".join(f"<tr><th scope='row'>{html.escape(str(k))}</th><td class='{STATES.get(str(v), '')}'>{html.escape(show_value(v))}</td></tr>"
-                       for k, v in self.values.items() if v is not None)
-        head = f"<h4>{html.escape(self.title)}</h4>" if self.title else ""
+        rows = "".join(f"<tr><th scope='row'>{html.escape(name)}</th><td class='{STATES.get(str(value), '')}'>{html.escape(text)}</td></tr>"
+                       for name, text, value in self._texts())
+        head = f"<h4>{html.escape(one_line(self.title))}</h4>" if self.title else ""
         return f"{head}<div class='scroll facts'><table><tbody>{rows}</tbody></table></div>"
 
     def rich(self) -> RenderableType:
@@ -129,10 +163,9 @@ class Facts:
         from rich.text import Text as RichText
 
         grid = RichTable.grid(padding=(0, 2))
-        for name, value in self.values.items():
-            if value is not None:
-                grid.add_row(RichText(str(name), style="dim"), RichText(show_value(value), style=_RICH[STATES.get(str(value), "")]))
-        return Group(RichText(self.title, style="bold"), grid) if self.title else grid
+        for name, text, value in self._texts():
+            grid.add_row(RichText(name, style="dim"), RichText(text, style=_RICH[STATES.get(str(value), "")]))
+        return Group(RichText(one_line(self.title), style="bold"), grid) if self.title else grid
 
 # %% ../nbs/04_display.ipynb #table
 @dataclass(frozen=True, slots=True)
@@ -148,15 +181,22 @@ class Table:
         values = [row[i] for row in self.rows if row[i] is not None]
         return bool(values) and all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
 
+    def texts(self) -> list[tuple[str, ...]]:
+        "The rows as text, each cell on one line and each column in one precision."
+        columns = [show_column([row[i] for row in self.rows]) for i in range(len(self.columns))]
+        return [tuple(map(one_line, row)) for row in zip(*columns, strict=True)]
+
     def html(self) -> str:
         "As HTML."
-        head = f"<h4>{html.escape(self.title)}</h4>" if self.title else ""
+        head = f"<h4>{html.escape(one_line(self.title))}</h4>" if self.title else ""
         if not self.rows:
-            return f"{head}<p class='dim'>{html.escape(self.empty)}</p>"
+            return f"{head}<p class='dim'>{html.escape(printable(self.empty))}</p>"
         alignment = ["num" if self.numeric(i) else "" for i in range(len(self.columns))]
-        names = "".join(f"<th scope='col' class='{align}'>{html.escape(c)}</th>" for c, align in zip(self.columns, alignment, strict=True))
-        body = "".join("<tr>" + "".join(f"<td class='{align} {STATES.get(str(v), '')}'>{html.escape(show_value(v))}</td>"
-                                        for v, align in zip(row, alignment, strict=True)) + "</tr>" for row in self.rows)
+        names = "".join(f"<th scope='col' class='{align}'>{html.escape(one_line(column))}</th>"
+                        for column, align in zip(self.columns, alignment, strict=True))
+        body = "".join("<tr>" + "".join(f"<td class='{align} {STATES.get(str(v), '')}'>{html.escape(text)}</td>"
+                                        for v, text, align in zip(row, texts, alignment, strict=True)) + "</tr>"
+                       for row, texts in zip(self.rows, self.texts(), strict=True))
         return f"{head}<div class='scroll'><table><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table></div>"
 
     def rich(self) -> RenderableType:
@@ -166,13 +206,16 @@ class Table:
         from rich.text import Text as RichText
 
         if not self.rows:
-            return RichText(self.empty, style="dim")
-        table = RichTable(title=self.title or None, box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left", title_style="bold")
+            return RichText(printable(self.empty), style="dim")
+        rows = self.texts()
+        table = RichTable(title=RichText(one_line(self.title)) if self.title else None, box=box.SIMPLE_HEAD, pad_edge=False,
+                          title_justify="left", title_style="bold")
         for i, column in enumerate(self.columns):
-            short = max(len(show_value(row[i])) for row in self.rows) <= 20  # only longer ones give way in a narrow terminal
-            table.add_column(column, justify="right" if self.numeric(i) else "left", no_wrap=short, overflow="ellipsis" if short else "fold")
-        for row in self.rows:
-            table.add_row(*(RichText(show_value(v), style=_RICH[STATES.get(str(v), "")]) for v in row))
+            short = max(len(row[i]) for row in rows) <= 20  # only longer ones give way in a narrow terminal
+            table.add_column(RichText(one_line(column)), justify="right" if self.numeric(i) else "left", no_wrap=short,
+                             overflow="ellipsis" if short else "fold")
+        for values, row in zip(self.rows, rows, strict=True):
+            table.add_row(*(RichText(text, style=_RICH[STATES.get(str(v), "")]) for v, text in zip(values, row, strict=True)))
         return table
 
 # %% ../nbs/04_display.ipynb #part
@@ -204,8 +247,8 @@ class Result:
     live: Callable[[], Any] | None = field(default=None, compare=False, repr=False)  # Makes the interactive view
 
     def json(self) -> str:
-        "The data on one line; NaN and the infinities as null, which is all that JSON has for them."
-        return json.dumps(_finite(self.data), default=_jsonable, ensure_ascii=False)
+        "The data on one line; NaN and the infinities as null, and control characters escaped."
+        return json_escaped(json.dumps(_finite(self.data), default=_jsonable, ensure_ascii=False))
 
     def print(
         self,

@@ -10,11 +10,12 @@ from datetime import datetime
 from typing import Any, Literal
 
 # %% auto #0
-__all__ = ['Status', 'Kind', 'MoveKind', 'Process', 'RunError', 'Run', 'MetricPoint', 'Artifact', 'Dataset', 'Version', 'Model',
-           'AliasMove', 'Event']
+__all__ = ['Status', 'ENDED', 'Kind', 'MoveKind', 'Process', 'RunError', 'Run', 'MetricPoint', 'Artifact', 'Dataset', 'Version',
+           'Model', 'AliasMove', 'Event']
 
 # %% ../nbs/05_entities.ipynb #run
 Status = Literal["running", "finished", "failed", "cancelled", "pruned", "lost"]
+ENDED = ("finished", "failed", "cancelled", "pruned")  # What a run can be given as its end; that one is lost is seen by others
 Kind = Literal["script", "cell", "notebook", "trial", "sweep", "study"]
 
 
@@ -109,10 +110,11 @@ class Version:
 
     def __repr__(self) -> str:
         from mlcycle.display import show_value
+        from mlcycle.terminal import one_line
 
         few = dict([*self.metrics.items()][:3])
         names = "".join(f" @{alias}" for alias in self.aliases)
-        return f"Version {self.ref}{names} ({self.flavour}, run {self.run[:8]}{', ' + show_value(few) if few else ''})"
+        return one_line(f"Version {self.ref}{names} ({self.flavour}, run {self.run[:8]}{', ' + show_value(few) if few else ''})")
 
 # %% ../nbs/05_entities.ipynb #model-model
 @dataclass(frozen=True, slots=True)
@@ -141,9 +143,10 @@ class AliasMove:
 
     def __repr__(self) -> str:
         from mlcycle.display import show_value
+        from mlcycle.terminal import one_line
 
         moved = f"{self.before or 'nothing'} → {self.after or 'nothing'}"
-        return f"{self.model}@{self.alias}: {moved} ({self.actor}, {show_value(self.time)}{', ' + self.why if self.why else ''})"
+        return one_line(f"{self.model}@{self.alias}: {moved} ({self.actor}, {show_value(self.time)}{', ' + self.why if self.why else ''})")
 
 # %% ../nbs/05_entities.ipynb #event
 @dataclass(frozen=True, slots=True)

@@ -12,5 +12,6 @@ __all__ = []
 
 # %% ../../nbs/data/99_init.ipynb #names
 __getattr__, __dir__, __all__ = lazy_names(__name__, {
-    "describe": "datasets", "frame_digest": "datasets", "array_digest": "datasets",
+    "describe": "datasets", "frame_digest": "datasets", "array_digest": "datasets", "to_pandas": "frames",
+    **dict.fromkeys(("json_value", "json_text", "json_rows", "csv_table", "with_labels"), "records"),
 })

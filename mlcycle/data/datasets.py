@@ -9,11 +9,29 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from .frames import to_pandas
 from ..entities import Dataset
 from ..errors import DataError, NotFoundError
 
 # %% auto #0
 __all__ = ['frame_digest', 'array_digest', 'describe']
+
+# %% ../../nbs/data/01_datasets.ipynb #value-types
+def _value_types(
+    values: Any,  # Series or Index
+) -> bytes:       # Type of each value; nothing where the values are all text, or numbers of one type
+    "What tells 1 from '1' in a column of mixed types, where pandas hashes the text of both."
+    import numpy as np
+    import pandas as pd
+
+    if isinstance(values, pd.MultiIndex):
+        return b"".join(_value_types(values.get_level_values(i)) for i in range(values.nlevels))
+    dtype = values.dtype.categories.dtype if isinstance(values.dtype, pd.CategoricalDtype) else values.dtype
+    if dtype.kind != "O" or isinstance(dtype, pd.api.extensions.ExtensionDtype):
+        return b""
+    kinds = [type(value.item() if isinstance(value, np.generic) else value) for value in values]
+    names = ["" if missing else kind.__qualname__ for kind, missing in zip(kinds, values.isna(), strict=True)]
+    return b"" if {"", "str"}.issuperset(names) else "\n".join(names).encode()
 
 # %% ../../nbs/data/01_datasets.ipynb #digest
 def frame_digest(
@@ -27,9 +45,12 @@ def frame_digest(
     sha = hashlib.sha256(repr([(str(name), str(dtype)) for name, dtype in frame.dtypes.items()]).encode())
     sha.update(str(len(frame)).encode())
     try:
-        sha.update(np.ascontiguousarray(pd.util.hash_pandas_object(frame.index, index=False).to_numpy()))
-        for i in range(frame.shape[1]):
-            sha.update(np.ascontiguousarray(pd.util.hash_pandas_object(frame.iloc[:, i], index=False).to_numpy()))
+        for values in (frame.index, *(frame.iloc[:, i] for i in range(frame.shape[1]))):
+            sha.update(np.ascontiguousarray(pd.util.hash_pandas_object(values, index=False).to_numpy()))
+            sha.update(_value_types(values))
+    except UnicodeEncodeError as e:
+        raise DataError(f"This DataFrame cannot be digested: a text holds half of a surrogate pair ({e.object[e.start:e.end]!r}). "
+                        "Read the text with the encoding that it was written in.") from e
     except TypeError as e:
         raise DataError(f"This DataFrame cannot be digested: {e}. Columns of lists or dicts have no stable digest; "
                         "log the file that it came from instead.") from e
@@ -45,16 +66,29 @@ def array_digest(
     if hasattr(array, "tocsr"):
         csr = array.tocsr()
         parts = [csr.data, csr.indices, csr.indptr]
+    elif isinstance(array, np.ma.MaskedArray):  # what a mask covers is no data
+        parts = [array.filled(np.zeros((), array.dtype)[()]), np.ma.getmaskarray(array)]
     else:
         parts = [np.asarray(array)]
-        if parts[0].dtype.hasobject:
-            import pandas as pd
-
-            return frame_digest(pd.DataFrame(parts[0].reshape(len(parts[0]), -1)))
+    if any(part.dtype.hasobject for part in parts):
+        return _object_digest(parts)
     sha = hashlib.sha256(repr([array.shape, *(str(p.dtype) for p in parts)]).encode())
     for part in parts:
         sha.update(np.ascontiguousarray(part))
     return sha.hexdigest()
+
+# %% ../../nbs/data/01_datasets.ipynb #object-digest
+def _object_digest(
+    parts: list[Any],  # Arrays, at least one of them with objects
+) -> str:
+    import pandas as pd
+
+    digests = []
+    for part in parts:
+        # up to two axes are a table; the shape of more is not seen in it
+        flat = frame_digest(pd.DataFrame(part.reshape(len(part), -1) if part.size else []))
+        digests.append(flat if part.ndim <= 2 and part.size else f"{flat} {part.shape} {part.dtype}")
+    return digests[0] if len(digests) == 1 and " " not in digests[0] else hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 # %% ../../nbs/data/01_datasets.ipynb #describe
 def describe(
@@ -71,6 +105,7 @@ def describe(
         with path.open("rb") as f:
             digest = hashlib.file_digest(f, "sha256").hexdigest()
         return Dataset(name or path.stem, digest, source or str(path.resolve()), role=role)
+    data = to_pandas(data)
     name = name or getattr(data, "name", None) or "data"
     if hasattr(data, "iloc"):
         frame = data.to_frame() if data.ndim == 1 else data

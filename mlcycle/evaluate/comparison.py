@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from ..entities import Run
 from ..errors import UsageError
 from . import code_changes
-from ..store import artifacts, facts, inputs, metrics, runs
+from ..store import artifacts, facts, inputs, metrics
+from ..store.refs import find_run
 from ..store.thinning import drawable
 from ..track import environments
 
@@ -89,10 +90,10 @@ def _change(change: code_changes.Change) -> dict[str, Any]:
 # %% ../../nbs/evaluate/02_comparison.ipynb #compare
 def compare(
     store: Store,         # The store
-    *refs: str | Run,     # Runs, or the beginnings of their ids, or their names
+    *refs: Any,           # Runs: their objects, outcomes, rows of `mlc.runs()`, names, or the beginnings of their ids
 ) -> Comparison:
     "Put runs side by side. Raises `UsageError`, `NotFoundError`, `AmbiguousError`, `CorruptArtifactError`."
-    compared = list({run.id: run for run in (runs.resolve(store, ref) if isinstance(ref, str) else ref for ref in refs)}.values())
+    compared = list({run.id: run for run in (find_run(ref, store)[1] for ref in refs)}.values())
     if not 2 <= len(compared) <= MAX_RUNS:
         raise UsageError(f"A comparison takes 2 to {MAX_RUNS} different runs, not {len(compared)}.")
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from ..entities import AliasMove, MoveKind
+from ..entities import AliasMove, MoveKind, Version
 from ..errors import NotFoundError, UsageError
 from .names import check_model_name, near_misses, parse_ref
 from .versions import CHAMPION, resolve_version, use_store
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/registry/12_aliases.ipynb #promote
 def promote(
-    ref: str,               # `name/3`, `name@challenger` or `name`
+    ref: str | Version,     # A version, `name/3`, `name@challenger` or `name`
     alias: str = CHAMPION,  # Alias to point at it
     why: str = "",          # The reason, for the history
     *,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..data.frames import to_pandas
 from ..errors import SignatureError
 from .coerce import Misfit, cast
 from .signatures import Column, Signature, Tensor
@@ -113,6 +114,7 @@ def check(
     "Hold data against a signature and bring it to the model's types. Raises `SignatureError` that names every problem."
     import pandas as pd
 
+    data = to_pandas(data)
     if isinstance(signature.inputs, Tensor):
         return _tensor(signature.inputs, data, first_row)
     if not isinstance(data, pd.DataFrame):

@@ -122,6 +122,9 @@ def _flag(
     null = series.isna().to_numpy()
     given = series.to_numpy(dtype=object, na_value=None)
     wrong = np.array([isinstance(value, str) or value not in (0, 1) for value in given], dtype=bool) & ~null
+    if wrong.any() and str(given[wrong.nonzero()[0][0]]).strip().lower() in ("true", "false"):
+        raise Misfit(f"text in a column of bool: {_at(wrong, series, first_row)}. A file that mixes True and False with 1 and 0, or with "
+                     "blanks around them, is read as text: write one of the two, without blanks")
     if wrong.any():
         raise Misfit(f"neither true nor false in a column of bool: {_at(wrong, series, first_row)}")
     if not null.any():
@@ -203,6 +206,13 @@ def cast(
     first_row: int = 1,  # Number of its first row, for messages
 ) -> pd.Series:          # The same values in the wanted type
     "Bring a column to its type without changing a value. Raises `Misfit` naming the first row that cannot be. Nulls are not judged here."
+    values = _cast(series, column, first_row)
+    if column.null_is_none:  # an encoder that has learnt None takes NaN for a value it does not know
+        values = values.astype(object).where(values.notna(), None)
+    return values
+
+
+def _cast(series: pd.Series, column: Column, first_row: int) -> pd.Series:
     import pandas as pd
 
     if isinstance(series.dtype, pd.SparseDtype):

@@ -36,6 +36,8 @@ def save_example(
 
     if isinstance(X, pd.DataFrame):
         table = X.set_axis([str(name) for name in X.columns], axis=1).reset_index(drop=True)
+        if sparse := [name for name, dtype in table.dtypes.items() if isinstance(dtype, pd.SparseDtype)]:
+            table = table.assign(**{name: table[name].sparse.to_dense() for name in sparse})
         try:
             table.to_parquet(folder / "example.parquet", engine="pyarrow", index=False)
         except Exception as e:  # pyarrow has its own tree of exceptions; all of them mean this
@@ -46,9 +48,11 @@ def save_example(
     if array.dtype.kind in "biuf":
         np.save(folder / "example.npy", array, allow_pickle=False)
         return "example.npy"
+    if array.dtype.kind in "mM":
+        raise DataError("An example of times must be a DataFrame: an array of them has no form that keeps their digits.")
     try:
         (folder / "example.json").write_text(json.dumps(array.tolist(), ensure_ascii=False), encoding="utf-8")
-    except TypeError as e:
+    except (TypeError, UnicodeEncodeError) as e:
         raise DataError(f"The input example cannot be stored: {e}. Give numbers, text, or a DataFrame.") from e
     return "example.json"
 

@@ -9,8 +9,9 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..data.frames import to_pandas
 from ..errors import DataError, ModelError
-from .coerce import cast, dtype_name
+from .coerce import Misfit, cast, dtype_name
 from .outputs import outputs
 from .signatures import Column, Signature, Tensor
 
@@ -51,7 +52,7 @@ def _columns(
 def _encoders(
     model: Any,            # A fitted model or transformer
     names: Sequence[str | int],  # Names of the columns that it receives
-) -> Iterator[tuple[str | int, tuple[Any, ...]]]:  # Column and the only values that it takes
+) -> Iterator[tuple[str | int, Any, bool]]:  # Column, the values that an encoder has learnt, and whether it takes no others
     from sklearn.compose import ColumnTransformer
     from sklearn.impute import SimpleImputer
     from sklearn.pipeline import Pipeline
@@ -69,10 +70,23 @@ def _encoders(
             taken = getattr(model, "_transformer_to_input_indices", {}).get(name)
             if taken is not None and not isinstance(step, str):
                 yield from _encoders(step, [names[i] for i in taken])
-    elif isinstance(model, (OneHotEncoder, OrdinalEncoder)) and model.handle_unknown == "error" and len(model.categories_) == len(names):
+    elif isinstance(model, (OneHotEncoder, OrdinalEncoder)) and len(model.categories_) == len(names):
         for name, values in zip(names, model.categories_, strict=True):
-            if (plain := _plain(values)) is not None:
-                yield name, plain
+            yield name, values, model.handle_unknown == "error"
+
+# %% ../../nbs/registry/05_infer.ipynb #learnt
+def _with_learnt(
+    column: Column,           # As read off the example
+    examples: pd.Series,      # Its values in the example
+    learnt: tuple[Any, bool] | None,  # Values that an encoder has learnt for it, and whether it takes no others
+) -> Column:
+    from dataclasses import replace
+
+    values, strict = learnt or ((), False)
+    nulls = [value for value in examples if value is None or value != value] if examples.dtype == object and column.dtype != "object" else []
+    null_is_none = any(value is None for value in values) or (bool(nulls) and all(value is None for value in nulls))
+    categories = _plain(values) if strict and column.dtype in ("str", "int64") else None
+    return replace(column, null_is_none=null_is_none, categories=column.categories if categories is None else categories)
 
 # %% ../../nbs/registry/05_infer.ipynb #accepts
 def _accepts(
@@ -103,13 +117,16 @@ def _with_nulls(
     X: pd.DataFrame,        # Example rows
     columns: list[Column],  # Their columns
     names: list[Any],       # Where to put a null into the first row
-) -> pd.DataFrame:          # As the model would get it after a check
+) -> pd.DataFrame | None:   # As the model would get it after a check; None where its values leave no room for a null
     values = {}
     for column in columns:
         series = X[column.name]
         if column.name in names:
             series = series.astype(object).where([False] + [True] * (len(X) - 1), None)
-        values[column.name] = cast(series, column)
+        try:
+            values[column.name] = cast(series, column)
+        except Misfit:  # whole numbers beyond 2**53 become others in a column of floats, which a null makes
+            return None
     return type(X)(values, index=X.index)
 
 # %% ../../nbs/registry/05_infer.ipynb #frame-inputs
@@ -122,12 +139,12 @@ def _frame_inputs(
     columns = _columns(X)
     if model is None:
         return tuple(columns)
-    encoded = dict(_encoders(model, [column.name for column in columns])) if hasattr(model, "get_params") else {}
-    columns = [replace(column, categories=encoded[column.name]) if column.dtype in ("str", "int64") and column.name in encoded else column
-               for column in columns]
+    encoders = _encoders(model, [column.name for column in columns]) if hasattr(model, "get_params") else ()
+    encoded = {name: (values, strict) for name, values, strict in encoders}
+    columns = [_with_learnt(column, X[column.name], encoded.get(column.name)) for column in columns]
     first_rows = X.head(3)
     ask = [column.name for column in columns if not column.nullable and column.dtype != "object"]
-    takes = _nullable(lambda names: _accepts(model, _with_nulls(first_rows, columns, names)), ask)
+    takes = _nullable(lambda names: (rows := _with_nulls(first_rows, columns, names)) is not None and _accepts(model, rows), ask)
     return tuple(replace(column, nullable=column.nullable or column.name in takes) for column in columns)
 
 # %% ../../nbs/registry/05_infer.ipynb #infer-tensor
@@ -138,8 +155,6 @@ def _tensor_inputs(
     import numpy as np
     import pandas as pd
 
-    if hasattr(X, "tocsr"):
-        raise DataError("A sparse example cannot be stored. Give a few rows as a dense array: input_example=X[:5].toarray().")
     array = X.to_numpy() if isinstance(X, pd.Series) else np.asarray(X)
     if array.ndim == 0:
         raise DataError(f"An input example is a DataFrame, an array, or a list of texts, not {type(X).__name__}.")
@@ -162,6 +177,11 @@ def infer_signature(
     import numpy as np
     import pandas as pd
 
+    X = to_pandas(X)
+    if hasattr(X, "tocsr"):
+        raise DataError("A sparse example cannot be stored. Give a few rows as a dense array: input_example=X[:5].toarray().")
+    if not hasattr(X, "__len__") or np.ndim(X) == 0:
+        raise DataError(f"An input example is a DataFrame, an array, or a list of texts, not {type(X).__name__}.")
     if len(X) == 0:
         raise DataError("The input example is empty. Give a few rows of the training data: input_example=X.head().")
     given = ()

@@ -16,7 +16,9 @@ from ..errors import MlcycleError, NotFoundError
 from .versions import resolve_version, use_store
 from ..store import artifacts, facts, inputs, models, runs
 from ..store.query import page
+from ..store.refs import find_run
 from ..store.runs import to_run
+from ..terminal import one_line
 
 # %% auto #0
 __all__ = ['SHOWN', 'SPACE', 'Node', 'Edge', 'Lineage', 'run_node', 'study_of', 'space_words', 'of_run', 'of_version', 'lineage']
@@ -88,7 +90,7 @@ SHOWN = 8  # Effects that a tree names
 
 
 def _line(node: Node, word: str = "") -> str:
-    return " ".join(filter(None, (word or node.kind, node.label))) + (f"  ({node.detail})" if node.detail else "")
+    return one_line(" ".join(filter(None, (word or node.kind, node.label))) + (f"  ({node.detail})" if node.detail else ""))
 
 
 def _below(lineage: Lineage, id: str, indent: str = "") -> Iterator[str]:
@@ -106,7 +108,7 @@ def _tree(lineage: Lineage) -> Iterator[str]:
     effects = lineage.effects(subject.id)
     for _, node in effects[:SHOWN]:
         names = [alias.label for _, alias in lineage.effects(node.id) if alias.kind == "alias"]
-        yield f"→ {_line(node)}" + (f" {', '.join(names)}" if names else "")
+        yield f"→ {_line(node)}" + (f" {one_line(', '.join(names))}" if names else "")
     if len(effects) > SHOWN:
         yield f"→ and {len(effects) - SHOWN} more"
 
@@ -275,6 +277,9 @@ def lineage(
     store: Store | None = None,  # The store; the current one by default
 ) -> Lineage:
     "Where a version or a run came from. Raises `NotFoundError`, `AmbiguousError`, `UsageError`."
+    if not isinstance(ref, str):
+        store, run = find_run(ref, store)
+        return of_run(store, run)
     store = use_store(store)
     if "@" in ref or "/" in ref or any(model.name == ref.strip() for model in models.list_models(store)):
         return of_version(store, resolve_version(ref, store=store))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from .lineage import Lineage, Node
+from ..terminal import printable
 
 # %% auto #0
 __all__ = ['BOX', 'GAP', 'ROW', 'STEP', 'MAX_BOXES', 'Placed', 'place', 'words', 'svg', 'LineagePart', 'live_parts']
@@ -199,7 +200,7 @@ class LineagePart:
         "For a terminal: the tree."
         from rich.text import Text
 
-        return Text(f"{self.title}\n{self.lineage}" if self.title else str(self.lineage))
+        return Text(printable(f"{self.title}\n{self.lineage}" if self.title else str(self.lineage)))
 
 # %% ../../nbs/registry/18_lineage_picture.ipynb #live-parts
 def live_parts(

@@ -16,6 +16,7 @@ from .packaging import load_packaged, read_manifest
 from .signatures import Signature
 from .versions import resolve_version, run_model, use_store
 from ..store import models, runs
+from ..store.refs import find_run
 
 # %% auto #0
 __all__ = ['Found', 'find_model', 'OpenModel', 'open_model', 'load_model']
@@ -62,6 +63,8 @@ def find_model(
     store: Store | None = None,   # The store; the current one by default
 ) -> Found:
     "What a reference means, with its manifest, nothing loaded. Raises `NotFoundError`, `AmbiguousError`, `UsageError`."
+    if not isinstance(ref, str | Version):
+        store, ref = find_run(ref, store)
     store = use_store(store)
     if isinstance(ref, Version):
         return _of_version(store, ref)
@@ -95,6 +98,8 @@ def open_model(
     store: Store | None = None,   # The store; the current one by default
 ) -> OpenModel:
     "Load a model together with its manifest. Raises `NotFoundError`, `UnsafeModelError`, `CorruptArtifactError`, `ModelError`."
+    if not isinstance(ref, str | Version):
+        store, ref = find_run(ref, store)
     store = use_store(store)
     stored = find_model(ref, artifact=artifact, store=store)
     return OpenModel(load_packaged(store, stored.manifest, allow_pickle, stored.label), stored)

@@ -10,17 +10,38 @@ from typing import TYPE_CHECKING, Any
 from ..errors import ModelError
 
 # %% auto #0
-__all__ = ['outputs']
+__all__ = ['copied', 'outputs']
 
 # %% ../../nbs/registry/02_outputs.ipynb #lazy
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
+# %% ../../nbs/registry/02_outputs.ipynb #copied
+def copied(
+    X: Any,  # Rows
+) -> Any:    # Rows that a model may change
+    "A copy of some rows, for whatever may work in place."
+    from copy import deepcopy
+
+    return X.copy() if callable(getattr(X, "copy", None)) and hasattr(X, "shape") else deepcopy(X)
+
+# %% ../../nbs/registry/02_outputs.ipynb #names
+def _names(
+    classes: list[Any],  # The model's classes, or a list of them for each output
+    count: int,          # Columns of its answer
+) -> list[str]:          # A name for each of them
+    import numpy as np
+
+    if len(classes) == count and all(np.ndim(labels) == 1 and len(labels) == 2 for labels in classes):
+        return [f"probability_{output}_{labels[1]}" for output, labels in enumerate(classes)]
+    names = [f"probability_{label}" for label in classes if np.ndim(label) == 0]
+    return names if len(set(names)) == count else [f"probability_{i}" for i in range(count)]
+
 # %% ../../nbs/registry/02_outputs.ipynb #probability
 def _probabilities(
     model: Any,  # A loaded model
-    X: Any,      # What it takes
+    X: Any,      # What it takes, which stays as it is
 ) -> dict[str, np.ndarray]:  # Column name to values; empty when the model gives none
     import numpy as np
 
@@ -29,12 +50,14 @@ def _probabilities(
     classes = getattr(model, "classes_", None)
     if ask is None or classes is None:
         return {}
-    answer = ask(X)
+    answer = ask(copied(X))
     if isinstance(answer, list):  # one array for each output
         return {f"probability_{output}_{label}": part[:, i] for output, (part, labels) in enumerate(zip(answer, classes, strict=True))
                 for i, label in enumerate(labels)}
     answer = np.asarray(answer)
-    return {f"probability_{label}": answer[:, i] for i, label in enumerate(classes)}
+    answer = answer.reshape(-1, 1) if answer.ndim == 1 else answer
+    names = _names(list(classes), answer.shape[1])
+    return {name: answer[:, i] for i, name in enumerate(names)}
 
 # %% ../../nbs/registry/02_outputs.ipynb #outputs
 def outputs(
@@ -48,7 +71,7 @@ def outputs(
     if not callable(getattr(model, "predict", None)):
         raise ModelError(f"{type(model).__name__} has no `predict`: mlcycle can store it, but not predict with it. "
                          "Put a transformer into a pipeline that ends in a predictor.")
-    answer = np.asarray(model.predict(X))
+    answer = np.asarray(model.predict(copied(X)))
     columns = {"prediction": answer} if answer.ndim == 1 else {f"prediction_{i}": answer[:, i] for i in range(answer.shape[1])}
     table = pd.DataFrame({**columns, **_probabilities(model, X)})
     rows = X.shape[0] if hasattr(X, "shape") else len(X)

@@ -13,6 +13,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..data.frames import to_pandas
 from ..entities import Run
 from ..errors import ModelError, NotFoundError, UnsafeModelError
 from .check import check
@@ -156,6 +157,7 @@ def package(
     "Store a model in a run, verified. Raises `ModelError`, `DataError`, `SignatureError`; then the run has no such model."
     artifacts.check_name(f"{name}/{MANIFEST}")
     kind = f"{type(model).__module__}.{type(model).__qualname__}"
+    input_example = to_pandas(input_example)
     if input_example is not None and signature is None:
         signature = infer_signature(input_example, model=model)
     with scratch_folder("model") as folder:

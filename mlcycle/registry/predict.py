@@ -12,6 +12,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..data.frames import to_pandas
 from ..entities import Run, Version
 from ..errors import DataError, MlcycleError, ModelError, UsageError
 from .check import check
@@ -19,7 +20,7 @@ from .loading import OpenModel, open_model
 from .outputs import outputs
 from .signatures import Signature
 from .sinks import check_sink, open_sink
-from .sources import open_source
+from .sources import UNNAMED_INDEX, open_source
 
 # %% auto #0
 __all__ = ['answer', 'predict', 'FilePrediction', 'predict_file']
@@ -59,6 +60,7 @@ def predict(
     store: Store | None = None,  # The store; the current one by default
 ) -> pd.DataFrame:               # `prediction` and `probability_…`, with the index of the data
     "Predict a table in memory. Raises `NotFoundError`, `SignatureError`, `DataError`, `ModelError`."
+    data = to_pandas(data)
     if len(data) == 0:
         raise DataError("There are no rows to predict.")
     opened = ref if isinstance(ref, OpenModel) else open_model(ref, allow_pickle=allow_pickle, store=store)
@@ -118,11 +120,13 @@ def predict_file(
     opened = ref if isinstance(ref, OpenModel) else open_model(ref, allow_pickle=allow_pickle, store=store)
     signature = opened.stored.signature
     input_file = open_source(source, signature, chunk_rows)
-    rows_done = 0
+    rows_done, taken = 0, signature.names if signature else ()
     with open_sink(out) as write:
         for chunk in input_file.chunks:
             if len(chunk) == 0:  # a CSV file with nothing but its header
                 continue
+            if extra == "error":  # the numbers that pandas gave the rows are no column of the table
+                chunk = chunk.drop(columns=[name for name in chunk if UNNAMED_INDEX.fullmatch(str(name)) and name not in taken])
             answers = answer(opened, chunk, extra="error" if extra == "error" else "drop", first_row=rows_done + 1)
             write(_with_extra_columns(chunk, signature, answers) if extra == "keep" else answers)
             rows_done += len(chunk)

@@ -36,6 +36,7 @@ class Column:
     nullable: bool = False          # Whether the model takes nulls here
     categories: tuple[Any, ...] | None = None  # The only values it takes, in their order; None when it takes any
     ordered: bool = False           # Whether the categories are ordered
+    null_is_none: bool = False      # Whether the model knows a null as `None`, and not as NaN
 
     def __post_init__(self) -> None:
         _check_dtype(self.dtype)
@@ -102,7 +103,7 @@ class Signature:
         return Result(None, [Table(("", "column", "type"), _rows(self))])._repr_html_()
 
 # %% ../../nbs/registry/01_signatures.ipynb #to-dict
-FORMAT = 1  # Of the JSON form; a reader refuses a higher one
+FORMAT = 2  # Of the JSON form; a reader refuses a higher one
 
 
 def to_dict(
@@ -111,7 +112,7 @@ def to_dict(
     "A signature as plain JSON values."
     tensor = isinstance(signature.inputs, Tensor)
     return {
-        "format": FORMAT,
+        "format": FORMAT if any(column.null_is_none for column in signature.columns) else 1,
         "kind": "tensor" if tensor else "columns",
         "inputs": _plain(signature.inputs) if tensor else [_plain(column) for column in signature.inputs],
         "outputs": [_plain(column) for column in signature.outputs],

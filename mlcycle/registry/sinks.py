@@ -5,7 +5,6 @@
 # %% ../../nbs/registry/15_sinks.ipynb #imports
 from __future__ import annotations
 
-import json
 import os
 import secrets
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..data.records import csv_table, json_rows
 from ..errors import DataError, NotFoundError, StoreFullError, UsageError
 
 # %% auto #0
@@ -28,18 +28,15 @@ def _csv(
     path: Path,  # File to write
 ) -> Iterator[Callable[[pd.DataFrame], None]]:  # Writes one piece
     with path.open("w", newline="", encoding="utf-8") as out:
-        yield lambda table: table.to_csv(out, index=False, header=out.tell() == 0)
+        yield lambda table: csv_table(table).to_csv(out, index=False, header=out.tell() == 0)
 
 # %% ../../nbs/registry/15_sinks.ipynb #jsonl
 @contextmanager
 def _jsonl(
     path: Path,  # File to write
 ) -> Iterator[Callable[[pd.DataFrame], None]]:  # Writes one piece
-    # pandas' own writer keeps 15 digits of a float; json keeps them all
     def write(table: pd.DataFrame) -> None:
-        plain = table.astype(object).where(table.notna(), None)
-        for record in plain.to_dict("records"):
-            out.write(json.dumps(record, default=str, ensure_ascii=False) + "\n")
+        out.writelines(f"{row}\n" for row in json_rows(table))
 
     with path.open("w", encoding="utf-8") as out:
         yield write

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -17,7 +18,7 @@ from ..errors import DataError, NotFoundError, UsageError
 from .signatures import Column, Signature, Tensor
 
 # %% auto #0
-__all__ = ['READS', 'Source', 'open_source']
+__all__ = ['UNNAMED_INDEX', 'READS', 'Source', 'open_source']
 
 # %% ../../nbs/registry/14_sources.ipynb #lazy
 if TYPE_CHECKING:
@@ -63,17 +64,65 @@ def _renumber(
 # %% ../../nbs/registry/14_sources.ipynb #header
 def _header(
     path: Path,  # A CSV file
-) -> list[str]:  # Its column names. Raises `DataError`
+) -> tuple[list[str], bool]:  # Its column names, and whether its first row has as many cells. Raises `DataError`
     with path.open(newline="", encoding="utf-8-sig") as f:
+        lines = csv.reader(f)
         try:
-            names = next(csv.reader(f), [])
+            names = next(lines, None)
         except (csv.Error, UnicodeDecodeError) as e:
             raise DataError(f"{path.name} is not a CSV file in UTF-8: {e}.") from e
-    if not names:
+        try:
+            first_row = next((row for row in lines if row), names)
+        except (csv.Error, UnicodeDecodeError):  # a very long cell, or what pandas will complain about
+            first_row = None
+    if names is None:
         raise DataError(f"{path.name} is empty: it has no header line.")
+    if not names:
+        raise DataError(f"The first line of {path.name} is blank. Remove it: the first line holds the names of the columns.")
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise DataError(f"{path.name} has two columns of the name {', '.join(twice)}. Rename one.")
-    return names
+    return names, first_row is not None and len(first_row) == len(names)
+
+# %% ../../nbs/registry/14_sources.ipynb #separator
+def _check_separator(
+    path: Path,            # A CSV file
+    names: list[str],      # Names in its header
+    signature: Signature,  # What the model takes
+) -> None:
+    wanted = {str(name) for name in signature.names}
+    if len(wanted) < 2 or wanted & set(names):
+        return
+    for separator, word in ((";", "semicolons"), ("\t", "tabs"), ("|", "vertical bars")):
+        if wanted & {name.strip(' "') for name in ",".join(names).split(separator)}:
+            raise DataError(f"{path.name} separates its columns by {word}, and they are read by commas. Write it with commas: "
+                            f"pandas.read_csv({path.name!r}, sep={separator!r}).to_csv(..., index=False).")
+
+# %% ../../nbs/registry/14_sources.ipynb #widths
+def _check_widths(
+    path: Path,        # A CSV file
+    names: list[str],  # Names in its header
+) -> None:
+    "Raises `DataError` for the first row that has other cells than the header."
+    import pyarrow as pa
+    import pyarrow.csv as arrow_csv
+
+    def refuse(row: Any) -> str:
+        line = f"Row {row.number - 1:,}" if row.number else "A row"
+        problems.append(f"{line} of {path.name} has {row.actual_columns} cells, and the header has {row.expected_columns}.")
+        return "skip"
+
+    problems: list[str] = []
+    parse = arrow_csv.ParseOptions(newlines_in_values=True, invalid_row_handler=refuse)
+    convert = arrow_csv.ConvertOptions(column_types=dict.fromkeys(names, pa.large_binary()))
+    try:
+        with arrow_csv.open_csv(path, arrow_csv.ReadOptions(use_threads=False, block_size=2**25), parse, convert) as reader:
+            while not problems:
+                reader.read_next_batch()
+    except (StopIteration, pa.ArrowInvalid):  # one cell of 32 MB is no row of another length
+        pass
+    if problems:
+        raise DataError(f"{problems[0]} Each row needs as many cells as the header; write a number with a point and not a comma, "
+                        "and leave row names out or name their column.")
 
 # %% ../../nbs/registry/14_sources.ipynb #csv
 def _columns_of(
@@ -95,15 +144,25 @@ def _csv(
 ) -> Iterator[pd.DataFrame]:
     import pandas as pd
 
-    columns = _columns_of(_header(path), signature)
+    names, fits = _header(path)
+    if not fits:
+        _check_widths(path, names)
+    if signature:
+        _check_separator(path, names, signature)
+    columns = _columns_of(names, signature)
     options: dict[str, Any] = {}
+    ends_are_seen = False
     if columns:
         options = {"dtype": {name: "str" for name, column in columns.items() if column is None or _is_text(column)},
                    "na_values": {name: _null_words(column) for name, column in columns.items()}, "keep_default_na": False}
     try:
-        with pd.read_csv(path, chunksize=rows, low_memory=False, encoding="utf-8-sig", float_precision="round_trip", index_col=False,
-                         **options) as reader:
+        with pd.read_csv(path, chunksize=rows, low_memory=False, encoding="utf-8-sig", float_precision="round_trip", header=0, names=names,
+                         index_col=False, **options) as reader:
             for chunk in reader:
+                last = chunk.iloc[:, -1]
+                if not ends_are_seen and (last.isna() | (last == "")).any():
+                    _check_widths(path, names)
+                    ends_are_seen = True
                 for name, column in columns.items():
                     if column is not None and not _is_text(column) and column.dtype not in ("bool", "object") \
                             and not pd.api.types.is_numeric_dtype(chunk[name].dtype):
@@ -112,46 +171,124 @@ def _csv(
     except (pd.errors.ParserError, UnicodeDecodeError) as e:
         raise DataError(f"{path.name} cannot be read as CSV: {e}. Each line needs as many cells as the header, in UTF-8.") from e
 
+# %% ../../nbs/registry/14_sources.ipynb #record
+def _unique(
+    pairs: list[tuple[str, Any]],  # Names and values of an object
+) -> dict[str, Any]:
+    if len(record := dict(pairs)) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the name {next(name for name in names if names.count(name) > 1)!r} stands in one object twice")
+    return record
+
+
+def _record(
+    where: str,  # The line's number and file, for messages
+    line: str,   # The line, where a byte that is no UTF-8 is half of a surrogate pair
+) -> dict[str, Any]:  # The object in it. Raises `DataError`
+    try:
+        line.encode()
+        record = json.loads(line, object_pairs_hook=_unique)
+        if "\\u" in line:  # an escape may hold what no file can
+            json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError as e:
+        raise DataError(f"{where} is not UTF-8, or escapes half of a surrogate pair: {e.object[e.start:e.end]!r}. Write the file in UTF-8.") from e
+    except (ValueError, RecursionError) as e:
+        raise DataError(f"{where} is not JSON: {e}.") from e
+    if not isinstance(record, dict):
+        raise DataError(f"{where} is not a JSON object with column names.")
+    return record
+
+# %% ../../nbs/registry/14_sources.ipynb #frame
+def _frame(
+    records: list[dict[str, Any]],  # Rows
+    names: list[str],               # Columns
+) -> pd.DataFrame:                  # Whole numbers unchanged
+    import numpy as np
+    import pandas as pd
+
+    frame = pd.DataFrame.from_records(records, columns=names)
+    for name in names:
+        if frame[name].dtype == "float64" and (np.abs(frame[name]) > 2**53).any():
+            values = [record.get(name) for record in records]
+            if any(isinstance(value, int) for value in values):
+                frame[name] = pd.Series(values, dtype=object)
+    return frame
+
 # %% ../../nbs/registry/14_sources.ipynb #jsonl
 def _jsonl(
     path: Path,  # A file with a JSON object on each line
     rows: int,   # Rows of a chunk
 ) -> Iterator[pd.DataFrame]:
-    import pandas as pd
-
     names: dict[str, None] = {}
-    with path.open(encoding="utf-8-sig") as f:
+    with path.open(encoding="utf-8-sig", errors="surrogateescape") as f:
         lines = ((number, line) for number, line in enumerate(f, 1) if line.strip())
         while part := list(islice(lines, rows)):
             records = []
             for number, line in part:
-                try:
-                    record = json.loads(line)
-                except (ValueError, RecursionError) as e:
-                    raise DataError(f"Line {number:,} of {path.name} is not JSON: {e}.") from e
-                if not isinstance(record, dict):
-                    raise DataError(f"Line {number:,} of {path.name} is not a JSON object with column names.")
+                record = _record(f"Line {number:,} of {path.name}", line)
                 names.update(dict.fromkeys(record))
                 records.append(record)
-            yield pd.DataFrame.from_records(records, columns=list(names))
+            yield _frame(records, list(names))
+
+# %% ../../nbs/registry/14_sources.ipynb #index-column
+UNNAMED_INDEX = re.compile(r"__index_level_\d+__")  # What pandas calls an index without a name in a Parquet file
+
+
+def _named_range(
+    file: Any,  # An opened Parquet file
+) -> tuple[str, range] | None:  # Name and values of an index that stands in the metadata only
+    described = (file.schema_arrow.pandas_metadata or {}).get("index_columns", [])
+    for index in described:
+        if isinstance(index, dict) and index.get("kind") == "range" and index.get("name") is not None:
+            return str(index["name"]), range(index["start"], index["stop"], index["step"])
+    return None
+
+# %% ../../nbs/registry/14_sources.ipynb #parquet-table
+def _table(
+    batch: Any,               # Rows of a Parquet file
+    names: set[str] | None,   # Columns that a model takes as plain numbers; None for all
+) -> pd.DataFrame:            # Every column that is stored; whole numbers with nulls in another column keep their digits
+    import pandas as pd
+    import pyarrow as pa
+
+    table = pa.Table.from_batches([batch])
+    if names is None:
+        return table.to_pandas(ignore_metadata=True)
+    whole = [i for i, field in enumerate(table.schema)
+             if pa.types.is_integer(field.type) and field.name not in names and table.column(i).null_count]
+    frame = table.to_pandas(ignore_metadata=True)
+    for i in whole:
+        dtype = pd.array([], dtype="UInt64" if pa.types.is_uint64(table.schema[i].type) else "Int64").dtype
+        frame.isetitem(i, dtype.__from_arrow__(table.column(i).cast("uint64" if dtype.kind == "u" else "int64")))
+    return frame
 
 # %% ../../nbs/registry/14_sources.ipynb #parquet
 def _parquet(
-    path: Path,  # A Parquet file
-    rows: int,   # Rows of a chunk
+    path: Path,                   # A Parquet file
+    signature: Signature | None,  # What the model takes
+    rows: int,                    # Rows of a chunk
 ) -> Source:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         file = pq.ParquetFile(path)
+        index = _named_range(file)
     except (pa.ArrowException, OSError) as e:
         raise DataError(f"{path.name} is not a Parquet file: {e}") from e
 
     def chunks() -> Iterator[pd.DataFrame]:
+        row, taken = 0, {str(name) for name in signature.names} if signature else None
         with file:
-            for batch in file.iter_batches(batch_size=rows):
-                yield batch.to_pandas().reset_index(drop=True)
+            try:
+                for batch in file.iter_batches(batch_size=rows):
+                    frame = _table(batch, taken)
+                    if index and index[0] not in frame:
+                        frame[index[0]] = index[1][row:row + len(frame)]
+                    row += len(frame)
+                    yield frame
+            except (pa.ArrowException, OSError, ValueError) as e:  # the footer of a damaged file may be whole
+                raise DataError(f"{path.name} cannot be read after row {row:,}: {e}. Write it again.") from e
 
     return Source(chunks(), file.metadata.num_rows)
 
@@ -173,7 +310,7 @@ def open_source(
     if path.stat().st_size == 0:
         raise DataError(f"{path.name} is empty.")
     kind = path.suffix.lower()
-    source = _parquet(path, rows) if kind == ".parquet" else Source(_csv(path, signature, rows) if kind == ".csv" else _jsonl(path, rows))
+    source = _parquet(path, signature, rows) if kind == ".parquet" else Source(_csv(path, signature, rows) if kind == ".csv" else _jsonl(path, rows))
     # files have text for names, DataFrames may have had numbers
     numbers = {str(name): name for name in (signature.names if signature else ()) if not isinstance(name, str)}
     return Source((chunk.rename(columns=numbers) for chunk in source.chunks), source.total) if numbers else source

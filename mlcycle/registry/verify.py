@@ -56,7 +56,13 @@ def verify_copy(
 ) -> int:          # Rows that agree
     "Compare what a model and its stored copy predict. Raises `ModelError` naming the first difference."
     was = outputs(model, given)
-    differing = differences(was, outputs(copy, stored))
+    try:
+        now = outputs(copy, stored)
+    except Exception as e:  # whatever a model raises on rows that differ from those it was trained on
+        raise ModelError(f"The stored copy of this {type(model).__name__} fails on the example that the model in memory takes: "
+                         f"{type(e).__name__}: {e}. Nothing was stored under this name. "
+                         "A file keeps numbers, text, flags, times and nulls of one kind: train on these.") from e
+    differing = differences(was, now)
     if differing and differences(was, outputs(model, given)):
         raise ModelError(f"This {type(model).__name__} predicts something else each time it is asked, so no copy of it can be verified. "
                          "Fix its random state, then log it again. Nothing was stored under this name.")

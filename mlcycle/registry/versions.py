@@ -5,7 +5,7 @@
 # %% ../../nbs/registry/11_versions.ipynb #imports
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..entities import Run, Version
 from ..errors import NotFoundError
@@ -13,7 +13,8 @@ from .manifest import MANIFEST
 from .names import Ref, check_model_name, near_misses, parse_ref
 from .packaging import read_manifest
 from .signatures import to_dict
-from ..store import artifacts, metrics, models, runs
+from ..store import artifacts, metrics, models
+from ..store.refs import find_run
 
 # %% auto #0
 __all__ = ['CHAMPION', 'use_store', 'run_model', 'register', 'resolve_version']
@@ -55,15 +56,15 @@ def run_model(
 
 # %% ../../nbs/registry/11_versions.ipynb #register
 def register(
-    run: str | Run,  # Beginning of a run's id, its name, or the run
-    name: str,       # Registered name, made if it is new
+    run: Any,   # The run: its object, its outcome, a row of `mlc.runs()`, its name, or the beginning of its id
+    name: str,  # Registered name, made if it is new
     artifact: str | None = None,  # Name that the run logged the model under; its only one, or `model`, by default
     *,
     store: Store | None = None,   # The store; the current one by default
 ) -> Version:        # The next version
     "Make a run's model the next version of a registered name. Raises `NotFoundError`, `AmbiguousError`, `UsageError`, `StoreError`."
-    store, name = use_store(store), check_model_name(name)
-    source = run if isinstance(run, Run) else runs.resolve(store, run)
+    name = check_model_name(name)
+    store, source = find_run(run, store)
     artifact, digest = run_model(store, source, artifact)
     manifest = read_manifest(store, digest)  # a damaged one is found now, not when it is served
     signature = to_dict(manifest.signature) if manifest.signature else None
@@ -71,11 +72,13 @@ def register(
 
 # %% ../../nbs/registry/11_versions.ipynb #resolve
 def resolve_version(
-    ref: str,  # `name@alias`, `name/3`, or `name`: its champion, else its newest
+    ref: str | Version,  # `name@alias`, `name/3`, or `name`: its champion, else its newest
     *,
     store: Store | None = None,  # The store; the current one by default
 ) -> Version:
     "The version that a person means. Raises `NotFoundError` with what is close, `UsageError` for what is no reference."
+    if isinstance(ref, Version):
+        return models.get_version(use_store(store), ref.model, ref.number)
     return _resolve(use_store(store), parse_ref(ref))
 
 # %% ../../nbs/registry/11_versions.ipynb #resolve-resolve

@@ -8,9 +8,10 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, insert, select, update
+from sqlalchemy import bindparam, case, func, insert, select, update
 
 from ..config import actor
 from ..entities import Kind, Run, Status
@@ -69,6 +70,42 @@ def add_parts(
     db.transact(*steps)
     return ids
 
+# %% ../../nbs/store/21_bulk.ipynb #points-summary
+@cache
+def _merge(sqlite: bool) -> Any:
+    if sqlite:
+        from sqlalchemy.dialects.sqlite import insert
+    else:
+        from sqlalchemy.dialects.postgresql import insert
+    t = schema.metrics.c
+    statement = insert(schema.metrics).values({c: bindparam(c) for c in ("run", "name", "step", "value", "low", "high", "count")})
+    new = statement.excluded
+    return statement.on_conflict_do_update(index_elements=["run", "name"], set_={
+        "value": case((new.step >= t.step, new.value), else_=t.value),
+        "step": case((new.step > t.step, new.step), else_=t.step),
+        "low": case((t.low.is_(None) | (new.low < t.low), func.coalesce(new.low, t.low)), else_=t.low),
+        "high": case((t.high.is_(None) | (new.high > t.high), func.coalesce(new.high, t.high)), else_=t.high),
+        "count": t.count + new.count,
+    })
+
+
+def _summaries(
+    rows: Sequence[Mapping[str, Any]],  # Points as they are stored, NaN as None
+) -> list[dict[str, Any]]:              # A summary for each metric
+    by_name: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        value, summary = row["value"], by_name.get(row["name"])
+        if summary is None:
+            by_name[row["name"]] = {**{c: row[c] for c in ("run", "name", "step", "value")}, "low": value, "high": value, "count": 1}
+            continue
+        if row["step"] >= summary["step"]:
+            summary["step"], summary["value"] = row["step"], value
+        if value is not None:
+            summary["low"] = value if summary["low"] is None else min(summary["low"], value)
+            summary["high"] = value if summary["high"] is None else max(summary["high"], value)
+        summary["count"] += 1
+    return sorted(by_name.values(), key=lambda summary: summary["name"])
+
 # %% ../../nbs/store/21_bulk.ipynb #points
 def add_points(
     store: Store,
@@ -78,4 +115,5 @@ def add_points(
     "Store many points of a run in one transaction. Raises `StoreError`."
     steps = metrics.point_steps(store, ((run, name, step, value) for name, step, value in points))
     if steps:
-        store.db.transact(*steps)
+        _, (point, rows) = steps
+        store.db.transact((store.db.sql(_merge(store.db.sqlite)), _summaries(rows)), (point, rows))

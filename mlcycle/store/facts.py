@@ -18,41 +18,13 @@ from ..entities import Run
 from ..errors import DataError
 from . import schema
 from .database import mended, storable
+from ..values import plain
 
 if TYPE_CHECKING:
     from mlcycle.store.connect import Store
 
 # %% auto #0
-__all__ = ['DEEPEST', 'DIGITS', 'plain', 'encode', 'put_params', 'param_steps', 'put_tags', 'put_captures', 'params', 'tags',
-           'captures', 'warnings']
-
-# %% ../../nbs/store/09_facts.ipynb #encode
-DEEPEST = 100   # Levels of lists and dicts in one param; whoever reads a deeper one would fail
-DIGITS = 4000   # Digits of a whole number; Python reads no more than 4,300
-
-
-def plain(
-    value: Any,      # Any value that a person may pass as a param
-    depth: int = 0,  # Lists and dicts around it
-) -> Any:            # int, float, bool, str, None, list or dict
-    "The JSON-able form of a value. Raises `DataError` for one that nobody could read again."
-    if depth > DEEPEST:
-        raise DataError(f"A param is nested more than {DEEPEST} levels deep, or contains itself. Log a part of it, or a file with log_artifact.")
-    if isinstance(value, int) and value.bit_length() > DIGITS * 10 // 3:
-        raise DataError(f"A param is a whole number of more than {DIGITS} digits. Log it as text, or in a file with log_artifact.")
-    if value is None or isinstance(value, bool | int | float | str):
-        return value.item() if hasattr(value, "item") else value
-    if isinstance(value, Mapping):
-        return {str(k): plain(v, depth + 1) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v, depth + 1) for v in value]
-    if isinstance(value, set | frozenset):
-        return sorted((plain(v, depth + 1) for v in value), key=str)
-    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:
-        return value.item()
-    if hasattr(value, "tolist"):
-        return plain(value.tolist(), depth + 1)
-    return str(value)
+__all__ = ['encode', 'put_params', 'param_steps', 'put_tags', 'put_captures', 'params', 'tags', 'captures', 'warnings']
 
 # %% ../../nbs/store/09_facts.ipynb #encode-encode
 _JSON = json.JSONEncoder(ensure_ascii=False, sort_keys=True)  # one for all: making it costs more than using it

@@ -14,10 +14,11 @@ from typing import Any
 
 from ..config import ENV_RUN
 from ..display import STATES, Facts, Result, Text, show_seconds
-from ..entities import Artifact, Dataset, Run, RunError, Status
+from ..entities import ENDED, Artifact, Dataset, Run, RunError, Status
 from ..errors import ArtifactNameError, DataError, NotFoundError, UsageError
 from ..redact import Redactor
 from ..store import artifacts, facts, inputs, metrics, runs
+from ..store.bulk import add_points
 from ..store.connect import Store
 from ..store.database import storable
 
@@ -36,7 +37,9 @@ def to_number(
         if isinstance(value, str | bytes):
             raise TypeError
         return float(value)
-    except (TypeError, ValueError, OverflowError) as e:
+    except OverflowError as e:
+        raise DataError(f"The metric {name!r} is too large for a 64-bit float, which ends at 1.8e308. Log its logarithm, or a param.") from e
+    except (TypeError, ValueError) as e:
         raise DataError(f"The metric {name!r} must be a number, not {value!r:.60}. Use log_params or set_tags for text.") from e
 
 # %% ../../nbs/track/02_active.ipynb #steps
@@ -155,10 +158,27 @@ class ActiveRun:
     ) -> None:
         "Log one value of several metrics in one transaction. Raises `DataError`, `StoreError`."
         self._refuse_ended()
+        if not isinstance(values, Mapping):
+            raise DataError(f"log_metrics takes names and values, log_metrics({{'auc': 0.9}}), not a {type(values).__name__}. "
+                            "log_many takes many rows of them.")
         if not values:
             return
         numbers = {self.redactor.text(name) if self.redactor else name: to_number(name, value) for name, value in values.items()}
         metrics.log(self.store, self.run.pk, numbers, self._steps.of(numbers, step))
+
+    def log_many(
+        self,
+        rows: Any,  # A table, or an iterable of mappings: metric name to value, and `step` where it is not the next one
+    ) -> int:       # Points that were stored
+        "Log many rows of metrics, one transaction for each 10,000 points. Raises `DataError`, `StoreError`."
+        from mlcycle.track.many import batches
+
+        self._refuse_ended()
+        stored = 0
+        for points in batches(rows, self._steps.of, to_number, self.redactor.text if self.redactor else None):
+            add_points(self.store, self.run.pk, points)
+            stored += len(points)
+        return stored
 
     def log_params(
         self,
@@ -277,6 +297,8 @@ class ActiveRun:
         reason: str | None = None,      # One line on why it did not finish
     ) -> None:
         "End the run; a second call does nothing. Raises `StoreError`."
+        if status not in ENDED:
+            raise UsageError(f"A run ends as {', '.join(ENDED)}, not {status!r}.")
         if not self._ended:
             if self.redactor and error:
                 error = RunError(error.type, self.redactor.text(error.message), self.redactor.text(error.traceback), error.cell, error.cell_id)
@@ -303,12 +325,28 @@ class ActiveRun:
         return self.result()._repr_html_()
 
 # %% ../../nbs/track/02_active.ipynb #files-below
-def _files_below(folder: Path) -> list[tuple[Path, str]]:
+def _files_below(
+    folder: Path,
+) -> list[tuple[Path, str]]:  # Files and their names below the folder. Raises `ArtifactNameError`
     files, root = [], folder.resolve()
-    for path in sorted(folder.rglob("*")):
+
+    def refuse(path: Path, what: str) -> None:
         inner = path.relative_to(folder).as_posix()
-        if path.is_symlink() and not path.resolve().is_relative_to(root):
-            raise ArtifactNameError(f"{inner!r} in {str(folder)!r} is a link that leads out of the folder. Remove it, or log its target by itself.")
-        if path.is_file():
-            files.append((path, inner))
+        raise ArtifactNameError(f"{inner!r} in {str(folder)!r} {what}. Remove it, or log what you need of it by itself.")
+
+    def walk(inside: Path, above: tuple[Path, ...]) -> None:
+        for path in sorted(inside.iterdir()):
+            target = path.resolve()
+            if path.is_symlink() and not target.is_relative_to(root):
+                refuse(path, "is a link that leads out of the folder")
+            if path.is_file():
+                files.append((path, path.relative_to(folder).as_posix()))
+            elif path.is_dir():
+                if target in above:
+                    refuse(path, "is a link to a folder that it lies in, and would never end")
+                walk(path, (*above, target))
+            else:
+                refuse(path, "is a link to nothing" if path.is_symlink() else "is neither a file nor a folder")
+
+    walk(folder, (root,))
     return files

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..entities import Kind, RunError
-from ..errors import text_of
+from ..errors import DataError, text_of
 from ..redact import Redactor
 from ..store import facts, runs
 from ..store.connect import Store, current_store
@@ -39,6 +39,9 @@ def start(
     redactor: Redactor | None = None,        # Knows the secrets; those of the environment by default
 ) -> ActiveRun:
     "Begin a run without making it the current one. Raises `DataError`, `StoreError`."
+    for what, text in {"name": name, "experiment": experiment}.items():
+        if text is not None and not isinstance(text, str):
+            raise DataError(f"The {what} of a run is text, not {text!r:.60}. Give {str(text)[:60]!r}, or keep the value as a param.")
     store = store or current_store()
     plain_params = {str(key): facts.plain(value) for key, value in (params or {}).items()}
     redactor = Redactor.from_environment() if redactor is None else redactor

@@ -24,13 +24,14 @@ from ..errors import MlcycleError, NoActiveRunError, TrialPruned, UsageError, te
 from ..redact import Redactor
 from ..store import runs as store_runs
 from ..store.connect import Store, connected_store, open_store
+from ..store.refs import find_run
 from .active import ActiveRun
 from .begin import attach, start
 
 # %% auto #0
 __all__ = ['entered', 'leaving', 'current_run', 'hold', 'held_run', 'let_go', 'Terminated', 'outcome', 'run', 'log_metric',
-           'log_metrics', 'log_params', 'set_tags', 'log_artifact', 'log_text', 'log_figure', 'log_table', 'log_input',
-           'log_model']
+           'log_metrics', 'log_many', 'log_params', 'set_tags', 'log_artifact', 'log_text', 'log_figure', 'log_table',
+           'log_input', 'log_model']
 
 # %% ../../nbs/track/04_current.ipynb #current
 _current: ContextVar[tuple[ActiveRun, ...]] = ContextVar("mlcycle_run", default=())  # Runs open in this context, innermost last
@@ -246,9 +247,9 @@ class run:
         capture: bool = True,                     # Capture git, environment, code and hardware
         source: str | None = None,                # Source of the cell, for a tracked cell
         redactor: Redactor | None = None,         # Knows the secrets; those of the environment by default
-        parent: str | None = None,                # Id of the run that it is part of; the current one by default, in the same store
+        parent: Any = None,                       # The run that it is part of, in any form; the current one by default, in the same store
     ):
-        self._parent = parent
+        self._parent = parent if parent is None or isinstance(parent, str) else find_run(parent, store)[1].id
         self._options = dict(name=name, experiment=experiment, params=params, tags=tags, kind=kind, store=store, capture=capture,
                              source=source, redactor=redactor)
 
@@ -303,6 +304,13 @@ def log_metrics(
 ) -> None:
     "Log several metrics to the current run in one transaction. Raises `NoActiveRunError`, `DataError`."
     current_run().log_metrics(values, step)
+
+# %% ../../nbs/track/04_current.ipynb #log-many
+def log_many(
+    rows: Any,  # A table, or an iterable of mappings: metric name to value, and `step` where it is not the next one
+) -> int:       # Points that were stored
+    "Log many rows of metrics to the current run, in few transactions. Raises `NoActiveRunError`, `DataError`."
+    return current_run().log_many(rows)
 
 # %% ../../nbs/track/04_current.ipynb #log-params
 def log_params(

@@ -6,65 +6,98 @@
 from __future__ import annotations
 
 import io
+import mimetypes
+from collections.abc import Collection
 from pathlib import PurePosixPath
 from typing import Any
 
+from ..data.frames import to_pandas
+from ..data.records import csv_table, json_rows, with_labels
 from ..errors import DataError
 
 # %% auto #0
 __all__ = ['figure_bytes', 'table_bytes']
+
+# %% ../../nbs/track/01_pictures.ipynb #ending
+def _with_ending(
+    name: str,                 # Name that somebody gave
+    known: Collection[str],    # Endings that can be written
+    default: str,              # Ending where the name has none
+    thing: str,                # What is stored, for the error
+) -> tuple[str, str]:          # Name with its ending, and the ending in lower case
+    ending = PurePosixPath(name).suffix.lower()
+    if ending in known:
+        return name, ending
+    if ending in mimetypes.MimeTypes(filenames=()).types_map[True]:  # the built-in list, not the machine's
+        listed = ", ".join(sorted(known)) if len(known) < 12 else f"{default}, .jpg, .pdf, .svg and others"
+        raise DataError(f"A {thing} is kept as {listed}, not {ending}. Change the ending of {name!r}.")
+    return name + default, default
 
 # %% ../../nbs/track/01_pictures.ipynb #figure
 def figure_bytes(
     figure: Any,  # matplotlib figure or axes, plotly figure, or PIL image
     name: str,    # Name that it will have; its ending is the format, PNG by default
 ) -> tuple[bytes, str]:  # Content, and the name with its ending
-    "A figure as a file. Raises `DataError` for something that is no figure."
+    "A figure as a file. Raises `DataError` for something that is no figure, or that cannot be drawn."
     figure = getattr(figure, "figure", None) or figure  # the figure of axes
-    suffix = PurePosixPath(name).suffix
     out = io.BytesIO()
-    if hasattr(figure, "savefig"):
-        suffix = suffix or ".png"
-        figure.savefig(out, format=suffix[1:], bbox_inches="tight")
-    elif hasattr(figure, "to_plotly_json"):
-        suffix = suffix or ".html"
-        if suffix not in (".html", ".json"):
-            raise DataError(f"A plotly figure is kept as .html or .json, not {suffix}.")
-        out.write((figure.to_html(include_plotlyjs="cdn") if suffix == ".html" else figure.to_json()).encode())
-    elif hasattr(figure, "save") and hasattr(figure, "tobytes"):
-        suffix = suffix or ".png"
-        figure.save(out, format={"jpg": "jpeg"}.get(suffix[1:].lower(), suffix[1:]))
-    else:
-        raise DataError(f"A {type(figure).__name__} is no figure. Give a matplotlib or plotly figure, or a PIL image.")
-    return out.getvalue(), name if PurePosixPath(name).suffix else name + suffix
+    try:
+        if hasattr(figure, "savefig"):
+            known = {f".{ending}" for ending in figure.canvas.get_supported_filetypes()}
+            name, ending = _with_ending(name, known, ".png", "matplotlib figure")
+            figure.savefig(out, format=ending[1:], bbox_inches="tight")
+        elif hasattr(figure, "to_plotly_json"):
+            name, ending = _with_ending(name, {".html", ".json"}, ".html", "plotly figure")
+            out.write((figure.to_html(include_plotlyjs="cdn") if ending == ".html" else figure.to_json()).encode())
+        elif hasattr(figure, "save") and hasattr(figure, "tobytes"):
+            from PIL import Image
+
+            known = {ending for ending, format in Image.registered_extensions().items() if format in Image.SAVE}
+            name, ending = _with_ending(name, known, ".png", "picture")
+            figure.save(out, format=Image.registered_extensions()[ending])
+        else:
+            raise DataError(f"A {type(figure).__name__} is no figure. Give a matplotlib or plotly figure, or a PIL image.")
+    except DataError:
+        raise
+    except Exception as e:  # drawing calls what the user has put into the figure
+        raise DataError(f"The figure {name!r} could not be drawn: {type(e).__name__}: {e}. It is not stored.") from e
+    return out.getvalue(), name
 
 # %% ../../nbs/track/01_pictures.ipynb #frame
-def _frame(table: Any) -> Any:
+def _frame(
+    table: Any,  # DataFrame, Series, dict of columns, or list of rows
+) -> Any:        # A DataFrame that a file can hold. Raises `DataError`
     import pandas as pd
 
-    if hasattr(table, "to_parquet"):
-        return table
-    return table.to_frame() if hasattr(table, "to_frame") else pd.DataFrame(table)
+    table = to_pandas(table)
+    try:
+        frame = table if isinstance(table, pd.DataFrame) else table.to_frame() if hasattr(table, "to_frame") else pd.DataFrame(table)
+    except (ValueError, TypeError) as e:
+        raise DataError(f"A {type(table).__name__} could not be made a table: {e}. Give a DataFrame, a dict of columns or a list of rows.") from e
+    sparse = [isinstance(dtype, pd.SparseDtype) for dtype in frame.dtypes]
+    if any(sparse):
+        parts = [frame.iloc[:, i].sparse.to_dense() if sparse[i] else frame.iloc[:, i] for i in range(frame.shape[1])]
+        frame = pd.concat(parts, axis=1)
+    return frame
 
 # %% ../../nbs/track/01_pictures.ipynb #table
 def table_bytes(
     table: Any,  # DataFrame, Series, dict of columns, or list of rows
     name: str,   # Name that it will have; .parquet (the default), .csv or .json
 ) -> tuple[bytes, str]:  # Content, and the name with its ending
-    "A table as a file. Raises `DataError`."
+    "A table as a file. Raises `DataError` for values that the format cannot hold."
+    name, ending = _with_ending(name, {".parquet", ".csv", ".json"}, ".parquet", "table")
+    frame = _frame(table)
     try:
-        frame = _frame(table)
-    except (ValueError, TypeError) as e:
-        raise DataError(f"A {type(table).__name__} could not be made a table: {e}. Give a DataFrame, a dict of columns or a list of rows.") from e
-    suffix = PurePosixPath(name).suffix or ".parquet"
-    if suffix == ".parquet":
+        if ending == ".csv":
+            return csv_table(with_labels(frame)).to_csv(index=False).encode(), name
+        if ending == ".json":
+            return f"[{','.join(json_rows(with_labels(frame)))}]".encode(), name
         out = io.BytesIO()
         frame.rename(columns=str).to_parquet(out)
-        data = out.getvalue()
-    elif suffix == ".csv":
-        data = frame.to_csv(index=False).encode()
-    elif suffix == ".json":
-        data = frame.to_json(orient="records", date_format="iso").encode()
-    else:
-        raise DataError(f"A table is kept as .parquet, .csv or .json, not {suffix}. Change the ending of {name!r}.")
-    return data, name if PurePosixPath(name).suffix else name + suffix
+        return out.getvalue(), name
+    except DataError:
+        raise
+    except Exception as e:  # pandas and pyarrow have many kinds for what a format cannot hold
+        raise DataError(f"The table {name!r} cannot be stored: {e}. Give each column one name and one type (for mixed values: .astype('str'))"
+                        f"{', or end its name with .json' if ending == '.parquet' else ''}.") from e

@@ -5,21 +5,25 @@
 # %% ../../nbs/track/05_queries.ipynb #imports
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import bindparam, select
 
+from ..errors import NotFoundError
+from ..registry.names import near_misses
 from ..store import metrics as points
 from ..store import runs as store_runs
 from ..store import schema
 from ..store.connect import Store, current_store
-from ..store.query import page
+from ..store.query import count, page
+from ..store.refs import find_run
 
 if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['escaped', 'runs', 'history']
+__all__ = ['LIMIT', 'escaped', 'runs_page', 'runs', 'history']
 
 # %% ../../nbs/track/05_queries.ipynb #wide
 def _columns(store: Store, table: Any, value: Any, keys: list[int], prefix: str) -> dict[str, dict[int, Any]]:
@@ -59,15 +63,19 @@ def _params(store: Store, keys: list[int]) -> dict[str, Any]:
     return columns
 
 # %% ../../nbs/track/05_queries.ipynb #runs
-def runs(
+LIMIT = 1000  # Runs that a frame has by default
+
+
+def runs_page(
     query: str | None = None,       # Condition, such as "metrics.auc > 0.9 and params.model == 'hgb'"; see `store.query`
     experiment: str | None = None,  # Only this experiment
     order_by: str = "-started",     # A field, `-` before it for descending
-    limit: int | None = 1000,       # Runs at most; None for all
+    limit: int | None = LIMIT,      # Runs at most; None for all
     offset: int = 0,                # Runs to skip, for the pages of a table
     store: Store | None = None,     # The store in use by default
+    counted: bool = True,           # Whether to count the runs that fit; without it `total` is None where the page may not be the last
 ) -> pd.DataFrame:                  # A row a run: id, name, experiment, status, kind, started, seconds, parent, then params, metrics and tags
-    "The runs that fit, as a DataFrame. Raises `QueryError`."
+    "One page of the runs that fit; `attrs[\"total\"]` says how many fit in all. Raises `QueryError`."
     import pandas as pd
 
     store = store or current_store()
@@ -83,14 +91,39 @@ def runs(
         data[name] = pd.Series([by_run.get(key) for key in keys], dtype="float64")
     for name, by_run in _columns(store, schema.tags, schema.tags.c.value, keys, "tags").items():
         data[name] = [by_run.get(key) for key in keys]
-    return pd.DataFrame(data)
+    frame = pd.DataFrame(data)
+    # a page that is not full is the last one
+    last = limit is None or (len(rows) < limit and (rows or not offset))
+    frame.attrs["total"] = offset + len(rows) if last else count(store, query, experiment) if counted else None
+    return frame
+
+# %% ../../nbs/track/05_queries.ipynb #all-runs
+def runs(
+    query: str | None = None,       # Condition, such as "metrics.auc > 0.9 and params.model == 'hgb'"; see `store.query`
+    experiment: str | None = None,  # Only this experiment
+    order_by: str = "-started",     # A field, `-` before it for descending
+    limit: int | None = LIMIT,      # Runs at most; None for all
+    offset: int = 0,                # Runs to skip, for the pages of a table
+    store: Store | None = None,     # The store in use by default
+) -> pd.DataFrame:                  # A row a run: id, name, experiment, status, kind, started, seconds, parent, then params, metrics and tags
+    "The runs that fit. When the default limit leaves some out, a warning and `attrs[\"total\"]` say how many there are. Raises `QueryError`."
+    frame = runs_page(query, experiment, order_by, limit, offset, store, counted=limit == LIMIT)
+    total = frame.attrs["total"]
+    if limit == LIMIT and total > offset + len(frame):
+        warnings.warn(f"mlc.runs() has {len(frame):,} of the {total:,} runs that fit, by {order_by!r}. "
+                      "Give limit=None for all of them, or a condition.", stacklevel=2)
+    return frame
 
 # %% ../../nbs/track/05_queries.ipynb #history
 def history(
-    run: str,                    # Beginning of a run's id, or its name
+    run: Any,                    # The run: its object, its outcome, a row of `mlc.runs()`, its name, or the beginning of its id
     metric: str,                 # A metric of it
-    store: Store | None = None,  # The store in use by default
+    store: Store | None = None,  # Where it is; by default where the object's run is, else the store in use
 ) -> pd.DataFrame:               # Columns step, value, time
-    "Every point of a metric, as a DataFrame. Raises `NotFoundError`, `AmbiguousError`."
-    store = store or current_store()
-    return points.frame(store, store_runs.resolve(store, run), metric)
+    "Every point of a metric, as a DataFrame. Raises `NotFoundError` with what is close, `AmbiguousError`, `UsageError`."
+    store, run = find_run(run, store)
+    points_of_metric = points.frame(store, run, metric)
+    if points_of_metric.empty:
+        hint = near_misses(str(metric), points.latest(store, run)) or " It has logged none."
+        raise NotFoundError(f"Run {run.id[:8]} ({run.name}) has no metric {metric!r}.{hint}")
+    return points_of_metric

@@ -40,6 +40,9 @@ def estimator_objective(
     if X is None:
         raise UsageError("An estimator is tuned on data. Give X=… and y=….")
     folds = list(check_cv(cv, y, classifier=is_classifier(estimator)).split(X, y, groups))
+    if isinstance(scoring, (list, tuple, set, dict)):
+        raise UsageError(f"An estimator is tuned by one score, and scoring is a {type(scoring).__name__} of {len(scoring)}. Give one name or scorer; "
+                         "tune a function that returns several values for a Pareto front.")
     scorer = check_scoring(estimator, scoring)
 
     def objective(**params: Any) -> dict[str, float]:

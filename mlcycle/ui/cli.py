@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 
 from ..errors import MlcycleError
+from ..terminal import hanging
 from .tree import Face, NothingToShow, invoke
 
 # %% auto #0
@@ -67,4 +68,4 @@ def _show_error(error: BaseException, face: Face) -> None:
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     if outcome is not None:
         outcome.result().print(console)
-    console.print(Text.assemble(("error: ", "bold red"), str(error) or "interrupted"))
+    console.print(Text.assemble(("error: ", "bold red"), hanging(str(error)) or "interrupted"))

@@ -12,6 +12,8 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
+from ..terminal import one_line
+
 # %% auto #0
 __all__ = ['complete_run', 'complete_model', 'complete_experiment', 'complete_alias', 'complete_study', 'complete_anything',
            'complete_line']
@@ -24,7 +26,9 @@ def _offer(find: Callable[[Any, str], list[CompletionItem]]) -> Callable[..., li
             from mlcycle.store.connect import store_there
 
             store = store_there()
-            return find(store, incomplete) if store is not None else []
+            items = find(store, incomplete) if store is not None else []
+            # the shell would print a name's codes, and a name without them would be another
+            return [CompletionItem(item.value, help=one_line(item.help or "")) for item in items if one_line(item.value) == item.value]
         except Exception:
             return []
 

@@ -5,16 +5,15 @@
 # %% ../../../nbs/notebooks/follow/02_feed.ipynb #imports
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Iterable
 from typing import Any, TextIO
 
-from ..document.endings import clean
 from ..document.skipping import SKIPPED, was_skipped
 from .progress import plan
 from ...redact import Redactor
 from ...store.live import Piece
+from ...terminal import one_line, program_output
 
 # %% auto #0
 __all__ = ['text_of', 'Feed', 'pieces_of', 'Printer']
@@ -132,10 +131,6 @@ def pieces_of(
                 place = pieces[-1].end
     return pieces
 
-# %% ../../../nbs/notebooks/follow/02_feed.ipynb #print-constants
-_HARMFUL = re.compile(r"\x1b(?!\[[0-9;]*m)(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-_])?"
-                      r"|[\x00-\x07\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f\x80-\x9f]")
-
 # %% ../../../nbs/notebooks/follow/02_feed.ipynb #print
 class Printer:
     "Writes pieces to a text stream, the outputs of each cell below a line that names it."
@@ -165,7 +160,7 @@ class Printer:
             else:
                 if piece.kind in ("result", "error"):
                     self._break()
-                text = _HARMFUL.sub("", piece.text) if self.terminal else clean(piece.text)
+                text = program_output(piece.text, self.terminal)
                 self._write(text)
         self.out.flush()
 
@@ -180,4 +175,4 @@ class Printer:
 
     def _line(self, text: str) -> None:
         self._break()
-        self._write(f"\x1b[2m{clean(text)}\x1b[0m\n" if self.terminal else f"{clean(text)}\n")
+        self._write(f"\x1b[2m{one_line(text)}\x1b[0m\n" if self.terminal else f"{one_line(text)}\n")

@@ -13,6 +13,7 @@ from html import escape
 from typing import Any
 
 from ..document.source import headings, numbers, runnable
+from ...terminal import one_line
 
 # %% auto #0
 __all__ = ['clock', 'RunState', 'plan', 'NoBar', 'TerminalBar', 'NotebookBar', 'in_notebook', 'bar_for']
@@ -68,12 +69,12 @@ class RunState:
         "The state in one line of text."
         if self.status != "running":
             reason = f": {self.reason}" if self.reason else ""
-            return f"{self.title}: {self.status} after {len(self.took)} of {len(self.ids)} cells, {clock(self.elapsed())}{reason}"
+            return one_line(f"{self.title}: {self.status} after {len(self.took)} of {len(self.ids)} cells, {clock(self.elapsed())}{reason}")
         left = self.remaining()
         where = f"cell {self.labels[self.current]}" if self.current else "starting the kernel"
         if len(self.took) == len(self.ids):
             where = "ending the kernel"
-        return f"{self.title}: {where}, {clock(self.elapsed())}" + (f", {clock(left)} left" if left is not None else "")
+        return one_line(f"{self.title}: {where}, {clock(self.elapsed())}" + (f", {clock(left)} left" if left is not None else ""))
 
     def __repr__(self) -> str:
         return self.line()

@@ -93,6 +93,8 @@ def plain(
     "Turn a numpy scalar or a pandas timestamp into Python's own type; leave everything else as it is."
     kind = type(value)
     if kind.__module__ == "numpy" and getattr(value, "ndim", None) == 0:
+        if value.dtype.kind in "mM":  # Python has microseconds; of a finer unit numpy would give a whole number
+            return value.astype(f"{'timedelta64' if value.dtype.kind == 'm' else 'datetime64'}[us]").item()
         return value.item()
     if isinstance(value, datetime) and kind is not datetime and hasattr(value, "to_pydatetime"):
         return value.to_pydatetime(warn=False)

@@ -18,6 +18,7 @@ from ..record.recorded import Recorded
 from .conditions import Condition
 from .reproduction import Reproduction
 from ...store import events, facts, models, runs
+from ...store.refs import find_run
 
 if TYPE_CHECKING:
     from mlcycle.notebooks.document.endings import Cause
@@ -212,7 +213,7 @@ def _hints(reproduction: Reproduction, after: Run, place: Place, fresh: bool) ->
 
 # %% ../../../nbs/notebooks/reproduce/06_runner.ipynb #reproduce
 def reproduce(
-    ref: str,                   # A run, or a version as `name/3`, `name@alias` or `name`
+    ref: Any,                   # A run in any form, or a version, also as `name/3`, `name@alias` or `name`
     *,
     in_place: bool = False,     # Work on the project's files as they are now, not on those of the run
     fresh_env: bool = False,    # Build the environment that the run recorded, and run in it
@@ -237,8 +238,10 @@ def reproduce(
     options = RunOptions.of(options, timeout=timeout, cell_timeout=cell_timeout, progress=progress)
     if not 0 <= tolerance < 1:
         raise UsageError(f"The tolerance is a relative difference from 0 to 1, not {tolerance!r}.")
+    if not isinstance(ref, str):  # a version stands for the run that made it
+        store, ref = find_run(ref, store)
     store = store or current_store()
-    run = run_behind(store, ref)
+    run = ref if isinstance(ref, Run) else run_behind(store, ref)
     record = recorded(store, run)
     with ExitStack() as stack:
         place, files = _place(stack, record, store, in_place)

@@ -104,18 +104,16 @@ def _forked(checkpoint: Checkpoint, folder: str, cwd: str, env: Mapping[str, str
 
 # %% ../../../nbs/notebooks/resume/04_debugging.ipynb #open
 def debug_kernel(
-    ref: str,                    # A run: its name, or the beginning of its id
+    ref: Any,                    # A run: its object, its outcome, a row of `mlc.runs()`, its name, or the beginning of its id
     store: Store | None = None,  # Where it is; the store in use by default
 ) -> DebugKernel:
     "A kernel in the state just before the cell that failed. Raises `NotFoundError`, and `UsageError` where there is none."
     from mlcycle.notebooks.params.secrets import environment
     from mlcycle.notebooks.record.recorded import recorded
     from mlcycle.notebooks.warm.process import NotForked
-    from mlcycle.store import runs
-    from mlcycle.store.connect import current_store
+    from mlcycle.store.refs import find_run
 
-    store = store or current_store()
-    run = runs.resolve(store, ref)
+    store, run = find_run(ref, store)
     if run.status == "finished":
         raise UsageError(f"Run {run.id[:8]} ({run.name}) finished: there is no cell that failed. The state of a run is kept only when it fails.")
     record = recorded(store, run)

@@ -20,7 +20,7 @@ from ..execute.options import RunOptions
 from ..record.executed import TAG
 from ..record.recorded import Recorded, recorded
 from .taken_over import TakenOver, position_of, start_from, taken_cells
-from ...store import runs
+from ...store.refs import find_run
 
 if TYPE_CHECKING:
     from mlcycle.notebooks.execute.engine import Session
@@ -54,14 +54,12 @@ class OpenedRun:
 
 # %% ../../../nbs/notebooks/resume/03_runner.ipynb #open-run
 def open_run(
-    ref: str,                    # A run: its name, or the beginning of its id
+    ref: Any,                    # A run: its object, its outcome, a row of `mlc.runs()`, its name, or the beginning of its id
     store: Store | None = None,  # Where it is; the store in use by default
 ) -> OpenedRun:
     "Read the record of a run, and its notebook as it is now. Raises `NotFoundError`, `UsageError`, `NotebookFormatError`."
-    from mlcycle.store.connect import current_store
-
-    store = store or current_store()
-    record = recorded(store, runs.resolve(store, ref))
+    store, run = find_run(ref, store)
+    record = recorded(store, run)
     return OpenedRun(record, open_notebook(source_now(record, store), secrets=record.secrets))
 
 # %% ../../../nbs/notebooks/resume/03_runner.ipynb #take
@@ -128,7 +126,7 @@ def _begun(run: OpenedRun, nb: Any, params: dict[str, Any], options: RunOptions,
 
 # %% ../../../nbs/notebooks/resume/03_runner.ipynb #rerun
 def rerun(
-    ref: str | OpenedRun,                     # A run: its name, or the beginning of its id; or one that `open_run` has opened
+    ref: Any,                                 # A run: its object, its outcome, a row of `mlc.runs()`, its name or id; or what `open_run` returned
     params: Mapping[str, Any] | None = None,  # Parameters that are to differ
     *,
     first: str | int | None = None,           # Number or id of a cell that is to be executed, with all below; the one that failed by default
@@ -149,6 +147,8 @@ def rerun(
     options = RunOptions.of(options, timeout=timeout, cell_timeout=cell_timeout, keep=keep, progress=progress, follow=follow)
     if register is not None:
         check_model_name(register)
+    if not isinstance(ref, str | OpenedRun):
+        store, ref = find_run(ref, store)
     store = store or current_store()
     opened_run = ref if isinstance(ref, OpenedRun) else open_run(ref, store)
     record, opened = opened_run.record, opened_run.opened

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Callable, Iterator
-from inspect import isfunction
+from inspect import isfunction, signature
 from types import ModuleType
 from typing import Any
 
@@ -16,15 +16,16 @@ from .fitted import describe_data, free_curves, free_numbers, training_metrics
 from .logs import Log
 from .options import options
 from .outermost import is_outermost, quiet, record
+from .parts import record_part
 from .patches import Patches
 from .values import address, final, is_estimator, label, params_of
 
 # %% auto #0
-__all__ = ['METHODS', 'AFTER', 'CHEAP', 'provider', 'only_prepares', 'logged_fit', 'describe_estimator', 'log_data', 'install',
-           'install_joblib']
+__all__ = ['METHODS', 'AFTER', 'CHEAP', 'provider', 'only_prepares', 'fit_arguments', 'logged_fit', 'describe_estimator',
+           'log_data', 'install', 'install_joblib']
 
 # %% ../../../nbs/track/autolog/08_fits.ipynb #call
-METHODS = ("fit", "fit_transform", "fit_predict")
+METHODS = ("fit", "fit_transform", "fit_predict", "partial_fit")
 
 
 def only_prepares(
@@ -37,6 +38,27 @@ def only_prepares(
     if get_tags(estimator).estimator_type is not None or (searches and isinstance(estimator, searches.BaseSearchCV)):
         return False  # some, such as a stack, have no `predict` before they are fitted
     return hasattr(estimator, "transform") and not hasattr(estimator, "predict") and not hasattr(estimator, "fit_predict")
+
+# %% ../../../nbs/track/autolog/08_fits.ipynb #arguments
+def fit_arguments(
+    fit: Callable[..., Any],   # The method as its class defines it
+    estimator: Any,            # The estimator
+    args: tuple[Any, ...],     # Positional arguments
+    kwargs: dict[str, Any],    # Named arguments
+) -> tuple[Any, Any, Any]:     # X, y and the weights that the model itself was fitted with; None where there is none
+    "The data of a call of `fit`."
+    try:
+        given = dict(signature(fit).bind(estimator, *args, **kwargs).arguments)
+    except (TypeError, ValueError):  # a wrong call, which `fit` will refuse, or a method without a signature
+        given = {}
+    X, y = (given[key] if key in given else args[i] if len(args) > i else kwargs.get(key) for i, key in enumerate(("X", "y")))
+    weight = given.get("sample_weight", kwargs.get("sample_weight"))
+    step, prefix = estimator, ""
+    while weight is None and isinstance(steps := getattr(step, "steps", None), list) and steps:
+        name, step = steps[-1][0], steps[-1][-1]
+        prefix += f"{name}__"
+        weight = kwargs.get(f"{prefix}sample_weight")
+    return X, y, weight
 
 # %% ../../../nbs/track/autolog/08_fits.ipynb #logged-fit
 def logged_fit(
@@ -55,9 +77,14 @@ def logged_fit(
     if skip:
         with quiet():
             return fit(estimator, *args, **kwargs)
-    X, y = (args[i] if len(args) > i else kwargs.get(key) for i, key in enumerate(("X", "y")))
-    return record(name, estimator, lambda: fit(estimator, *args, **kwargs), lambda log: _before(log, estimator, X, y),
-                  lambda log, result: _after(log, estimator, X, y, kwargs.get("sample_weight")))
+    X, y, weight = fit_arguments(fit, estimator, args, kwargs)
+
+    def call() -> Any:
+        return fit(estimator, *args, **kwargs)
+
+    if fit.__name__ == "partial_fit":
+        return record_part(name, estimator, call, lambda log: _before(log, estimator, X, y))
+    return record(name, estimator, call, lambda log: _before(log, estimator, X, y), lambda log, result: _after(log, estimator, X, y, weight))
 
 # %% ../../../nbs/track/autolog/08_fits.ipynb #before
 AFTER: list[Callable[[Log, Any], bool]] = []  # Called with a fitted estimator; each returns whether it logged something
@@ -68,13 +95,18 @@ def describe_estimator(
     estimator: Any,   # The estimator, not fitted yet
 ) -> None:
     "Log the params and the name of an estimator."
-    values, long = params_of(estimator.get_params(deep=True))
-    if type(final(estimator)).__module__.partition(".")[0] == "xgboost":  # there None stands for the library's own default
-        values = {name: value for name, value in values.items() if value is not None and value == value}
-    log.params(values, long)
+    log.params(*_params(estimator))
     last = final(estimator)
     inner = getattr(last, "estimator", None) if hasattr(last, "cv") else None  # the estimator of a search
     log.tags({"estimator": type(final(inner)).__name__, "search": type(last).__name__} if is_estimator(inner) else {"estimator": type(last).__name__})
+
+# %% ../../../nbs/track/autolog/08_fits.ipynb #params
+def _params(estimator: Any) -> tuple[dict[str, Any], dict[str, str]]:
+    "The params of an estimator, and the whole text of long ones."
+    values, long = params_of(estimator.get_params(deep=True))
+    if type(final(estimator)).__module__.partition(".")[0] == "xgboost":  # there None stands for the library's own default
+        values = {name: value for name, value in values.items() if value is not None and value == value}
+    return values, long
 
 # %% ../../../nbs/track/autolog/08_fits.ipynb #before-before
 def _before(log: Log, estimator: Any, X: Any, y: Any) -> None:
@@ -84,20 +116,25 @@ def _before(log: Log, estimator: Any, X: Any, y: Any) -> None:
 # %% ../../../nbs/track/autolog/08_fits.ipynb #after
 def _after(log: Log, estimator: Any, X: Any, y: Any, sample_weight: Any) -> None:
     last, options = final(estimator), log.options
-    log.metrics({"fit_seconds": log.seconds, **free_numbers(last)})
+    log.metrics({"fit_seconds": log.seconds})
+    with log.careful("what it learned"):
+        log.metrics(free_numbers(last))
     if not log.followed:
-        log.curve(free_curves(last))
+        with log.careful("its curves"):
+            log.curve(free_curves(last))
+    if log.described and type(last).__module__.partition(".")[0] != "sklearn":  # whose fits change no params
+        with log.careful("its params"):
+            log.changed_params(_params(estimator)[0])
     with log.careful("the data"):
         log.facts({"estimator": address(estimator), **describe_data(X, y, estimator)})
     for log_more in AFTER:
         with log.careful("more"):
             log_more(log, estimator)
     if options.datasets is not False:
-        with log.careful("datasets"):
-            log_data(log, X, y)
+        log_data(log, X, y)
     if options.training_metrics:
         with log.careful("training metrics"):
-            log.metrics(training_metrics(estimator, X, y, sample_weight))
+            log.measures(training_metrics(estimator, X, y, sample_weight))
     if options.models:
         with log.careful("the model"):
             log.run.log_model(estimator, "model", input_example=X[:5])
@@ -120,8 +157,9 @@ def log_data(
 ) -> None:
     "Record the data by its digest: always on request, otherwise where that takes no time."
     for name, data in (("X", X), ("y", y)):
-        if data is not None and (log.options.datasets or _is_cheap(data)):
-            log.run.log_input(data, name, "train")
+        with log.careful(f"the data {name}"):
+            if data is not None and (log.options.datasets or _is_cheap(data)):
+                log.run.log_input(data, name, "train")
 
 # %% ../../../nbs/track/autolog/08_fits.ipynb #wrapped
 def _wrapped(fit: Any) -> Any:

@@ -6,11 +6,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
 from numbers import Real
 from typing import Any
 
+from ...registry.outputs import copied
+
 # %% auto #0
-__all__ = ['NUMBERS', 'CURVES', 'MAX_NAMES', 'COUNTED_ROWS', 'free_numbers', 'free_curves', 'describe_data', 'training_metrics']
+__all__ = ['NUMBERS', 'CURVES', 'MAX_NAMES', 'COUNTED_ROWS', 'Measures', 'free_numbers', 'free_curves', 'describe_data',
+           'training_metrics']
 
 # %% ../../../nbs/track/autolog/07_fitted.ipynb #get
 NUMBERS = ("n_iter_", "oob_score_", "best_score_", "best_loss_", "loss_", "inertia_", "lower_bound_", "reconstruction_err_", "kl_divergence_",
@@ -82,47 +88,51 @@ def describe_data(
     if getattr(classes, "ndim", 0) == 1 and len(classes) <= MAX_NAMES:
         description["classes"] = [str(c) for c in classes.tolist()]
         if getattr(y, "ndim", 1) == 1 and y is not None and len(y) <= COUNTED_ROWS:
-            counts = Counter(y.tolist() if hasattr(y, "tolist") else y)
-            description["classes"] = {str(c): counts[c] for c in classes.tolist()}
+            with suppress(TypeError):  # lists of labels cannot be counted
+                counts = Counter(y.tolist() if hasattr(y, "tolist") else y)
+                description["classes"] = {str(c): counts[c] for c in classes.tolist()}
     return description
 
 # %% ../../../nbs/track/autolog/07_fitted.ipynb #asked
+Measures = dict[str, Callable[[], float]]  # Metric name to what computes it
+
+
 def training_metrics(
     estimator: Any,  # A fitted estimator
     X: Any,          # Input of the fit
     y: Any,          # Target of the fit
     sample_weight: Any = None,  # Weights of the fit
-) -> dict[str, float]:  # Metric name to value, each beginning with `training_`
+) -> Measures:       # Each name begins with `training_`
     "Metrics on the training set: accuracy and the like for a classifier, errors for a regressor, a score for other estimators."
     from sklearn import base, metrics
 
     weights = {} if sample_weight is None else {"sample_weight": sample_weight}
-    values: dict[str, float] = {}
+    predicted = cache(lambda: estimator.predict(copied(X)))
+    measures: Measures = {}
     if base.is_classifier(estimator) and y is not None:
-        values = _classifier_metrics(estimator, X, y, weights)
+        measures = _classifier_measures(estimator, X, y, weights, predicted)
     elif base.is_regressor(estimator) and y is not None:
-        predicted = estimator.predict(X)
-        values = {"r2": metrics.r2_score(y, predicted, **weights), "mae": metrics.mean_absolute_error(y, predicted, **weights),
-                  "rmse": metrics.root_mean_squared_error(y, predicted, **weights)}
+        measures = {"r2": lambda: metrics.r2_score(y, predicted(), **weights), "mae": lambda: metrics.mean_absolute_error(y, predicted(), **weights),
+                    "rmse": lambda: metrics.root_mean_squared_error(y, predicted(), **weights)}
     elif hasattr(estimator, "score"):
-        values["score"] = estimator.score(X) if y is None else estimator.score(X, y)
-    return {f"training_{name}": float(value) for name, value in values.items()}
+        measures["score"] = lambda: estimator.score(copied(X)) if y is None else estimator.score(copied(X), y)
+    return {f"training_{name}": measure for name, measure in measures.items()}
 
 # %% ../../../nbs/track/autolog/07_fitted.ipynb #classifier-metrics
-def _classifier_metrics(estimator: Any, X: Any, y: Any, weights: dict[str, Any]) -> dict[str, float]:
+def _classifier_measures(estimator: Any, X: Any, y: Any, weights: dict[str, Any], predicted: Callable[[], Any]) -> Measures:
     from sklearn import metrics
 
-    predicted = estimator.predict(X)
-    values = {"accuracy": metrics.accuracy_score(y, predicted, **weights)}
-    if getattr(predicted, "ndim", 1) != 1:
-        return values
-    precision, recall, f1, _ = metrics.precision_recall_fscore_support(y, predicted, average="weighted", zero_division=0, **weights)
-    values |= {"precision": precision, "recall": recall, "f1": f1}
-    if hasattr(estimator, "predict_proba"):
-        probabilities = estimator.predict_proba(X)
-        values["log_loss"] = metrics.log_loss(y, probabilities, labels=estimator.classes_, **weights)
-        if probabilities.shape[1] == 2:
-            values["roc_auc"] = metrics.roc_auc_score(y, probabilities[:, 1], **weights)
-        elif probabilities.shape[1] > 2:
-            values["roc_auc"] = metrics.roc_auc_score(y, probabilities, multi_class="ovr", **weights)
-    return values
+    measures: Measures = {"accuracy": lambda: metrics.accuracy_score(y, predicted(), **weights)}
+    if getattr(y, "ndim", 1) > 1 and y.shape[1] > 1:
+        return measures
+    report = cache(lambda: metrics.precision_recall_fscore_support(y, predicted(), average="weighted", zero_division=0, **weights))
+    measures |= {name: (lambda place=place: report()[place]) for place, name in enumerate(("precision", "recall", "f1"))}
+    classes = getattr(estimator, "classes_", ())
+    if hasattr(estimator, "predict_proba") and len(classes) > 1:  # with one class nothing can be told apart
+        answer = cache(lambda: estimator.predict_proba(copied(X)))
+        measures["log_loss"] = lambda: metrics.log_loss(y, answer(), labels=classes, **weights)
+        if len(classes) == 2:
+            measures["roc_auc"] = lambda: metrics.roc_auc_score(y, answer()[:, 1], **weights)
+        else:
+            measures["roc_auc"] = lambda: metrics.roc_auc_score(y, answer(), multi_class="ovr", **weights)
+    return measures

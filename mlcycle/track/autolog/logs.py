@@ -10,19 +10,23 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import bindparam, select
-
-from ...store import facts, schema
+from ...errors import DataError
+from ...store import facts
 from ...store.bulk import add_points
 from ..active import ActiveRun, to_number
 from .options import Options
+from .values import final, is_estimator
 
 # %% auto #0
 __all__ = ['PAUSE', 'Log']
 
 # %% ../../../nbs/track/autolog/05_logs.ipynb #log-constants
-_NAMES = select(schema.params.c.name).where(schema.params.c.run == bindparam("run"))
 PAUSE = 0.25  # Seconds between two writes of a training loop's points
+
+# %% ../../../nbs/track/autolog/05_logs.ipynb #same
+def _same(before: Any, after: Any) -> bool:
+    "Are two params the same value of the same type? NaN is itself."
+    return type(before) is type(after) and (before == after or (before != before and after != after))
 
 # %% ../../../nbs/track/autolog/05_logs.ipynb #log
 class Log:
@@ -40,6 +44,8 @@ class Log:
         self.began = time.time()    # When the call began, seconds since the epoch
         self.seconds = 0.0          # How long the call took
         self.followed = False       # Whether its iterations were logged while it ran
+        self.described: dict[str, Any] = {}  # Params as they were before the call
+        self._names: dict[str, str] = {}     # Name of a param that the user has logged, to the one that the fitted value gets
         self._points: list[tuple[str, int, float]] = []
         self._written = time.perf_counter()
 
@@ -71,13 +77,32 @@ class Log:
         values: Mapping[str, Any],               # Param name to a short value
         long: Mapping[str, str] | None = None,   # The whole text of the shortened ones
     ) -> None:
-        "Log params that the run does not have yet."
-        logged = set() if self.own else {name for name, in self.run.store.db.fetch(_NAMES, {"run": self.run.run.pk})}
-        self.run.log_params({name: value for name, value in values.items() if name not in logged})
+        "Log params. One that the user has logged stays, and a fitted value that differs from it is logged as `Estimator__name`."
+        own = {} if self.own else facts.params(self.run.store, self.run.run)
+        kind = type(final(self.subject)).__name__ if is_estimator(self.subject) else "fitted"
+        self._names = {name: f"{kind}__{name}" for name in own}
+        self._params({self._names.get(name, name): value for name, value in values.items() if name not in own or not _same(own[name], value)})
+        self.described = dict(values)
         if long:
             import json
 
             self.run.log_text(json.dumps(long, ensure_ascii=False, indent=1), "autolog/params.json")
+
+    def _params(self, values: Mapping[str, Any]) -> None:
+        "Log params; where one of them cannot be stored, each for itself."
+        try:
+            self.run.log_params(values)
+        except DataError:
+            for name, value in values.items():
+                with self.careful(f"the param {name}"):
+                    self.run.log_params({name: value})
+
+    def changed_params(
+        self,
+        values: Mapping[str, Any],  # Params after the call
+    ) -> None:
+        "Log the params that the call itself has changed, as XGBClassifier chooses its objective."
+        self._params({self._names.get(name, name): value for name, value in values.items() if not _same(self.described.get(name), value)})
 
     def tags(
         self,
@@ -97,15 +122,33 @@ class Log:
         self,
         values: Mapping[str, Any],  # Metric name to number
     ) -> None:
-        "Log one value of several metrics."
-        self.run.log_metrics(values)
+        "Log one value of several metrics; where one of them is no number, each for itself."
+        try:
+            self.run.log_metrics(values)
+        except DataError:
+            for name, value in values.items():
+                with self.careful(f"the metric {name}"):
+                    self.run.log_metric(name, value)
+
+    def measures(
+        self,
+        values: Mapping[str, Callable[[], Any]],  # Metric name to what computes it
+    ) -> None:
+        "Log the metrics that can be computed; each other one becomes a warning."
+        computed = {}
+        for name, measure in values.items():
+            with self.careful(f"the metric {name}"):
+                computed[name] = to_number(name, measure())
+        self.run.log_metrics(computed)
 
     def curve(
         self,
         values: Mapping[str, Iterable[Any]],  # Metric name to its values, from step 0
     ) -> None:
         "Log whole curves in one transaction."
-        self._add((name, step, to_number(name, value)) for name, curve in values.items() for step, value in enumerate(curve))
+        for name, curve in values.items():
+            with self.careful(f"the curve {name}"):
+                self._add([(name, step, to_number(name, value)) for step, value in enumerate(curve)])
         self.flush()
 
     def points(

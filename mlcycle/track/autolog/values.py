@@ -10,6 +10,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from ...values import plain
+
 # %% auto #0
 __all__ = ['MAX_CHARACTERS', 'MAX_MEMBERS', 'is_estimator', 'short', 'params_of', 'final', 'label', 'address']
 
@@ -39,7 +41,7 @@ def short(
     shape = getattr(value, "shape", None)
     if isinstance(shape, tuple):
         if shape == () and hasattr(value, "item"):
-            return value.item()
+            return plain(value)  # a time in nanoseconds is no whole number
         count = 1
         for length in shape:
             count *= length

@@ -12,6 +12,7 @@ import click
 from ...display import Result, Text
 from ...entities import Run
 from ...errors import UsageError
+from ...terminal import one_line
 from ..completion import complete_run
 from ..tree import Command, Face
 
@@ -62,7 +63,7 @@ def delete(face: Face, runs: tuple[str, ...], children: bool, yes: bool) -> Resu
     if not yes:
         if face.notebook or face.json or not sys.stdin.isatty():
             raise UsageError(f"This deletes {labels} for good. Add --yes if that is meant.")
-        if not click.confirm(f"Delete {labels} for good?"):
+        if not click.confirm(f"Delete {one_line(labels)} for good?"):
             return Result({"deleted": []}, [Text("Nothing was deleted.", "dim")], 1)
     deleted = deletion.delete(store, *resolved, children=children)
     sentence = f"Deleted {len(deleted)} run{'s' if len(deleted) > 1 else ''}: {_labels(deleted)}"

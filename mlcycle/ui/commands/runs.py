@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from ...display import Result, Table, Text, show_bytes
+from ...errors import NotFoundError
 from ..completion import complete_experiment, complete_run
 from ..tree import Command
 
@@ -24,7 +25,7 @@ __all__ = ['runs', 'artifacts']
 @click.option("-n", "--limit", default=20, show_default=True, type=click.IntRange(1), help="At most so many.")
 def runs(query: str | None, experiment: str | None, order_by: str, limit: int) -> Result:
     """List runs that fit QUERY, such as "metrics.auc > 0.9 and params.model == 'hgb'"."""
-    from mlcycle.track.queries import runs as find
+    from mlcycle.track.queries import runs_page
     from mlcycle.ui.views.runs import runs_view
 
     def live():
@@ -32,8 +33,10 @@ def runs(query: str | None, experiment: str | None, order_by: str, limit: int) -
 
         return RunsTable(query, experiment, order_by, limit)
 
-    table = runs_view(find(query, experiment, order_by, limit))
-    return Result(table.data, table.parts, live=live)
+    frame = runs_page(query, experiment, order_by, limit)
+    table, total = runs_view(frame), frame.attrs["total"]
+    rest = [Text(f"{len(frame):,} of {total:,} runs; `-n {total}` shows all.", "dim")] if total > len(frame) else []
+    return Result(table.data, [*table.parts, *rest], live=live)
 
 # %% ../../../nbs/ui/commands/01_runs.ipynb #artifacts
 @click.command("artifacts", cls=Command)
@@ -42,6 +45,7 @@ def runs(query: str | None, experiment: str | None, order_by: str, limit: int) -
 @click.option("--only", default="", help="Only names that begin so.")
 def artifacts(run: str, download: Path | None, only: str) -> Result:
     "List a run's artifacts, or copy them to a folder."
+    from mlcycle.registry.names import near_misses
     from mlcycle.store import artifacts as store_artifacts
     from mlcycle.store import runs as store_runs
     from mlcycle.store.connect import current_store
@@ -49,6 +53,9 @@ def artifacts(run: str, download: Path | None, only: str) -> Result:
     store = current_store()
     resolved = store_runs.resolve(store, run)
     files = store_artifacts.listing(store, resolved, only)
+    if only and not files:
+        names = [file.name for file in store_artifacts.listing(store, resolved)]
+        raise NotFoundError(f"Run {resolved.id[:8]} ({resolved.name}) has no artifact whose name begins with {only!r}.{near_misses(only, names)}")
     parts: list[Text | Table] = [Table(["artifact", "kind", "size", "digest"], [[a.name, a.kind, show_bytes(a.size), a.digest[:12]] for a in files],
                                        empty="This run has no such artifacts.")]
     if download is not None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from ...terminal import hanging
+
 # %% auto #0
 __all__ = ['note', 'RunDisplay']
 
@@ -16,7 +18,7 @@ def note(
     message: str,  # A sentence on what failed
 ) -> None:
     "Write to standard error that mlcycle itself failed to do something; the user's work goes on."
-    print(f"mlcycle: {message}", file=sys.stderr)
+    print(f"mlcycle: {hanging(message)}", file=sys.stderr)
 
 # %% ../../../nbs/ui/session/05_run_display.ipynb #view
 def _view(active: Any) -> Any:

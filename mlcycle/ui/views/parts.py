@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from ...display import Part
 from ...registry.lineage import Lineage
 from ...registry.lineage_picture import LineagePart
+from ...terminal import one_line
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -61,7 +62,7 @@ class Picture:
         "For a terminal."
         from rich.text import Text as RichText
 
-        return RichText(f"[{self.alt}]", style="dim")
+        return RichText(one_line(f"[{self.alt}]"), style="dim")
 
 # %% ../../../nbs/ui/views/01_parts.ipynb #lineage
 def lineage_parts(

@@ -9,7 +9,6 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from ...display import Result, show_bytes, show_seconds, show_value
-from ...entities import Run
 from ...evaluate.code_changes import Change
 from ...evaluate.comparison import Comparison, Line, compare
 from ...store import artifacts
@@ -98,7 +97,7 @@ class Compare(View):
 
     def __init__(
         self,
-        *refs: str | Run,            # Runs, or the beginnings of their ids, or their names
+        *refs: Any,                  # Runs: their objects, outcomes, rows of `mlc.runs()`, names, or the beginnings of their ids
         store: Store | None = None,  # Where they are; the store in use by default
     ):
         "Raises `UsageError`, `NotFoundError`, `AmbiguousError`."

@@ -14,6 +14,7 @@ from ...display import STATES, Result, Table, Text, show_seconds, show_value
 from ...evaluate.code_changes import Change
 from ...evaluate.comparison import Comparison, Line
 from ...store.thinning import thinned
+from ...terminal import one_line, printable
 from ...track.environments import EnvironmentDifference
 from .drawings import Chart, curves, look, parallel, points_of
 from ..views.parts import Picture
@@ -73,13 +74,15 @@ class Grid:
         from rich.table import Table as RichTable
         from rich.text import Text as RichText
 
-        table = RichTable(title=self.title or None, box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left", title_style="bold")
+        table = RichTable(title=RichText(one_line(self.title)) if self.title else None, box=box.SIMPLE_HEAD, pad_edge=False,
+                          title_justify="left", title_style="bold")
         table.add_column("", style="dim")
         for name in self.runs:
-            table.add_column(RichText(name), overflow="fold")
+            table.add_column(RichText(one_line(name)), overflow="fold")
         for name, texts, differs in self.rows:
-            table.add_row(RichText(name), *(RichText(f"≠ {t or '–'}" if m else f"  {t or '–'}", style="bold yellow" if m else "")
-                                            for t, m in zip(texts, differs, strict=True)))
+            cells = (RichText(one_line(f"≠ {t or '–'}" if m else f"  {t or '–'}"), style="bold yellow" if m else "")
+                     for t, m in zip(texts, differs, strict=True))
+            table.add_row(RichText(one_line(name)), *cells)
         return table
 
 # %% ../../../nbs/ui/widgets/08_comparison_parts.ipynb #lines
@@ -100,7 +103,7 @@ class Lines:
         from rich.text import Text as RichText
 
         styles = {"-": "red", "+": "green", " ": ""}
-        return RichText.assemble((f"{self.title}\n", "dim"), *((f"{mark} {line}\n", styles[mark]) for mark, line in self.lines))
+        return RichText.assemble((f"{one_line(self.title)}\n", "dim"), *((f"{mark} {printable(line)}\n", styles[mark]) for mark, line in self.lines))
 
 # %% ../../../nbs/ui/widgets/08_comparison_parts.ipynb #pictures
 MAX_CHARTS = 6

@@ -14,6 +14,7 @@ from ...errors import UsageError
 from ...registry.names import parse_ref
 from ...registry.versions import resolve_version, use_store
 from ...store import models, runs
+from ...store.refs import find_run
 from ..views.models import model_view, version_view
 from ..views.runs import run_view
 from . import actions
@@ -74,11 +75,11 @@ class RunView(DetailPage):
 
     def __init__(
         self,
-        ref: str | Run,  # A run, its name, or the beginning of its id
+        ref: Any,  # The run: its object, its outcome, a row of `mlc.runs()`, its name, or the beginning of its id
         store: Store | None = None,  # The store; the current one by default
     ):
-        self.store = use_store(store)
-        self.id = (ref if isinstance(ref, Run) else runs.resolve(self.store, ref)).id
+        self.store, run = find_run(ref, store)
+        self.id = run.id
 
     @property
     def run(self) -> Run:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ...display import STATES, Facts, Result, Table, Text, show_seconds, show_value
 from ...entities import Run
 from ...store import facts, runs
+from ...store.refs import find_run
 from .busy import answer_while_busy
 from ..views.parts import Picture
 from .view import View
@@ -112,14 +113,12 @@ class LiveRun(View):
 
     def __init__(
         self,
-        run: Run | ActiveRun | str,   # A run, or what `mlcycle show` takes: its name, or the beginning of its id
+        run: Any,                     # The run: its object, its outcome, a row of `mlc.runs()`, its name, or the beginning of its id
         store: Store | None = None,   # Where it is stored; the one in use by default
     ):
-        from mlcycle.store.connect import current_store
         from mlcycle.ui.widgets.curves import Reader
 
-        self.store = store or getattr(run, "store", None) or current_store()
-        self.run: Run = runs.resolve(self.store, run) if isinstance(run, str) else runs.get(self.store, run.id)
+        self.store, self.run = find_run(run, store)
         self.reader = Reader(self.store, self.run)
         self._lock = threading.Lock()  # one reading at a time: by the thread, or for the static form
         self._thread: threading.Thread | None = None

@@ -16,8 +16,7 @@ from ...errors import MlcycleError, NotFoundError, QueryError, UsageError
 from ...notebooks.record.executed import EXECUTED
 from ...store import artifacts, deletion, models, runs
 from ...store.connect import current_store
-from ...store.query import count
-from ...track.queries import runs as find
+from ...track.queries import runs_page
 from ..views.runs import runs_view
 from .rows import Request, choices, read
 from .view import View, asset
@@ -99,9 +98,9 @@ class PagedRuns(View):
     def static(self) -> Result:
         "The page as a table."
         r = self.request
-        frame = find(r.query, r.experiment, r.order_by, r.size, r.offset, self.store)
+        frame = runs_page(r.query, r.experiment, r.order_by, r.size, r.offset, self.store)
         table = runs_view(frame)
-        total = count(self.store, r.query, r.experiment)
+        total = frame.attrs["total"]
         if total <= len(frame):
             return table
         place = f"{r.offset + 1:,}–{r.offset + len(frame):,} of {total:,} runs"
