@@ -9,6 +9,7 @@ import errno
 import hashlib
 import io
 import os
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -19,10 +20,20 @@ from typing import Any, BinaryIO
 from ..errors import ArtifactError, ConfigError, CorruptArtifactError, MlcycleError, NotFoundError, StoreFullError
 
 # %% auto #0
-__all__ = ['PIECE', 'digest_of', 'VerifiedReader', 'open_filesystem', 'Blobs']
+__all__ = ['PIECE', 'is_digest', 'digest_of', 'VerifiedReader', 'open_filesystem', 'Blobs']
 
 # %% ../../nbs/store/04_blobs.ipynb #piece
 PIECE = 1 << 20  # Bytes held in memory at a time
+
+
+_DIGEST = re.compile("[0-9a-f]{64}")
+
+
+def is_digest(
+    text: Any,  # What should be a digest
+) -> bool:
+    "Whether it is 64 hexadecimal digits, as `digest_of` writes them."
+    return isinstance(text, str) and _DIGEST.fullmatch(text) is not None
 
 
 def digest_of(
@@ -103,15 +114,17 @@ class Blobs:
         self,
         digest: str,  # SHA-256
     ) -> str:
-        "Path of a digest's content in the file system."
+        "Path of a digest's content in the file system. Raises `ArtifactError` for what is no digest: it would become another path."
+        if not is_digest(digest):
+            raise ArtifactError(f"{digest!r:.100} is no digest of stored content: it must be 64 hexadecimal digits. What names it is damaged.")
         return f"{self._filesystem[1]}/sha256/{digest[:2]}/{digest[2:]}"
 
     def exists(
         self,
         digest: str,  # SHA-256
     ) -> bool:
-        "Is this content stored?"
-        return self._guard("looked up", lambda: self._filesystem[0].exists(self.path(digest)))
+        "Is this content stored? Not if this is no digest."
+        return is_digest(digest) and self._guard("looked up", lambda: self._filesystem[0].exists(self.path(digest)))
 
     def size(
         self,
@@ -203,7 +216,7 @@ class Blobs:
         "Every stored digest with its size. Files with other names are ignored."
         for path, info in self._files_in("sha256").items():
             digest = "".join(path.rsplit("/", 2)[-2:])
-            if len(digest) == 64:
+            if is_digest(digest):
                 yield digest, info["size"]
 
     def _files_in(self, folder: str) -> dict[str, Any]:

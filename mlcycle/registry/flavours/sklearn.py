@@ -50,7 +50,8 @@ def _checked_types(
     except UnsafeModelError:
         raise
     except Unsound as e:
-        raise UnsafeModelError(f"The model's file is damaged or was made to do harm: {e}. It was not loaded. Log the model again from its source.") from None
+        raise UnsafeModelError(f"The model's file is damaged or was made to do harm: {e}. It was not loaded. "
+                               "Log the model again from its source.") from None
     except Exception as e:  # a file that skops cannot even list is no model, whatever it is
         raise ModelError(f"The model's file is not a readable skops file ({type(e).__name__}: {e}). Log the model again.") from e
     return types

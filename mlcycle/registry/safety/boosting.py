@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .settings import RefusedSetting
 from .trees import need
 
 # %% auto #0
@@ -70,7 +71,9 @@ def _check_start(
         need(start == "zero" and model.n_trees_per_iteration_ == trees, f"{trees} trees a stage where {start!r} comes before them")
         return
     kind = f"{type(start).__module__}.{type(start).__qualname__}"
-    need(kind in STARTS, f"a first model of the kind {kind}: gradient boosting is stored with init=None, init=\"zero\", a linear model or a decision tree")
+    if kind not in STARTS:
+        raise RefusedSetting(f'its first model is a {kind}, of which nobody knows how many rows it answers: use init=None, init="zero", '
+                             "a linear model or a decision tree")
     width = trees if trees > 1 or not hasattr(model, "classes_") else 2
     need(STARTS[kind](start, width), f"{trees} trees a stage where the first model gives another shape")
 
@@ -78,7 +81,7 @@ def _check_start(
 def check_boosting(
     model: Any,  # A fitted gradient boosting model
 ) -> None:
-    "Look at the stages of gradient boosting, which reads its trees' memory directly. Raises `Unsound`."
+    "Look at the stages of gradient boosting, which reads its trees' memory directly. Raises `Unsound`, `RefusedSetting`."
     import numpy as np
 
     if not hasattr(model, "estimators_"):

@@ -92,7 +92,8 @@ def _check_storage(
     # of sparse coefficients libsvm copies the stored values, one for each support vector whatever the shape says
     sparse = bool(model._sparse)
     parts = (model.support_vectors_, model._dual_coef_)
-    need(all(issparse(part) == sparse for part in parts[model.kernel == "precomputed":]), "support vectors that are stored in another way than is said")
+    stored = all(issparse(part) == sparse for part in parts[model.kernel == "precomputed":])
+    need(stored, "support vectors that are stored in another way than is said")
     if sparse:
         need(all(part.format == "csr" for part in parts), "support vectors that are stored in another way than is said")
         rows, columns = model._dual_coef_.shape

@@ -60,7 +60,8 @@ def _check_name(
         need(name not in _NO_OBJECTS, f"{name} would be made as an object, which it is not")
         need(name not in _NEED_CONTENT or isinstance(node.get("content"), dict), f"a {name} without content")
     elif loader == "LossNode":
-        need(name not in ALLOWED and name.startswith(("sklearn._loss._loss.", "sklearn.linear_model._sgd_fast.")), f"{name} would be called as a loss")
+        own = name.startswith(("sklearn._loss._loss.", "sklearn.linear_model._sgd_fast."))
+        need(own and name not in ALLOWED, f"{name} would be called as a loss")
     elif loader == "FunctionNode":
         need(name not in ALLOWED - _NAMED_FUNCTIONS and "content" not in node, f"{name} where a function is meant")
     else:

@@ -102,7 +102,8 @@ def _only_checks(
     function = getattr(step, "func", None)
     # an array bound in front would be given on in place of the rows
     return (type(step).__name__ == "FunctionTransformer" and isinstance(function, partial) and not function.args and not step.kw_args
-            and getattr(function.func, "__name__", "") == "check_array" and set(function.keywords) <= {"dtype", "ensure_all_finite", "force_all_finite"})
+            and getattr(function.func, "__name__", "") == "check_array"
+            and set(function.keywords) <= {"dtype", "ensure_all_finite", "force_all_finite"})
 
 
 def _check_preprocessor(
