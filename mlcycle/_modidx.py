@@ -1938,6 +1938,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'mlcycle/registry/safety/nodes.py'),
                                                'mlcycle.registry.safety.nodes._check_parts': ( 'registry/safety/nodes.html#_check_parts',
                                                                                                'mlcycle/registry/safety/nodes.py'),
+                                               'mlcycle.registry.safety.nodes._check_state': ( 'registry/safety/nodes.html#_check_state',
+                                                                                               'mlcycle/registry/safety/nodes.py'),
                                                'mlcycle.registry.safety.nodes._containers': ( 'registry/safety/nodes.html#_containers',
                                                                                               'mlcycle/registry/safety/nodes.py'),
                                                'mlcycle.registry.safety.nodes._is': ( 'registry/safety/nodes.html#_is',

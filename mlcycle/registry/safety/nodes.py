@@ -47,6 +47,7 @@ CALLED: dict[str, frozenset[str]] = {
 _NAMED_FUNCTIONS = frozenset((*FUNCTIONS, *METRICS)) - {name for name in METRICS if "._scorer." in name}
 _NO_OBJECTS = _NAMED_FUNCTIONS.union(*(CALLED[loader] for loader in ("PartialNode", "DTypeNode", "SparseMatrixNode", "TreeNode")))
 _NEED_CONTENT = frozenset((*INDEXING, *DISTANCES))
+_RESTORED = frozenset((*(name for name in INDEXING if name.startswith("sklearn.neighbors.")), *DISTANCES))  # By compiled code
 
 
 def _check_name(
@@ -82,6 +83,19 @@ def _is(
     return isinstance(node, dict) and node.get("__loader__") == loader and (names is None or _name(node) in names)
 
 
+def _check_state(
+    node: dict[str, Any],  # An entry of a neighbour index or a distance
+    distance: bool,        # Whether it is a distance
+) -> None:
+    state = node["content"]
+    need(_is(state, "TupleNode"), "a neighbour index or distance without a state")
+    parts, number = state["content"], ("JsonNode", "NdArrayNode")
+    array = ("NdArrayNode",)
+    kinds = [number, array, array] if distance else [array] * 4 + [number] * 7 + [("ObjectNode",), number]
+    fits = len(parts) == len(kinds) and all(part.get("__loader__") in kind for part, kind in zip(parts, kinds, strict=True))
+    need(fits and (distance or _name(parts[11]) in DISTANCES), "a state of a neighbour index or distance with other parts")
+
+
 def _check_parts(
     node: dict[str, Any],  # An entry
     loader: str,           # Its loader
@@ -96,6 +110,10 @@ def _check_parts(
              "a default dict that makes something unknown of missing keys")
     elif loader == "PartialNode":
         need(_is(node["content"]["func"], "FunctionNode"), "a partial of something that is no function")
+    elif loader == "LossNode":
+        need(node["content"]["content"] in ({}, []), "a loss with a state")
+    elif loader == "ObjectNode" and _name(node) in _RESTORED:
+        _check_state(node, _name(node) in DISTANCES)
     elif loader == "DTypeNode":
         need(_is(node["content"], "NdArrayNode"), "a dtype of something that is no array")
 
