@@ -124,7 +124,10 @@ def bent_array(array: np.ndarray, chance: random.Random) -> np.ndarray:
                 with np.errstate(all="ignore"):
                     part[place] = np.clip(number, low, high) if part.dtype.kind != "b" else bool(number)
             return array
-    return chance.choice(ways)() if array.ndim else array
+    try:
+        return chance.choice(ways)() if array.ndim else array
+    except (TypeError, ValueError):  # records and texts are no numbers
+        return array[:0]
 
 
 def bend_content(parts: dict[str, bytes], chance: random.Random) -> bool:
