@@ -98,9 +98,10 @@ def answer_request() -> None:
     try:
         _load_and_ask(Path(request["folder"]), from_bytes(request["manifest"].encode()))
     except Exception as e:  # a flavour of another package may raise anything
-        known = isinstance(e, ModelError)
-        kind, text = (type(e).__name__, str(e)) if known else ("ModelError", f"The model cannot be loaded: {type(e).__name__}: {e}")
-        answer = {"cause": "memory"} if _out_of_memory(e) else {"cause": "refused", "error": kind, "text": text}
+        answer = {"cause": "refused", "error": type(e).__name__, "text": str(e)} if isinstance(e, ModelError) else \
+            {"cause": "failed", "error": "ModelError", "text": f"{type(e).__name__}: {e}"}
+        if _out_of_memory(e):
+            answer = {"cause": "memory"}
     gc.collect()
     os.write(channel, json.dumps(answer).encode())
 
@@ -149,7 +150,7 @@ def ask_apart(
         return Refusal("failed", "no answer")
     if answer["cause"] == "memory":
         return Refusal("memory", f"{limits.memory / 2**30:.1f} GiB")
-    return Refusal("refused", answer["text"], answer["error"]) if answer["cause"] else None
+    return Refusal(answer["cause"], answer["text"], answer["error"]) if answer["cause"] else None
 
 # %% ../../nbs/registry/19_asking.ipynb #refusal-error
 _CAUSES = {"died": "it ended by {}", "failed": "it ended with {}", "memory": "it needed more memory than {}", "time": "it took more than {}"}
