@@ -112,10 +112,15 @@ USES: dict[str, list[Use]] = {
             "columns of a signature are not found in a ColumnTransformer"),
         *[Use(f"sklearn.{name}", TREES, "what a stored gradient boosting holds is not checked before it predicts") for name in (
             "ensemble:HistGradientBoostingClassifier._bin_mapper", "ensemble:HistGradientBoostingClassifier._predictors",
-            "ensemble:HistGradientBoostingClassifier._preprocessor", "ensemble:GradientBoostingClassifier._raw_predict_init")],
+            "ensemble:HistGradientBoostingClassifier._preprocessor")],
+        Use("sklearn.ensemble:GradientBoostingClassifier._loss", "registry/safety/boosting", "what a first model answers may get another shape"),
+        *[Use(f"sklearn.preprocessing:{name}", "registry/safety/columns", "an encoder writes outside of the matrix that it makes") for name in (
+            "MultiLabelBinarizer._cached_dict", "OneHotEncoder._default_to_infrequent_mappings", "OneHotEncoder._drop_idx_after_grouping",
+            "OneHotEncoder._infrequent_enabled", "OneHotEncoder._n_features_outs")],
         *[Use(f"sklearn.{name}", BUFFERS, "what a stored model holds is not checked before native code reads it") for name in (
-            "svm:SVC._n_support", "svm:SVC._dual_coef_", "svm:SVC._intercept_", "svm:SVC._probA", "svm:SVC._probB",
-            "neighbors:KNeighborsClassifier._fit_X", "cluster:KMeans._n_threads", "cluster:BisectingKMeans._bisecting_tree")],
+            "svm:SVC._n_support", "svm:SVC._dual_coef_", "svm:SVC._impl", "svm:SVC._intercept_", "svm:SVC._probA", "svm:SVC._probB",
+            "svm:SVC._sparse", "neighbors:KNeighborsClassifier._fit_X", "neighbors:KNeighborsClassifier._y", "cluster:HDBSCAN._single_linkage_tree_",
+            "cluster:KMeans._n_threads", "cluster:BisectingKMeans._bisecting_tree")],
     ],
 }
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..entities import Run, Version
 from ..errors import AmbiguousError, NotFoundError
+from .asking import prove
 from .manifest import Manifest
 from .names import near_misses
 from .packaging import load_packaged, read_manifest
@@ -102,6 +103,7 @@ def open_model(
         store, ref = find_run(ref, store)
     store = use_store(store)
     stored = find_model(ref, artifact=artifact, store=store)
+    prove(store, stored.digest, stored.manifest, stored.label)
     return OpenModel(load_packaged(store, stored.manifest, allow_pickle, stored.label), stored)
 
 # %% ../../nbs/registry/13_loading.ipynb #load-model

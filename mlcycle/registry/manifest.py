@@ -15,6 +15,7 @@ from typing import Any
 
 from ..errors import ModelError
 from .signatures import Signature, from_dict, to_dict
+from ..store.blobs import is_digest
 
 # %% auto #0
 __all__ = ['FORMAT', 'MANIFEST', 'Manifest', 'from_bytes', 'library_versions']
@@ -42,6 +43,31 @@ class Manifest:
         data = {**asdict(self), "format": FORMAT, "signature": to_dict(self.signature) if self.signature else None}
         return json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False).encode()
 
+# %% ../../nbs/registry/06_manifest.ipynb #field-problems
+def _texts(
+    value: Any,  # What should be a dict of texts
+) -> bool:       # Whether it is
+    return isinstance(value, dict) and all(isinstance(part, str) for pair in value.items() for part in pair)
+
+
+def _bad_fields(
+    fields: dict[str, Any],  # A parsed manifest
+) -> list[str]:              # Names of the fields that hold something else than they may
+    files, number = fields.get("files"), fields.get("format")
+    holds = {
+        "flavour": isinstance(fields.get("flavour"), str),
+        "unsafe": isinstance(fields.get("unsafe"), bool),
+        "kind": isinstance(fields.get("kind"), str),
+        "files": _texts(files) and bool(files) and all(map(is_digest, files.values())),
+        "facts": isinstance(fields.get("facts"), dict),
+        "signature": isinstance(fields.get("signature"), dict | None),
+        "example": fields.get("example") is None or (isinstance(fields["example"], str) and _texts(files) and fields["example"] in files),
+        "verified": type(fields.get("verified", 0)) is int and fields.get("verified", 0) >= 0,
+        "libraries": _texts(fields.get("libraries", {})),
+        "format": type(number) is int and number > 0,
+    }
+    return [name for name, right in holds.items() if not right] + sorted(str(name) for name in fields.keys() - holds.keys())
+
 # %% ../../nbs/registry/06_manifest.ipynb #read
 def from_bytes(
     data: bytes,  # What `to_bytes` gave
@@ -49,13 +75,17 @@ def from_bytes(
     "Read a manifest. Raises `ModelError` for one that a newer mlcycle wrote or that is damaged."
     try:
         fields = json.loads(data)
-        if (number := fields.pop("format")) > FORMAT:
-            raise ModelError(f"This model's manifest has format {number}; this mlcycle reads up to {FORMAT}. "
-                             "Upgrade mlcycle to use the model.")
-        signature = fields.pop("signature")
-        return Manifest(**fields, signature=from_dict(signature) if signature else None)
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise ModelError(f"A model's manifest cannot be read ({type(e).__name__}: {e}). It was not written by mlcycle.") from e
+    except (ValueError, RecursionError) as e:
+        raise ModelError(f"A model's manifest cannot be read ({type(e).__name__}: {e}). It was not written by mlcycle; log the model again.") from e
+    number = fields.get("format") if isinstance(fields, dict) else None
+    if type(number) is int and number > FORMAT:
+        raise ModelError(f"This model's manifest has format {number}; this mlcycle reads up to {FORMAT}. Upgrade mlcycle to use the model.")
+    bad = _bad_fields(fields) if isinstance(fields, dict) else ["all of it"]
+    if bad:
+        raise ModelError(f"A model's manifest holds what it may not ({', '.join(bad)[:200]}). It was not written by mlcycle; log the model again.")
+    signature = fields.pop("signature", None)
+    del fields["format"]
+    return Manifest(**fields, signature=from_dict(signature) if signature is not None else None)
 
 # %% ../../nbs/registry/06_manifest.ipynb #libraries-installed
 _ALWAYS = ("mlcycle", "numpy", "pandas", "scikit-learn", "scipy", "skops")  # What scikit-learn models stand on

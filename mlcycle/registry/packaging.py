@@ -21,13 +21,14 @@ from .examples import first_rows, load_example, save_example
 from .flavours.base import candidates, get_flavour
 from .infer import infer_signature
 from .manifest import MANIFEST, Manifest, from_bytes, library_versions
+from .safety.proofs import write_proof
 from .signatures import Signature
 from .verify import verify_copy
 from ..scratch import scratch_folder
 from ..store import artifacts
 
 # %% auto #0
-__all__ = ['Watch', 'LoggedModel', 'read_manifest', 'load_packaged', 'stored_example', 'package']
+__all__ = ['Watch', 'LoggedModel', 'read_manifest', 'model_files', 'load_packaged', 'stored_example', 'package']
 
 # %% ../../nbs/registry/09_packaging.ipynb #lazy
 if TYPE_CHECKING:
@@ -65,10 +66,11 @@ def read_manifest(
 
 # %% ../../nbs/registry/09_packaging.ipynb #files
 @contextmanager
-def _files(
+def model_files(
     store: Store,        # The store
     manifest: Manifest,  # What to fetch the files of
 ) -> Iterator[Path]:     # Folder that holds them while the block lasts
+    "Fetch the files of a model, each verified. Raises `NotFoundError`, `CorruptArtifactError`, `ArtifactNameError`."
     with scratch_folder("model") as folder:
         for name, digest in manifest.files.items():
             # a manifest is content like any other: its names are checked before they become paths
@@ -87,7 +89,7 @@ def load_packaged(
     if flavour.unsafe and not allow_pickle:
         raise UnsafeModelError(f"{label} is stored as a {flavour.name}: loading it runs whatever code its file contains. "
                                "If you trust where it comes from, load it with allow_pickle=True.")
-    with _files(store, manifest) as folder:
+    with model_files(store, manifest) as folder:
         return flavour.load(folder, manifest.facts)
 
 # %% ../../nbs/registry/09_packaging.ipynb #example-of
@@ -179,4 +181,6 @@ def package(
         for file, path in paths.items():
             artifacts.put_file(store, run, path, f"{name}/{file}", kind="model")
         stored_manifest = artifacts.put_bytes(store, run, manifest.to_bytes(), f"{name}/{MANIFEST}", kind="model")
+    if not manifest.unsafe:
+        write_proof(stored_manifest.digest, "logged")  # the copy was loaded above: who loads it here need not ask it first
     return LoggedModel(run.id, name, stored_manifest.digest, manifest)

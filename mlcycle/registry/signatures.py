@@ -130,16 +130,17 @@ def from_dict(
     data: Mapping[str, Any],  # What `to_dict` wrote
 ) -> Signature:               # The same signature
     "Read a signature back. Raises `ModelError` for one that a newer mlcycle wrote or that is damaged."
-    if data.get("format", 0) > FORMAT:
-        raise ModelError(f"This signature has format {data['format']}; this mlcycle reads up to {FORMAT}. "
+    number = data.get("format", 0)
+    if isinstance(number, int) and number > FORMAT:
+        raise ModelError(f"This signature has format {number}; this mlcycle reads up to {FORMAT}. "
                          "Upgrade mlcycle to use the model.")
     try:
         if data["kind"] == "tensor":
-            inputs: Any = Tensor(**{**data["inputs"], "shape": tuple(data["inputs"]["shape"])})
+            inputs: Any = _tensor(data["inputs"])
         else:
             inputs = tuple(_column(fields) for fields in data["inputs"])
         return Signature(inputs, tuple(_column(fields) for fields in data["outputs"]))
-    except (KeyError, TypeError, ValueError, UsageError) as e:
+    except (AttributeError, KeyError, TypeError, ValueError, UsageError) as e:
         raise ModelError(f"A stored signature cannot be read ({e!r}). Its model was not written by mlcycle, or was changed since; "
                          "log it again.") from e
 
@@ -148,4 +149,24 @@ def _column(
     fields: Mapping[str, Any],  # One column's JSON
 ) -> Column:                    # That column
     categories = fields.get("categories")
+    if type(fields["name"]) not in (str, int, float) or not isinstance(categories, list | None) \
+            or any(isinstance(value, list | dict) for value in categories or ()) or not _are_flags(fields, "nullable", "ordered"):
+        raise ValueError(f"the column {fields['name']!r:.100}")
     return Column(**{**fields, "categories": None if categories is None else tuple(categories)})
+
+
+def _tensor(
+    fields: Mapping[str, Any],  # A tensor's JSON
+) -> Tensor:                    # That tensor
+    shape = fields["shape"]
+    if not (isinstance(shape, list) and shape and all(axis is None or (type(axis) is int and axis >= 0) for axis in shape)) \
+            or not _are_flags(fields, "nullable"):
+        raise ValueError(f"the shape {shape!r:.100}")
+    return Tensor(**{**fields, "shape": tuple(shape)})
+
+
+def _are_flags(
+    fields: Mapping[str, Any],  # Some JSON
+    *names: str,                # Fields that are true or false where they are given
+) -> bool:
+    return all(isinstance(fields.get(name, False), bool) for name in names)

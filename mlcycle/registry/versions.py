@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..entities import Run, Version
 from ..errors import NotFoundError
+from .asking import prove
 from .manifest import MANIFEST
 from .names import Ref, check_model_name, near_misses, parse_ref
 from .packaging import read_manifest
@@ -62,11 +63,12 @@ def register(
     *,
     store: Store | None = None,   # The store; the current one by default
 ) -> Version:        # The next version
-    "Make a run's model the next version of a registered name. Raises `NotFoundError`, `AmbiguousError`, `UsageError`, `StoreError`."
+    "Make a run's model the next version of a registered name. Raises `NotFoundError`, `AmbiguousError`, `UsageError`, `StoreError`, `ModelError`."
     name = check_model_name(name)
     store, source = find_run(run, store)
     artifact, digest = run_model(store, source, artifact)
     manifest = read_manifest(store, digest)  # a damaged one is found now, not when it is served
+    prove(store, digest, manifest, f"The model {artifact!r} of run {source.id[:8]} ({source.name})")
     signature = to_dict(manifest.signature) if manifest.signature else None
     return models.create_version(store, name, source, digest, manifest.flavour, artifact, signature, metrics.latest(store, source))
 

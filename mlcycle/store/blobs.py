@@ -9,6 +9,7 @@ import errno
 import hashlib
 import io
 import os
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -19,11 +20,21 @@ from typing import Any, BinaryIO
 from ..errors import ArtifactError, ConfigError, CorruptArtifactError, MlcycleError, NotFoundError, StoreFullError
 
 # %% auto #0
-__all__ = ['PIECE', 'RENEW_SECONDS', 'digest_of', 'VerifiedReader', 'open_filesystem', 'Blobs']
+__all__ = ['PIECE', 'RENEW_SECONDS', 'is_digest', 'digest_of', 'VerifiedReader', 'open_filesystem', 'Blobs']
 
 # %% ../../nbs/store/04_blobs.ipynb #piece
 PIECE = 1 << 20         # Bytes held in memory at a time
 RENEW_SECONDS = 600.0  # Content that is stored again after this time counts as new
+
+
+_DIGEST = re.compile("[0-9a-f]{64}")
+
+
+def is_digest(
+    text: Any,  # What should be a digest
+) -> bool:
+    "Whether it is 64 hexadecimal digits, as `digest_of` writes them."
+    return isinstance(text, str) and _DIGEST.fullmatch(text) is not None
 
 
 def digest_of(
@@ -106,15 +117,17 @@ class Blobs:
         self,
         digest: str,  # SHA-256
     ) -> str:
-        "Path of a digest's content in the file system."
+        "Path of a digest's content in the file system. Raises `ArtifactError` for what is no digest: it would become another path."
+        if not is_digest(digest):
+            raise ArtifactError(f"{digest!r:.100} is no digest of stored content: it must be 64 hexadecimal digits. What names it is damaged.")
         return f"{self._filesystem[1]}/sha256/{digest[:2]}/{digest[2:]}"
 
     def exists(
         self,
         digest: str,  # SHA-256
     ) -> bool:
-        "Is this content stored?"
-        return self._guard("looked up", lambda: self._filesystem[0].exists(self.path(digest)))
+        "Is this content stored? Not if this is no digest."
+        return is_digest(digest) and self._guard("looked up", lambda: self._filesystem[0].exists(self.path(digest)))
 
     def size(
         self,
@@ -235,7 +248,7 @@ class Blobs:
         "Every stored digest with its size, and when it was last stored, in seconds since the epoch."
         for path, info in self._files_in("sha256").items():
             digest = "".join(path.rsplit("/", 2)[-2:])
-            if len(digest) == 64:
+            if is_digest(digest):
                 yield digest, info["size"], _changed(info)
 
     def changed(

@@ -8,16 +8,28 @@ import zipfile
 
 import numpy as np
 import pytest
+import skops
 import skops.io
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.sparse import csr_matrix
+from sklearn.compose import TransformedTargetRegressor
 from sklearn.datasets import load_iris
-from sklearn.ensemble import GradientBoostingClassifier, HistGradientBoostingClassifier, RandomForestClassifier
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.svm import SVC
+from sklearn.dummy import DummyClassifier
+from sklearn.ensemble import GradientBoostingClassifier, GradientBoostingRegressor, HistGradientBoostingClassifier, RandomForestClassifier
+from sklearn.feature_extraction import DictVectorizer, FeatureHasher
+from sklearn.feature_extraction.text import CountVectorizer, HashingVectorizer, TfidfVectorizer
+from sklearn.linear_model import LinearRegression
+from sklearn.neighbors import KNeighborsClassifier, LocalOutlierFactor, NearestNeighbors
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer, MultiLabelBinarizer, OneHotEncoder
+from sklearn.svm import SVC, SVR
 
-from mlcycle.errors import UnsafeModelError
+from mlcycle.errors import ArtifactError, ModelError, UnsafeModelError
 from mlcycle.registry import packaging
 from mlcycle.registry.flavours.sklearn import flavour
-from mlcycle.registry.manifest import Manifest
+from mlcycle.registry.manifest import Manifest, from_bytes
+from mlcycle.registry.signatures import Column, Signature
 from mlcycle.store import artifacts, runs
 from mlcycle.store.connect import open_store
 
@@ -145,3 +157,162 @@ def test_the_list_in_the_manifest_cannot_add_types(tmp_path):
     with pytest.raises(UnsafeModelError, match=r"os\.system"):
         flavour.load(tmp_path, {"types": [*facts["types"], "os.system"]})
     assert "os.system" in skops.io.get_untrusted_types(file=path)
+
+
+def changed(model, **attributes):
+    "A fitted model with other attributes."
+    for name, value in attributes.items():
+        setattr(model, name, value)
+    return model
+
+
+def starting_with(model):
+    "A gradient boosting whose trees are added to what another model answers."
+    return changed(GradientBoostingRegressor(n_estimators=2).fit(X, y), init_=model)
+
+
+def averaging():
+    "A first model that answers one row however many it is asked."
+    target = TransformedTargetRegressor(regressor=LinearRegression(), transformer=FunctionTransformer()).fit(X, y)
+    return changed(target, transformer_=FunctionTransformer(inverse_func=np.mean, inv_kw_args={"axis": 0, "keepdims": True}))
+
+
+def without_a_column(model):
+    "A histogram boosting whose preprocessing leaves columns out."
+    (name, _, mask), *rest = model._preprocessor.transformers_
+    model._preprocessor.transformers_ = [(name, "drop", mask), *rest]
+    return model
+
+
+def drawing_from(position):
+    "A model that draws from a generator whose position lies outside of its numbers."
+    generator = np.random.RandomState(0)
+    state = generator.get_state(legacy=False)
+    state["state"]["pos"] = position
+    generator.set_state(state)
+    return DummyClassifier(strategy="stratified", random_state=generator).fit(X, y)
+
+
+NUMBERS = np.arange(20).reshape(-1, 1)
+BENT = {
+    "first model of fewer rows": lambda: starting_with(averaging()),
+    "method replaced": lambda: starting_with(changed(LinearRegression().fit(X, y), predict=np.mean)),
+    "columns dropped before histogram trees": lambda: without_a_column(
+        HistGradientBoostingClassifier(max_iter=2, categorical_features=[0]).fit(NUMBERS, NUMBERS[:, 0] > 9)),
+    "categories beyond the columns": lambda: changed(OneHotEncoder().fit(NUMBERS), categories_=[np.arange(10**6)]),
+    "categories not sorted": lambda: changed(OneHotEncoder().fit(NUMBERS), categories_=[np.arange(20)[::-1].copy()]),
+    "categories in a pipeline": lambda: make_pipeline(changed(OneHotEncoder().fit(NUMBERS), _n_features_outs=[3]), LinearRegression()),
+    "words beyond the columns": lambda: changed(CountVectorizer().fit(["a word"]), vocabulary_={"word": 10**6}),
+    "keys beyond the columns": lambda: changed(DictVectorizer().fit([{"a": 1}]), vocabulary_={"a": -4}),
+    "labels beyond the columns": lambda: changed(MultiLabelBinarizer().fit([("a",)]), _cached_dict={"a": 10**6}),
+    "words hashed to nothing": lambda: FeatureHasher(n_features=0),
+    "texts hashed to nothing": lambda: HashingVectorizer(n_features=-5),
+    "support vectors without values": lambda: changed(model := SVC().fit(csr_matrix(X), y), _dual_coef_=csr_matrix(model._dual_coef_.shape)),
+    "another kind of support vectors": lambda: changed(SVR().fit(X, y), _impl="c_svc"),
+    "generator behind its numbers": lambda: drawing_from(10**9),
+    "generator before its numbers": lambda: drawing_from(-(2 * 10**9)),
+    "neighbours without rows": lambda: changed(KNeighborsClassifier(algorithm="brute").fit(X, y), _fit_X=np.zeros((0, 4))),
+    "outliers without rows": lambda: changed(LocalOutlierFactor(algorithm="brute", novelty=True).fit(X), _fit_X=np.zeros((0, 4))),
+    "neighbours wider than their graph": lambda: changed(NearestNeighbors().fit(X), n_samples_fit_=5),
+    "files named by rows": lambda: TfidfVectorizer(input="filename"),
+    "files among the rows": lambda: CountVectorizer(input="file"),
+    "thousands of threads": lambda: RandomForestClassifier(3, n_jobs=3000).fit(X, y),
+}
+
+
+@pytest.mark.parametrize("name", BENT)
+def test_what_compiled_code_would_follow_is_refused(name, tmp_path):
+    "Fitted models with one part that does not fit: skops restores all of them, and most end the process when they predict."
+    facts = flavour.save(BENT[name](), tmp_path)
+    with pytest.raises(UnsafeModelError, match=r"made to do harm|is not loaded"):
+        flavour.load(tmp_path, facts)
+
+
+def entry(loader, name, **rest):
+    "An entry of a skops file."
+    module, _, name = name.rpartition(".")
+    return {"__loader__": loader, "__module__": module, "__class__": name, **rest}
+
+
+def listed(*entries):
+    "The entry of a list."
+    return entry("ListNode", "builtins.list", content=list(entries))
+
+
+ONE = entry("JsonNode", "builtins.str", content="1")
+CALLED = "sklearn.feature_selection._mutual_info.mutual_info_regression"
+CALLS = {
+    "constructor": entry("ConstructorFromReduceNode", CALLED, content=entry("TupleNode", "builtins.tuple", content=[ONE])),
+    "list": entry("ListNode", CALLED, content=[ONE]),
+    "set": entry("SetNode", CALLED, content=[ONE]),
+    "dict": entry("DictNode", CALLED, content={}, key_types=listed()),
+    "random state": entry("RandomStateNode", CALLED, content=ONE),
+    "loss": entry("LossNode", CALLED, content=entry("DictNode", "builtins.dict", content={}, key_types=listed()), __reduce__={"args": ONE}),
+    "type of a key": entry("DictNode", "builtins.dict", content={"1": ONE}, key_types=listed(entry("FunctionNode", CALLED))),
+    "one number, two entries": listed({**ONE, "__id__": 7}, {**entry("FunctionNode", "numpy.mean"), "__id__": 7}),
+    "itself": {**listed({**listed(), "__id__": 7}), "__id__": 7},
+    "index without its state": entry("ObjectNode", "sklearn.neighbors._kd_tree.KDTree", content=entry("TupleNode", "builtins.tuple", content=[ONE])),
+    "loop of k-means": entry("FunctionNode", "sklearn.cluster._kmeans._kmeans_single_lloyd"),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_nothing_of_the_files_choice_is_called(name, tmp_path):
+    "A function that is trusted where a function is meant would be called by many a loader; each is refused before skops constructs anything."
+    from skops.io._protocol import PROTOCOL
+
+    with zipfile.ZipFile(tmp_path / flavour.file, "w") as target:
+        target.writestr("schema.json", json.dumps({**CALLS[name], "protocol": PROTOCOL, "_skops_version": skops.__version__}))
+    with pytest.raises(UnsafeModelError):
+        flavour.load(tmp_path, {"types": [CALLED, "numpy.mean", "sklearn.neighbors._kd_tree.KDTree", "sklearn.cluster._kmeans._kmeans_single_lloyd"]})
+
+
+def test_a_file_that_unpacks_to_gigabytes_is_refused_before_it_is_unpacked(tmp_path):
+    "The sizes in the directory are added up: a gigabyte of zeros is one megabyte on disk, and stays there."
+    import tracemalloc
+
+    with zipfile.ZipFile(tmp_path / flavour.file, "w", zipfile.ZIP_DEFLATED) as target, target.open("a.npy", "w", force_zip64=True) as member:
+        for _ in range(256):
+            member.write(bytes(1 << 22))
+    tracemalloc.start()
+    with pytest.raises(UnsafeModelError, match="would unpack to"):
+        flavour.load(tmp_path, {"types": []})
+    assert tracemalloc.get_traced_memory()[1] < 1 << 26
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("digest", ["../../../../../../dev/zero", "../../../../../../etc/passwd", "a" * 63, "A" * 64, "", "ab/" + "c" * 61])
+def test_what_is_no_digest_never_becomes_a_path(digest, tmp_path):
+    "A digest may come from a manifest that anybody wrote: nothing outside of the store is read, and it cannot be learned what is there."
+    store = open_store(tmp_path / "mlcycle.db")
+    with pytest.raises(ArtifactError, match="64 hexadecimal digits"):
+        store.blobs.read(digest)
+    assert not store.blobs.exists(digest)
+    with pytest.raises(ModelError, match="files"):
+        from_bytes(Manifest("sklearn", False, "x", {"model.skops": digest}, {"types": []}).to_bytes())
+
+
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3), max_leaves=6)
+SOUND = json.loads(Manifest("sklearn", False, "x", {"model.skops": "0" * 64}, {"types": []},
+                            Signature((Column("a", "int64"),), (Column("prediction", "int64"),)), None, 0, {"numpy": "2"}).to_bytes())
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from([*SOUND, "other"]), JSON, st.sampled_from([None, "kind", "inputs", "outputs", "format"]))
+def test_a_bent_manifest_is_read_or_refused(field, value, inside):
+    "Whatever stands in a manifest's fields, it is a manifest whose parts have their types, or a ModelError."
+    bent = {**SOUND, field: {**SOUND["signature"], inside: value} if field == "signature" and inside else value}
+    try:
+        manifest = from_bytes(json.dumps(bent).encode())
+    except ModelError:
+        return
+    assert all(isinstance(part, str) for pair in manifest.files.items() for part in pair) and isinstance(manifest.facts, dict)
+    assert from_bytes(manifest.to_bytes()) == manifest
+
+
+@pytest.mark.parametrize("data", [b"[" * 200_000, b"\xff\xfe", b"", b"null", b"5", b'{"format": true}'])
+def test_a_document_that_is_no_manifest_is_refused(data):
+    "Nested too deeply, not text, not an object: one kind of error."
+    with pytest.raises(ModelError):
+        from_bytes(data)

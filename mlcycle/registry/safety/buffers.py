@@ -10,7 +10,22 @@ from typing import Any
 from .trees import need
 
 # %% auto #0
-__all__ = ['check_index', 'check_neighbours', 'check_centres', 'check_svm', 'check_sparse', 'check_spline']
+__all__ = ['check_distance', 'check_index', 'check_neighbours', 'check_centres', 'check_svm', 'check_merges', 'check_sparse',
+           'check_spline']
+
+# %% ../../../nbs/registry/safety/04_buffers.ipynb #check-distance
+def check_distance(
+    metric: Any,   # A `DistanceMetric`
+    columns: int,  # Columns of the rows that it is given
+) -> None:
+    "Look at whether a distance is made for that many columns. Raises `Unsound`."
+    name = type(metric).__name__
+    _, vector, matrix, *_ = metric.__getstate__()
+    vector, matrix = vector.shape, matrix.shape
+    need("Mahalanobis" not in name or (matrix == (columns, columns) and vector in ((columns,), (1,))), "a distance of another number of columns")
+    need(not name.startswith("SEuclidean") or vector == (columns,), "a distance of another number of columns")
+    need(not name.startswith("Minkowski") or vector in ((columns,), (0,)), "a distance of another number of columns")
+    need("Haversine" not in name or columns == 2, "a distance of another number of columns")
 
 # %% ../../../nbs/registry/safety/04_buffers.ipynb #neighbours-index
 def check_index(
@@ -29,22 +44,28 @@ def check_index(
     inner = np.flatnonzero(nodes["is_leaf"] == 0)
     need(not len(inner) or 2 * inner[-1] + 2 < n_nodes, "a node of a neighbour index without its children")
     need(weights is None or weights.shape == (len(data),), "weights of another number of points")
-    name = type(metric).__name__
-    _, vector, matrix, *_ = metric.__getstate__()
-    need("Mahalanobis" not in name or matrix.shape == (data.shape[1],) * 2, "a distance of another number of columns")
-    need(not name.startswith(("SEuclidean", "Minkowski")) or len(vector) == data.shape[1] or ("Minkowski" in name and not len(vector)),
-         "a distance of another number of columns")
-    need("Haversine" not in name or data.shape[1] == 2, "a distance of another number of columns")
+    check_distance(metric, data.shape[1])
 
 # %% ../../../nbs/registry/safety/04_buffers.ipynb #width
 def check_neighbours(
     model: Any,  # A fitted model of nearest neighbours
 ) -> None:
-    "Look at the width of the stored rows. Raises `Unsound`."
+    "Look at the shape of the stored rows and at what belongs to each of them. Raises `Unsound`."
+    import numpy as np
+
     rows = getattr(model, "_fit_X", None)
-    if rows is None or not hasattr(rows, "shape") or getattr(model, "effective_metric_", "") == "precomputed":
+    if rows is None:
         return
-    need(len(rows.shape) == 2 and rows.shape[1] == model.n_features_in_, f"stored rows of another width than {model.n_features_in_}")
+    need(len(getattr(rows, "shape", ())) == 2 and rows.shape[0] > 0, "neighbours without stored rows")
+    need(model.n_samples_fit_ == rows.shape[0], f"{rows.shape[0]} stored rows where {model.n_samples_fit_} are claimed")
+    index = getattr(model, "_tree", None)
+    need(index is None or np.shape(index.data) == rows.shape, "a neighbour index over other rows than the stored ones")
+    need(not hasattr(model, "classes_") or np.shape(model._y)[:1] == rows.shape[:1], "labels of another number of rows")
+    metric = getattr(model, "effective_metric_", "")
+    if metric != "precomputed":
+        need(rows.shape[1] == model.n_features_in_, f"stored rows of another width than {model.n_features_in_}")
+    if hasattr(metric, "get_metric"):
+        check_distance(metric, rows.shape[1])
 
 # %% ../../../nbs/registry/safety/04_buffers.ipynb #check-centres
 def check_centres(
@@ -63,6 +84,22 @@ def check_centres(
         stack += [child for child in (part.left, part.right) if child is not None]
 
 # %% ../../../nbs/registry/safety/04_buffers.ipynb #svm
+def _check_storage(
+    model: Any,  # A fitted support vector machine
+) -> None:
+    from scipy.sparse import issparse
+
+    # of sparse coefficients libsvm copies the stored values, one for each support vector whatever the shape says
+    sparse = bool(model._sparse)
+    parts = (model.support_vectors_, model._dual_coef_)
+    stored = all(issparse(part) == sparse for part in parts[model.kernel == "precomputed":])
+    need(stored, "support vectors that are stored in another way than is said")
+    if sparse:
+        need(all(part.format == "csr" for part in parts), "support vectors that are stored in another way than is said")
+        rows, columns = model._dual_coef_.shape
+        need(model._dual_coef_.data.shape == (rows * columns,), "sparse coefficients without a value for each support vector")
+
+
 def check_svm(
     model: Any,  # A fitted support vector machine on libsvm
 ) -> None:
@@ -71,6 +108,8 @@ def check_svm(
 
     if not hasattr(model, "support_"):
         return
+    need(model._impl == type(model)._impl, "a support vector machine that says it is another kind")
+    need(isinstance(model.kernel, str), "a kernel that is a function")
     many = hasattr(model, "classes_") and type(model).__name__ != "OneClassSVM"
     classes = len(model.classes_) if many else 2
     pairs = classes * (classes - 1) // 2
@@ -81,10 +120,26 @@ def check_svm(
     need(np.shape(model._intercept_) == (pairs,), "intercepts of another number of classes")
     need(all(len(part) in (0, 1, pairs) and (not many or len(part) != 1 or pairs == 1) for part in (model._probA, model._probB)),
          "probability parameters of another number of classes")
+    need(len(model._probA) == len(model._probB), "probability parameters that do not match")
+    _check_storage(model)
     if model.kernel == "precomputed":
         need(not len(support) or (support.min() >= 0 and support.max() < model.shape_fit_[0]), "a support vector that is not there")
     else:
         need(model.support_vectors_.shape == (len(support), model.n_features_in_), "support vectors of another shape")
+
+# %% ../../../nbs/registry/safety/04_buffers.ipynb #check-merges
+def check_merges(
+    model: Any,  # A fitted HDBSCAN
+) -> None:
+    "Look at whether each merge is one of clusters that are there. Raises `Unsound`."
+    import numpy as np
+
+    merges = getattr(model, "_single_linkage_tree_", None)
+    if merges is None:
+        return
+    known = np.arange(len(merges)) + len(merges) + 1  # Clusters before each merge
+    for side in ("left_node", "right_node"):
+        need(((merges[side] >= 0) & (merges[side] < known)).all(), "a merge of clusters that are not there")
 
 # %% ../../../nbs/registry/safety/04_buffers.ipynb #sparse
 def check_sparse(

@@ -5,10 +5,11 @@
 # %% ../../../nbs/registry/safety/03_trees.ipynb #imports
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 # %% auto #0
-__all__ = ['Unsound', 'need', 'check_tree', 'check_decision_tree', 'check_boosting', 'check_predictor', 'check_hist_boosting']
+__all__ = ['Unsound', 'need', 'check_tree', 'check_decision_tree', 'check_predictor', 'check_hist_boosting']
 
 # %% ../../../nbs/registry/safety/03_trees.ipynb #lazy
 if TYPE_CHECKING:
@@ -74,26 +75,6 @@ def check_decision_tree(
     need(type(model.tree_).__name__ == "Tree", "a decision tree whose tree_ is no tree")
     need(model.tree_.n_features == model.n_features_in_, f"a tree of {model.tree_.n_features} columns in a model of {model.n_features_in_}")
 
-# %% ../../../nbs/registry/safety/03_trees.ipynb #check-boosting
-def check_boosting(
-    model: Any,  # A fitted gradient boosting model
-) -> None:
-    "Look at the stages of gradient boosting, which reads its trees' memory directly. Raises `Unsound`."
-    import numpy as np
-
-    if not hasattr(model, "estimators_"):
-        return
-    stages = model.estimators_
-    need(isinstance(stages, np.ndarray) and stages.ndim == 2 and stages.size, "gradient boosting without stages")
-    for stage in stages.ravel().tolist():
-        tree = getattr(stage, "tree_", None)
-        need(type(tree).__name__ == "Tree", "a stage of gradient boosting that is no tree")
-        need(tree.n_features == model.n_features_in_, f"a tree of {tree.n_features} columns in a model of {model.n_features_in_}")
-        need(tree.n_outputs == 1 and tree.max_n_classes == 1, "a stage of gradient boosting with more than one output")
-    # the stages add to what the initial model answers: its width is only known by asking it
-    start = model._raw_predict_init(np.zeros((1, model.n_features_in_), dtype=np.float32))
-    need(start.shape == (1, stages.shape[1]), f"{stages.shape[1]} trees a stage where the initial model gives {start.shape[1:]}")
-
 # %% ../../../nbs/registry/safety/03_trees.ipynb #predictor
 def check_predictor(
     predictor: Any,     # A `TreePredictor` of histogram gradient boosting
@@ -115,6 +96,16 @@ def check_predictor(
     need(categorical[split["feature_idx"]].all(), "a categorical split on a column that is not categorical")
 
 # %% ../../../nbs/registry/safety/03_trees.ipynb #check-preprocessor
+def _only_checks(
+    step: Any,  # A step of a preprocessing
+) -> bool:      # Whether it is scikit-learn's own `FunctionTransformer(partial(check_array, …))`
+    function = getattr(step, "func", None)
+    # an array bound in front would be given on in place of the rows
+    return (type(step).__name__ == "FunctionTransformer" and isinstance(function, partial) and not function.args and not step.kw_args
+            and getattr(function.func, "__name__", "") == "check_array"
+            and set(function.keywords) <= {"dtype", "ensure_all_finite", "force_all_finite"})
+
+
 def _check_preprocessor(
     preprocessor: Any,  # What comes before the trees
     n_features: int,    # Columns that it takes and must give
@@ -124,9 +115,10 @@ def _check_preprocessor(
     steps = [step for step in getattr(preprocessor, "transformers_", []) if step[:2] != ("remainder", "drop")]
     need([name for name, *_ in steps] == ["encoder", "numerical"], "an unknown preprocessing before histogram trees")
     (_, encoder, encoded), (_, passed, numbers) = steps
-    plain = getattr(getattr(getattr(passed, "func", None), "func", None), "__name__", "") == "check_array"
-    known = (isinstance(encoder, str) or type(encoder).__name__ == "OrdinalEncoder") and (isinstance(passed, str) or plain)
-    need(known, "an unknown preprocessing before histogram trees")
+    # "drop" is text as well: only "passthrough" gives all columns on
+    passes = passed == "passthrough" if isinstance(passed, str) else _only_checks(passed)
+    encodes = encoder == "passthrough" if isinstance(encoder, str) else type(encoder).__name__ == "OrdinalEncoder"
+    need(encodes and passes, "an unknown preprocessing before histogram trees")
     masks = [np.asarray(mask) for mask in (encoded, numbers)]
     need(all(mask.dtype == bool and mask.shape == (n_features,) for mask in masks) and (masks[0] ^ masks[1]).all(),
          "a preprocessing that gives another number of columns to histogram trees")
