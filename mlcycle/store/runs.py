@@ -14,7 +14,7 @@ from dataclasses import asdict
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, func, insert, literal_column, select, update
+from sqlalchemy import and_, bindparam, func, insert, literal_column, or_, select, update
 
 from ..config import actor
 from ..entities import Kind, Process, Run, RunError, Status
@@ -131,7 +131,7 @@ def create(
     return Run(pk, run_id, name, experiment, kind, "running", moment(now), None, parent, started_by, process)
 
 # %% ../../nbs/store/07_runs.ipynb #finish
-_OPEN = schema.runs.c.status.in_((literal_column("'running'"), literal_column("'lost'")))
+_OPEN = or_(schema.runs.c.status == literal_column("'running'"), and_(schema.runs.c.status == literal_column("'lost'"), schema.runs.c.error.is_(None)))
 _END = (update(schema.runs).where(schema.runs.c.pk == bindparam("key"), _OPEN)
         .values(status=bindparam("status"), ended=bindparam("ended"), error=bindparam("error"), reason=bindparam("reason")))
 
@@ -150,7 +150,7 @@ def finish(
     db.transact((db.sql(_END), values), (db.sql(APPEND), entry("run.end", run.id, {"status": status, "reason": reason}, now)))
 
 # %% ../../nbs/store/07_runs.ipynb #has-ended
-_STATUS = select(schema.runs.c.status).where(schema.runs.c.pk == bindparam("run"))
+_STATUS = select(schema.runs.c.status, schema.runs.c.error).where(schema.runs.c.pk == bindparam("run"))
 
 
 def has_ended(
@@ -159,7 +159,7 @@ def has_ended(
 ) -> bool:         # True for a deleted one too
     "Has a run ended, as far as the store knows? One that was called `lost` may still go on. Raises `StoreError`."
     rows = store.db.fetch(_STATUS, {"run": run})
-    return not rows or rows[0][0] not in ("running", "lost")
+    return not rows or not (rows[0][0] == "running" or (rows[0][0] == "lost" and rows[0][1] is None))
 
 # %% ../../nbs/store/07_runs.ipynb #open-in
 def open_in(
