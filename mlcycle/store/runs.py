@@ -131,7 +131,8 @@ def create(
     return Run(pk, run_id, name, experiment, kind, "running", moment(now), None, parent, started_by, process)
 
 # %% ../../nbs/store/07_runs.ipynb #finish
-_OPEN = or_(schema.runs.c.status == literal_column("'running'"), and_(schema.runs.c.status == literal_column("'lost'"), schema.runs.c.error.is_(None)))
+_UNSEEN = and_(schema.runs.c.status == literal_column("'lost'"), schema.runs.c.error.is_(None))
+_OPEN = or_(schema.runs.c.status == literal_column("'running'"), _UNSEEN)
 _END = (update(schema.runs).where(schema.runs.c.pk == bindparam("key"), _OPEN)
         .values(status=bindparam("status"), ended=bindparam("ended"), error=bindparam("error"), reason=bindparam("reason")))
 
