@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import bindparam, select
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # %% auto #0
-__all__ = ['LIMIT', 'escaped', 'runs_page', 'runs', 'history']
+__all__ = ['LIMIT', 'escaped', 'RunsPage', 'runs_page', 'runs', 'history']
 
 # %% ../../nbs/track/05_queries.ipynb #wide
 def _columns(store: Store, table: Any, value: Any, keys: list[int], prefix: str) -> dict[str, dict[int, Any]]:
@@ -47,20 +48,52 @@ def escaped(
     return {escaped(name): escaped(item) for name, item in value.items()} if isinstance(value, dict) else value
 
 # %% ../../nbs/track/05_queries.ipynb #params
-def _params(store: Store, keys: list[int]) -> dict[str, Any]:
-    "The columns of params. Whole numbers stay whole where a run has none: pandas would make 3 to 3.0."
+def _params(store: Store, keys: list[int]) -> dict[str, list[Any]]:
+    "The columns of params."
     import json
 
-    import pandas as pd
-
     decoded: dict[str, Any] = {}
-    columns: dict[str, Any] = {}
+    columns: dict[str, list[Any]] = {}
     for name, by_run in _columns(store, schema.params, schema.params.c.value, keys, "params").items():
         by_key = {run: decoded[text] if text in decoded else decoded.setdefault(text, json.loads(text)) for run, text in by_run.items()}
-        values = [escaped(by_key.get(key)) for key in keys]
-        whole = None in values and all(value is None or (type(value) is int and abs(value) < 2**63) for value in values)
-        columns[name] = pd.array(values, dtype="Int64") if whole else values
+        columns[name] = [escaped(by_key.get(key)) for key in keys]
     return columns
+
+# %% ../../nbs/track/05_queries.ipynb #page
+@dataclass(frozen=True)
+class RunsPage:
+    "One page of the runs that fit a query."
+    columns: dict[str, list[Any]]  # Name to a value for each run, None where the run has none: id, name, …, then params, metrics and tags
+    total: int | None              # How many runs fit in all; None where they were not counted
+
+    def __len__(self) -> int:
+        return len(self.columns["id"])
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        "A dictionary for each run."
+        return [dict(zip(self.columns, values, strict=True)) for values in zip(*self.columns.values(), strict=True)]
+
+    def frame(self) -> pd.DataFrame:
+        "The page as a DataFrame, `attrs[\"total\"]` with it."
+        import pandas as pd
+
+        frame = pd.DataFrame({name: _series(name, values) for name, values in self.columns.items()})
+        frame.attrs["total"] = self.total
+        return frame
+
+
+def _series(name: str, values: list[Any]) -> Any:
+    "A column as pandas is to hold it."
+    import pandas as pd
+
+    if name == "started":
+        return pd.to_datetime(values, utc=True).as_unit("us")
+    if name == "seconds" or name.startswith("metrics."):
+        return pd.Series(values, dtype="float64")
+    missing = name.startswith("params.") and None in values
+    whole = missing and all(value is None or (type(value) is int and abs(value) < 2**63) for value in values)
+    return pd.array(values, dtype="Int64") if whole else values
 
 # %% ../../nbs/track/05_queries.ipynb #runs
 LIMIT = 1000  # Runs that a frame has by default
@@ -74,28 +107,21 @@ def runs_page(
     offset: int = 0,                # Runs to skip, for the pages of a table
     store: Store | None = None,     # The store in use by default
     counted: bool = True,           # Whether to count the runs that fit; without it `total` is None where the page may not be the last
-) -> pd.DataFrame:                  # A row a run: id, name, experiment, status, kind, started, seconds, parent, then params, metrics and tags
-    "One page of the runs that fit; `attrs[\"total\"]` says how many fit in all. Raises `QueryError`."
-    import pandas as pd
-
+) -> RunsPage:
+    "One page of the runs that fit. Raises `QueryError`."
     store = store or current_store()
     rows = page(store, query, experiment, order_by, limit, offset)
     entities = [store_runs.to_run(row) for row in rows]
     keys = [run.pk for run in entities]
-    data: dict[str, Any] = {name: [getattr(run, name) for run in entities] for name in ("id", "name", "experiment", "status", "kind")}
-    data["started"] = pd.to_datetime([row.started for row in rows], unit="s", utc=True).as_unit("us")
-    data["seconds"] = pd.Series([run.seconds for run in entities], dtype="float64")
-    data["parent"] = [run.parent for run in entities]
-    data |= _params(store, keys)
-    for name, by_run in _columns(store, schema.metrics, schema.metrics.c.value, keys, "metrics").items():
-        data[name] = pd.Series([by_run.get(key) for key in keys], dtype="float64")
-    for name, by_run in _columns(store, schema.tags, schema.tags.c.value, keys, "tags").items():
-        data[name] = [by_run.get(key) for key in keys]
-    frame = pd.DataFrame(data)
+    names = ("id", "name", "experiment", "status", "kind", "started", "seconds", "parent")
+    columns: dict[str, list[Any]] = {name: [getattr(run, name) for run in entities] for name in names}
+    columns |= _params(store, keys)
+    for table, prefix in ((schema.metrics, "metrics"), (schema.tags, "tags")):
+        for name, by_run in _columns(store, table, table.c.value, keys, prefix).items():
+            columns[name] = [by_run.get(key) for key in keys]
     # a page that is not full is the last one
     last = limit is None or (len(rows) < limit and (rows or not offset))
-    frame.attrs["total"] = offset + len(rows) if last else count(store, query, experiment) if counted else None
-    return frame
+    return RunsPage(columns, offset + len(rows) if last else count(store, query, experiment) if counted else None)
 
 # %% ../../nbs/track/05_queries.ipynb #all-runs
 def runs(
@@ -107,8 +133,8 @@ def runs(
     store: Store | None = None,     # The store in use by default
 ) -> pd.DataFrame:                  # A row a run: id, name, experiment, status, kind, started, seconds, parent, then params, metrics and tags
     "The runs that fit. When the default limit leaves some out, a warning and `attrs[\"total\"]` say how many there are. Raises `QueryError`."
-    frame = runs_page(query, experiment, order_by, limit, offset, store, counted=limit == LIMIT)
-    total = frame.attrs["total"]
+    page_of_runs = runs_page(query, experiment, order_by, limit, offset, store, counted=limit == LIMIT)
+    frame, total = page_of_runs.frame(), page_of_runs.total
     if limit == LIMIT and total > offset + len(frame):
         warnings.warn(f"mlc.runs() has {len(frame):,} of the {total:,} runs that fit, by {order_by!r}. "
                       "Give limit=None for all of them, or a condition.", stacklevel=2)

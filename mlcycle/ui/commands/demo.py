@@ -75,7 +75,7 @@ def demo(face: Face, folder: Path) -> Result:
     from mlcycle.registry.predict import predict_file
     from mlcycle.registry.versions import register
     from mlcycle.store.connect import open_store
-    from mlcycle.track.queries import runs
+    from mlcycle.track.queries import RunsPage, runs_page
     from mlcycle.ui.sample import write_project
     from mlcycle.ui.views.models import model_view
     from mlcycle.ui.views.runs import runs_view
@@ -86,13 +86,13 @@ def demo(face: Face, folder: Path) -> Result:
     _say(face, f"A project in {folder}/: train.ipynb, data/train.csv, data/holdout.csv", "", Result(None, [Facts(written)]))
     with open_store(folder / ".mlcycle" / "mlcycle.db") as store:
         _train(face, store, folder)
-        frame = runs(experiment=EXPERIMENT, order_by="-metrics.auc", store=store)
-        columns_shown = frame.drop(columns=[c for c in frame if c.startswith("params.") or "fold_" in c])
-        _say(face, "Compare", "mlcycle runs -o -metrics.auc", runs_view(columns_shown))
-        best = frame.iloc[0]
+        page = runs_page(experiment=EXPERIMENT, order_by="-metrics.auc", store=store)
+        shown = {name: values for name, values in page.columns.items() if not name.startswith("params.") and "fold_" not in name}
+        _say(face, "Compare", "mlcycle runs -o -metrics.auc", runs_view(RunsPage(shown, page.total)))
+        best = page.records[0]
         version = register(best["id"], MODEL, store=store)
         _say(face, "Register the best", f"mlcycle register {best['id'][:8]} {MODEL}")
-        why = f"best of {len(frame)} by cross-validated auc, {best['metrics.auc']:.4f}"
+        why = f"best of {len(page)} by cross-validated auc, {best['metrics.auc']:.4f}"
         promote(version.ref, "champion", why, store=store)
         _say(face, "Promote it", f"mlcycle promote {version.ref} champion --why '{why}'")
         from mlcycle.store.models import get_model
@@ -103,7 +103,7 @@ def demo(face: Face, folder: Path) -> Result:
         accuracy = _accuracy(out)
         _say(face, "Predict rows that no run has seen", f"mlcycle predict {MODEL}@champion data/holdout.csv -o predictions.csv --extra keep")
         _note(face, f"{prediction.rows} rows, {accuracy:.1%} of them right: {out}")
-    data = {"folder": str(folder), "runs": frame["id"].tolist(), "best": best["id"], "version": version.ref, "auc": float(best["metrics.auc"]),
+    data = {"folder": str(folder), "runs": page.columns["id"], "best": best["id"], "version": version.ref, "auc": float(best["metrics.auc"]),
             "holdout_accuracy": accuracy, "predictions": str(out)}
     return Result(data, [Text(""), Text("Next", "head"), Text(_NEXT.format(folder=folder), block=True)])
 

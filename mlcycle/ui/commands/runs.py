@@ -33,9 +33,9 @@ def runs(query: str | None, experiment: str | None, order_by: str, limit: int) -
 
         return RunsTable(query, experiment, order_by, limit)
 
-    frame = runs_page(query, experiment, order_by, limit)
-    table, total = runs_view(frame), frame.attrs["total"]
-    rest = [Text(f"{len(frame):,} of {total:,} runs; `-n {total}` shows all.", "dim")] if total > len(frame) else []
+    page = runs_page(query, experiment, order_by, limit)
+    table = runs_view(page)
+    rest = [Text(f"{len(page):,} of {page.total:,} runs; `-n {page.total}` shows all.", "dim")] if page.total > len(page) else []
     return Result(table.data, [*table.parts, *rest], live=live)
 
 # %% ../../../nbs/ui/commands/01_runs.ipynb #artifacts

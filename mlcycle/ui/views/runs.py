@@ -11,11 +11,9 @@ from typing import Any
 from ...display import Facts, Part, Result, Table, Text, show_bytes, show_seconds
 from ...entities import Artifact, Run
 from ...errors import MlcycleError
-from ...notebooks.checkpoints.keeper import CHECKPOINTS_CAPTURE, kept_line
-from ...notebooks.reproduce.runner import last_reproduction
-from ...registry.lineage import of_run
 from ...store import artifacts, facts, inputs, metrics, runs
 from ...store.connect import Store
+from ...track.queries import RunsPage
 from .parts import Columns, Picture, lineage_parts
 
 # %% auto #0
@@ -60,6 +58,10 @@ def run_view(
     run: Run,
 ) -> Result:
     "One run: its params and inputs, its results, its origin."
+    from mlcycle.notebooks.checkpoints.keeper import CHECKPOINTS_CAPTURE, kept_line
+    from mlcycle.notebooks.reproduce.runner import last_reproduction
+    from mlcycle.registry.lineage import of_run
+
     data = run_data(store, run)
     captures = facts.captures(store, run)
     files = artifacts.listing(store, run)
@@ -109,11 +111,11 @@ def _origin(run: Run, tags: dict[str, str], captures: dict[str, dict[str, Any]])
 
 # %% ../../../nbs/ui/views/02_runs.ipynb #runs
 def runs_view(
-    frame: Any,  # A DataFrame that `track.queries.runs` returned
+    page: RunsPage,  # What `track.queries.runs_page` returned
 ) -> Result:
     "A table of runs, without the params that all of them share."
-    columns = list(frame.columns)
-    records = [dict(zip(columns, row, strict=True)) for row in frame.astype(object).where(frame.notna(), None).itertuples(index=False, name=None)]
+    columns = list(page.columns)
+    records = [{name: None if value != value else value for name, value in record.items()} for record in page.records]  # NaN is no value
     data = [{**{c: r[c] for c in ("id", "name", "experiment", "status", "kind", "parent")}, "started": r["started"], "seconds": r["seconds"],
              **{folder: {c.removeprefix(f"{folder}."): r[c] for c in columns if c.startswith(f"{folder}.") and r[c] is not None}
                 for folder in ("params", "metrics", "tags")}} for r in records]

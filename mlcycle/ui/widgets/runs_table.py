@@ -98,12 +98,11 @@ class PagedRuns(View):
     def static(self) -> Result:
         "The page as a table."
         r = self.request
-        frame = runs_page(r.query, r.experiment, r.order_by, r.size, r.offset, self.store)
-        table = runs_view(frame)
-        total = frame.attrs["total"]
-        if total <= len(frame):
+        page = runs_page(r.query, r.experiment, r.order_by, r.size, r.offset, self.store)
+        table = runs_view(page)
+        if page.total <= len(page):
             return table
-        place = f"{r.offset + 1:,}–{r.offset + len(frame):,} of {total:,} runs"
+        place = f"{r.offset + 1:,}–{r.offset + len(page):,} of {page.total:,} runs"
         return Result(table.data, [*table.parts, Text(place, "dim")])
 
     def refresh(
