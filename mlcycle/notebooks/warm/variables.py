@@ -14,14 +14,14 @@ from typing import Any
 from .state import read_early
 
 # %% auto #0
-__all__ = ['EVERY_NAME', 'kept_variables', 'record_names', 'end_record', 'recorded_names', 'missing_names']
+__all__ = ['kept_variables', 'record_names', 'end_record', 'recorded_names', 'missing_names']
 
 # %% ../../../nbs/notebooks/warm/17_variables.ipynb #kept
 _KEPT = {"PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "VIRTUAL_ENV", "DISPLAY", "WAYLAND_DISPLAY", "QT_API", "SOURCE_DATE_EPOCH",
-         "MATPLOTLIBRC", "MPLCONFIGDIR", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR"}
+         "MATPLOTLIBRC", "MPLCONFIGDIR", "SSL_CERT_FILE", "SSL_CERT_DIR", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME", "XDG_RUNTIME_DIR"}
 _KEPT_PREFIXES = ("LC_", "PYTHON", "LD_", "GLIBC_", "MALLOC_", "OMP_", "GOMP_", "KMP_", "OPENBLAS_", "MKL_", "BLIS_", "VECLIB_", "NUMEXPR_", "NUMBA_",
                   "NPY_", "NUMPY_", "SCIPY_", "SKLEARN_", "PANDAS_", "ARROW_", "POLARS_", "JOBLIB_", "LOKY_", "CUDA_", "NVIDIA_", "HIP_", "ROCR_",
-                  "XLA_", "TF_", "JAX_", "TORCH_", "PYTORCH_", "TQDM_", "SPYDER", "CONDA_", "IPYTHON", "JUPYTER_")
+                  "XLA_", "TF_", "JAX_", "TORCH_", "PYTORCH_", "TQDM_", "FSSPEC_", "SPYDER", "CONDA_", "IPYTHON", "JUPYTER_")
 _SECRET = re.compile("TOKEN|SECRET|PASS|KEY|CREDENTIAL|AUTH")
 
 
@@ -35,9 +35,8 @@ def kept_variables(
             and name not in listed and not _SECRET.search(name) and not any(secret in value for secret in secrets)}
 
 # %% ../../../nbs/notebooks/warm/17_variables.ipynb #record
-EVERY_NAME = "*"
-_LOOK_FOR_PREFIXES = ("tqdm.",)  # Modules that go through all variables, and read those with a prefix that is kept
-_THROUGH = ("_collections_abc", "os", __name__)
+_LOOK_FOR = {"tqdm.": "TQDM_*", "fsspec.": "FSSPEC_*", "mlcycle.notebooks.warm.": ""}  # Modules that go through all variables, and for what
+_THROUGH = ("collections.abc", "_collections_abc", "os", __name__)
 _files: list[int] = []           # Descriptor of the file that names are written to
 _names: set[str] = set()         # Names that were written
 _plain = type(os.environ)
@@ -45,7 +44,7 @@ _plain = type(os.environ)
 
 def _note(name: Any) -> None:
     name = name if isinstance(name, str) else os.fsdecode(name)
-    if name not in _names and _files:
+    if name and name not in _names and _files:
         _names.add(name)
         os.write(_files[0], os.fsencode(name) + b"\n")
 
@@ -61,8 +60,8 @@ class _RecordingEnvironment(_plain):
         frame = sys._getframe(1)
         while frame.f_back is not None and frame.f_globals.get("__name__") in _THROUGH:
             frame = frame.f_back
-        if not str(frame.f_globals.get("__name__")).startswith(_LOOK_FOR_PREFIXES):
-            _note(EVERY_NAME)
+        module = str(frame.f_globals.get("__name__"))
+        _note(next((names for start, names in _LOOK_FOR.items() if module.startswith(start)), "*"))
         return super().__iter__()
 
 # %% ../../../nbs/notebooks/warm/17_variables.ipynb #start-record
@@ -99,4 +98,5 @@ def missing_names(
 ) -> list[str]:               # Empty when the imports would do the same with that environment
     "The variables of a run that imports have asked for without getting them."
     kept = kept_variables(env)
-    return [name for name in read_early(env) if name not in kept and (name in asked or EVERY_NAME in asked)]
+    prefixes = tuple(name[:-1] for name in asked if name.endswith("*"))
+    return [name for name in read_early(env) if name not in kept and (name in asked or name.startswith(prefixes))]
