@@ -96,13 +96,9 @@ def ask_waiting(
 # %% ../../../nbs/notebooks/warm/19_waiting_client.ipynb #request
 def _request(args: list[str]) -> int:
     "Descriptor of a file in memory that holds all that a started process would have."
-    import resource
-
-    os.umask(umask := os.umask(0o077))
     main = getattr(sys.modules["__main__"], "__file__", None)
-    limits = {name: resource.getrlimit(getattr(resource, name)) for name in dir(resource) if name.startswith("RLIMIT_")}
     request = {"args": args, "argv": sys.argv, "orig_argv": sys.orig_argv, "main": main, "path": sys.path, "cwd": os.getcwd(),
-               "env": dict(os.environ), "umask": umask, "limits": limits, "cores": sorted(os.sched_getaffinity(0)),
+               "env": dict(os.environ),
                "ignored": [n for n in signal.valid_signals() if signal.getsignal(n) is signal.SIG_IGN],
                "blocked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, []))}
     fd = os.memfd_create("mlcycle-request")

@@ -53,13 +53,17 @@ def project_folder(
             return first
 
 # %% ../../../nbs/notebooks/warm/18_waiting_place.ipynb #identity
-def _container() -> list[Any]:
-    "What this process may see and use: its control group, its name spaces, its root folder."
+def _inherited() -> list[Any]:
+    "What this process has inherited: limits, cores, priority, file mode mask, control group, name spaces, root folder."
+    import resource
+
+    os.umask(umask := os.umask(0o077))
+    limits = [resource.getrlimit(getattr(resource, name)) for name in sorted(dir(resource)) if name.startswith("RLIMIT_")]
     with open("/proc/self/cgroup", encoding="utf-8") as file:
         groups = file.read()
     spaces = [os.readlink(f"/proc/self/ns/{name}") for name in ("mnt", "pid", "net", "user")]
     root = os.stat("/")
-    return [groups, spaces, root.st_dev, root.st_ino, os.nice(0)]
+    return [limits, sorted(os.sched_getaffinity(0)), os.nice(0), umask, groups, spaces, root.st_dev, root.st_ino]
 
 
 def place_name(
@@ -69,7 +73,7 @@ def place_name(
     "The name under which a command looks for a waiting process."
     python = [sys.executable, sys.version, list(sys.flags), sorted(map(str, sys._xoptions.items())), sys.warnoptions, __file__]
     user = [os.geteuid(), os.getegid(), sorted(os.getgroups())]
-    whole = [python, user, project, sorted(kept_variables(env).items()), _container()]
+    whole = [python, user, project, sorted(kept_variables(env).items()), _inherited()]
     return hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:20]
 
 # %% ../../../nbs/notebooks/warm/18_waiting_place.ipynb #entry

@@ -286,7 +286,7 @@ class _Loop:
         self.retired = True
         self.poller.unregister(self.listener)
         self.listener.close()
-        for ending in (".json", ".s"):
+        for ending in (".json", ".s", ".lock"):
             with contextlib.suppress(OSError):
                 os.unlink(self.config["place"] + ending)
         fcntl.flock(self.own_files[0], fcntl.LOCK_UN)
@@ -315,7 +315,10 @@ def _listen(place: str) -> tuple[socket.socket, int] | None:
     lock = os.open(place + ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        other = os.stat(place + ".lock").st_ino != os.fstat(lock).st_ino  # the process that has just ended has removed this one
     except OSError:
+        other = True
+    if other:
         os.close(lock)
         return None
     with contextlib.suppress(FileNotFoundError):
