@@ -1674,6 +1674,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                             'mlcycle/notebooks/warm/waiting_client.py'),
                                                        'mlcycle.notebooks.warm.waiting_client._connect': ( 'notebooks/warm/waiting_client.html#_connect',
                                                                                                            'mlcycle/notebooks/warm/waiting_client.py'),
+                                                       'mlcycle.notebooks.warm.waiting_client._is_watched': ( 'notebooks/warm/waiting_client.html#_is_watched',
+                                                                                                              'mlcycle/notebooks/warm/waiting_client.py'),
                                                        'mlcycle.notebooks.warm.waiting_client._request': ( 'notebooks/warm/waiting_client.html#_request',
                                                                                                            'mlcycle/notebooks/warm/waiting_client.py'),
                                                        'mlcycle.notebooks.warm.waiting_client._switched_off': ( 'notebooks/warm/waiting_client.html#_switched_off',

@@ -11,9 +11,6 @@ import sys
 __all__ = ['main']
 
 # %% ../../nbs/ui/05_cli.ipynb #main
-_COMMAND = "mlcycle.ui.command_line:run_command"
-
-
 def main(
     args: list[str] | None = None,  # The words of the command line; those of the process by default
 ) -> None:
@@ -32,4 +29,4 @@ def main(
         if waits:
             from mlcycle.notebooks.warm.waiting_start import leave_waiting
 
-            leave_waiting(_COMMAND)
+            leave_waiting()

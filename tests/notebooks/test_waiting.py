@@ -41,7 +41,8 @@ class Shell:
         import nbformat
         from nbformat.v4 import new_code_cell, new_notebook
 
-        nodes = [new_code_cell(parameters, id="p", metadata={"tags": ["parameters"]}), *(new_code_cell(cell, id=f"c{i}") for i, cell in enumerate(cells))]
+        nodes = [new_code_cell(parameters, id="p", metadata={"tags": ["parameters"]})]
+        nodes += [new_code_cell(cell, id=f"c{i}") for i, cell in enumerate(cells)]
         nbformat.write(new_notebook(cells=nodes), self.folder / name)
         return self.folder / name
 
@@ -150,7 +151,8 @@ def test_it_is_not_used_where_it_must_not_be(shell: Shell, how: str) -> None:
     try:
         if how in ("options", "mask"):
             mask = 0o077 if how == "mask" else -1
-            subprocess.run([sys.executable, *(["-X", "utf8"] if how == "options" else []), "-m", "mlcycle", "run", "show.ipynb", "--out", "out.ipynb"],
+            options = ["-X", "utf8"] if how == "options" else []
+            subprocess.run([sys.executable, *options, "-m", "mlcycle", "run", "show.ipynb", "--out", "out.ipynb"],
                            cwd=shell.folder, env=shell.env, check=True, umask=mask, stdout=subprocess.DEVNULL)
             text = json.loads((shell.folder / "out.ipynb").read_text())["cells"][-1]["outputs"][0]["text"]
             parent, *_, umask, _ = json.loads("".join(text))
@@ -244,7 +246,23 @@ def test_commands_at_the_same_time(shell: Shell) -> None:
     processes = [shell.start("run", "show.ipynb", "-p", "x", str(i), "--json") for i in range(3)] + [shell.start("run", "show.ipynb", "-p", "z", "1")]
     outputs = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0, 2]
-    assert len({json.loads(out)["id"] for out, _ in outputs[:3]}) == 3 and "z" in outputs[3][1]
+    assert len({json.dumps(json.loads(out)["run"]) for out, _ in outputs[:3]}) == 3 and "z" in outputs[3][1]
+
+
+def test_papermill_uses_the_same_process(own_shell: Shell) -> None:
+    "Papermill's command with this engine leaves a waiting process, and is given kernels by it; so is the magic in a notebook."
+    def papermill() -> list[Any]:
+        subprocess.run([sys.executable, "-m", "papermill", "show.ipynb", "out.ipynb", "--engine", "mlcycle", "--no-progress-bar"], cwd=own_shell.folder,
+                       env=own_shell.env, check=True, capture_output=True)
+        return json.loads("".join(json.loads((own_shell.folder / "out.ipynb").read_text())["cells"][-1]["outputs"][0]["text"]))
+
+    papermill()
+    waiting = own_shell.wait_for(lambda: next((state for state in own_shell.states() if state["ready"] and state["imports"]), None))
+    assert warm_parent(papermill()[0]) == waiting["pid"] and warm_parent(own_shell.shown()[0]) == waiting["pid"]
+    own_shell.write("magic.ipynb", "x = 1", "%load_ext mlcycle", "%mlcycle run show.ipynb --out magic_out.ipynb")
+    assert own_shell.mlcycle("run", "magic.ipynb")[0] == 0
+    text = json.loads((own_shell.folder / "magic_out.ipynb").read_text())["cells"][-1]["outputs"][0]["text"]
+    assert warm_parent(json.loads("".join(text))[0]) == waiting["pid"]
 
 
 def test_stop_and_replacement(own_shell: Shell, wait_for: Callable[..., Any]) -> None:

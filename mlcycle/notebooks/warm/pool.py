@@ -151,7 +151,7 @@ def _ask_shared(imports: tuple[str, ...], folder: str, env: Mapping[str, str]) -
     from mlcycle.notebooks.warm.waiting_client import ask_waiting, may_wait
     from mlcycle.notebooks.warm.waiting_place import find_entry
 
-    if not may_wait() or (entry := find_entry(env, folder)) is None:
+    if not may_wait() or (entry := find_entry(os.environ, os.getcwd())) is None:
         return None
     for _ in range(3):
         answer = ask_waiting(entry, {"do": "imports", "imports": imports, "folder": folder, "env": kept_variables(env)}, timeout=300)
@@ -176,6 +176,7 @@ POOL_SIZE = 3  # Most warm processes at a time
 
 _pool: dict[tuple[Any, ...], WarmProcess] = {}
 _shared: dict[tuple[Any, ...], SharedProcess] = {}
+_imported: dict[tuple[Any, ...], tuple[str, ...]] = {}  # What processes of the pool have imported, also when they have ended
 _retired: list[WarmProcess] = []
 _left_to_notebook: dict[tuple[Any, ...], frozenset[str]] = {}  # Imports that were reported as bad
 _died: Counter[tuple[Any, ...]] = Counter()         # How often a process ended before it was warm
@@ -242,6 +243,7 @@ def _get_process(key: tuple[Any, ...], imports: tuple[str, ...], folder: str, en
                 oldest.retire()
                 _retired.append(oldest)
             process = WarmProcess(imports, folder, env)
+        _imported[key] = imports
         _pool[key] = process  # last in the pool, so that it is the last one to be retired
         return process
 
@@ -249,15 +251,15 @@ def _get_process(key: tuple[Any, ...], imports: tuple[str, ...], folder: str, en
 def _drop(key: tuple[Any, ...], process: WarmProcess) -> None:
     with _pool_lock:
         if _pool.get(key) is process:
-            del _pool[key]
+            del _pool[key], _imported[key]
             process.retire()
             _retired.append(process)
 
 # %% ../../../nbs/notebooks/warm/11_pool.ipynb #own
 def own_imports() -> list[tuple[tuple[str, ...], str]]:
-    "The imports that this process has warm processes of its own for, each with the folder of the notebook."
+    "The imports for which this process has started warm processes of its own, each with the folder of the notebook."
     with _pool_lock:
-        return [(process.imports, folder) for (owner, _, folder, _), process in _pool.items() if owner == os.getpid()]
+        return [(imports, folder) for (owner, _, folder, _), imports in _imported.items() if owner == os.getpid()][-POOL_SIZE:]
 
 # %% ../../../nbs/notebooks/warm/11_pool.ipynb #close-all
 def close_all() -> None:

@@ -25,7 +25,13 @@ __all__ = ['ENV_WARM', 'may_wait', 'ask_waiting', 'run_in_waiting', 'leave']
 # %% ../../../nbs/notebooks/warm/19_waiting_client.ipynb #allowed
 ENV_WARM = "MLCYCLE_WARM"  # `false` turns waiting processes off
 _NO = ("0", "false", "no", "off")
-_TOOLS = ("coverage", "pydevd", "debugpy", "bdb")
+
+
+def _is_watched() -> bool:
+    "Whether a debugger, a profiler or a tool that measures coverage follows this process."
+    monitoring = getattr(sys, "monitoring", None)
+    tools = monitoring is not None and any(monitoring.get_tool(number) for number in range(6))
+    return bool(tools or sys.gettrace() or sys.getprofile() or "coverage" in sys.modules or "COVERAGE_PROCESS_START" in os.environ)
 
 
 def _switched_off(cwd: str) -> bool:
@@ -54,8 +60,7 @@ def may_wait() -> bool:
         return False
     if sys.orig_argv[1:2] and sys.orig_argv[1].startswith("-") and sys.orig_argv[1] not in ("-m", "-c"):  # options such as -X and -W
         return False
-    watched = "COVERAGE_PROCESS_START" in env or sys.gettrace() or sys.getprofile() or any(name in sys.modules for name in _TOOLS)
-    if watched or os.getuid() != os.geteuid():
+    if _is_watched() or os.getuid() != os.geteuid():
         return False
     try:
         return not _switched_off(os.getcwd())

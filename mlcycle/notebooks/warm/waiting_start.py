@@ -12,6 +12,7 @@ import secrets
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Sequence
 from typing import Any
 
 from ...errors import UsageError
@@ -21,7 +22,8 @@ from .waiting_client import ask_waiting, may_wait
 from .waiting_place import is_private, place_name, project_folder, read_entry, waiting_folder
 
 # %% auto #0
-__all__ = ['IDLE', 'ENV_IDLE', 'installed_modules', 'start_waiting', 'leave_waiting', 'waiting_processes', 'stop_waiting']
+__all__ = ['COMMAND', 'IDLE', 'ENV_IDLE', 'installed_modules', 'start_waiting', 'leave_waiting', 'waiting_processes',
+           'stop_waiting']
 
 # %% ../../../nbs/notebooks/warm/22_waiting_start.ipynb #modules
 def installed_modules() -> list[str]:  # In the order in which they were imported
@@ -37,6 +39,9 @@ def installed_modules() -> list[str]:  # In the order in which they were importe
     return names
 
 # %% ../../../nbs/notebooks/warm/22_waiting_start.ipynb #start
+COMMAND = "mlcycle.ui.command_line:run_command"  # Runs a command line
+_NEEDED = ("mlcycle.ui.command_line", "mlcycle.ui.commands.notebooks", "mlcycle.notebooks.execute.runner", "mlcycle.notebooks.execute.engine",
+           "mlcycle.store.connect", "mlcycle.track.current", "mlcycle.notebooks.warm.provisioner")  # What each run imports, and what these import
 IDLE = 600.0  # Seconds without a command after which a waiting process ends
 ENV_IDLE = "MLCYCLE_WARM_IDLE"  # Other seconds, for tests
 _PROGRAM = """
@@ -55,10 +60,9 @@ wait_for_commands(config, record, report)
 
 
 def start_waiting(
-    command: str,                          # The function that runs a command line, as `package.module:name`
     imports: list[tuple[tuple[str, ...], str]],  # What notebooks import, each with the notebook's folder
-    modules: list[str],                    # What to import before a command is forked
-) -> int | None:                           # Number of the process; None where one waits already, or none can
+    modules: Sequence[str] = (),  # What else to import before a command is forked
+) -> int | None:                  # Number of the process; None where one waits already, or none can
     "Start a process that waits for the next command like this one."
     folder, project, env = waiting_folder(), project_folder(os.getcwd()), kept_variables(os.environ)
     with contextlib.suppress(OSError):  # it is there, or cannot be made
@@ -70,8 +74,8 @@ def start_waiting(
         present = {**entry, "socket": place + ".s"}
         if ask_waiting(present, {"do": "status" if entry["code"] == code else "stop"}) is not None and entry["code"] == code:
             return None
-    config = {"command": command, "place": place, "token": secrets.token_hex(16), "project": project, "code": code, "env": env, "path": sys.path,
-              "idle": float(os.environ.get(ENV_IDLE) or IDLE), "modules": [command.partition(":")[0], *modules], "imports": imports}
+    config = {"command": COMMAND, "place": place, "token": secrets.token_hex(16), "project": project, "code": code, "env": env, "path": sys.path,
+              "idle": float(os.environ.get(ENV_IDLE) or IDLE), "modules": [*_NEEDED, *modules], "imports": imports}
     process = subprocess.Popen([sys.executable, "-c", _PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                                start_new_session=True, cwd="/", env={**env, "PYDEVD_DISABLE_FILE_VALIDATION": "1"})
     with process.stdin as pipe:
@@ -81,14 +85,14 @@ def start_waiting(
 
 # %% ../../../nbs/notebooks/warm/22_waiting_start.ipynb #leave
 def leave_waiting(
-    command: str,  # The function that runs a command line, as `package.module:name`
+    alone: bool = True,  # Whether this process does nothing but run a notebook, so that its modules are those that a run needs
 ) -> None:
     "Start a waiting process for what this process has just done, where that is allowed and of use."
     pool = sys.modules.get("mlcycle.notebooks.warm.pool")
     imports = pool.own_imports() if pool is not None else []
     if imports and may_wait():
         with contextlib.suppress(OSError):  # the next command is as slow as this one, and nothing else
-            start_waiting(command, imports, installed_modules())
+            start_waiting(imports, installed_modules() if alone else [])
 
 # %% ../../../nbs/notebooks/warm/22_waiting_start.ipynb #list
 def _entries() -> list[dict[str, Any]]:
