@@ -252,8 +252,8 @@ def test_commands_at_the_same_time(shell: Shell) -> None:
 def test_papermill_uses_the_same_process(own_shell: Shell) -> None:
     "Papermill's command with this engine leaves a waiting process, and is given kernels by it; so is the magic in a notebook."
     def papermill() -> list[Any]:
-        subprocess.run([sys.executable, "-m", "papermill", "show.ipynb", "out.ipynb", "--engine", "mlcycle", "--no-progress-bar"], cwd=own_shell.folder,
-                       env=own_shell.env, check=True, capture_output=True)
+        words = ["show.ipynb", "out.ipynb", "--engine", "mlcycle", "--kernel", "python3", "--no-progress-bar"]
+        subprocess.run([sys.executable, "-m", "papermill", *words], cwd=own_shell.folder, env=own_shell.env, check=True, capture_output=True)
         return json.loads("".join(json.loads((own_shell.folder / "out.ipynb").read_text())["cells"][-1]["outputs"][0]["text"]))
 
     papermill()

@@ -22,7 +22,8 @@ _KEPT = {"PATH", "HOME", "USER", "LOGNAME", "SHELL", "LANG", "LANGUAGE", "VIRTUA
 _KEPT_PREFIXES = ("LC_", "PYTHON", "LD_", "GLIBC_", "MALLOC_", "OMP_", "GOMP_", "KMP_", "OPENBLAS_", "MKL_", "BLIS_", "VECLIB_", "NUMEXPR_", "NUMBA_",
                   "NPY_", "NUMPY_", "SCIPY_", "SKLEARN_", "PANDAS_", "ARROW_", "POLARS_", "JOBLIB_", "LOKY_", "CUDA_", "NVIDIA_", "HIP_", "ROCR_",
                   "XLA_", "TF_", "JAX_", "TORCH_", "PYTORCH_", "TQDM_", "FSSPEC_", "SPYDER", "CONDA_", "IPYTHON", "JUPYTER_")
-_SET_BY_LIBRARIES = {"KMP_DUPLICATE_LIB_OK": "True", "KMP_INIT_AT_FORK": "FALSE", "PYDEVD_USE_FRAME_EVAL": "NO", "JUPYTER_WIDGETS_ECHO": "0"}
+_SET_BY_LIBRARIES = {"KMP_DUPLICATE_LIB_OK": "True", "KMP_INIT_AT_FORK": "FALSE", "PYDEVD_USE_FRAME_EVAL": "NO", "JUPYTER_WIDGETS_ECHO": "0",
+                     "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
 _SECRET = re.compile("TOKEN|SECRET|PASS|KEY|CREDENTIAL|AUTH")
 
 
@@ -32,8 +33,9 @@ def kept_variables(
     "The settings that libraries read while they are imported, without secrets."
     listed = [name for name in env.get("MLCYCLE_SECRETS", "").split(",") if name]
     secrets = [value for name in listed if len(value := env.get(name, "").strip()) > 3]
-    return {name: value for name, value in env.items() if (name in _KEPT or name.startswith(_KEPT_PREFIXES))
-            and _SET_BY_LIBRARIES.get(name) != value and name not in listed and not _SECRET.search(name) and not any(secret in value for secret in secrets)}
+    settings = {name: value for name, value in env.items() if (name in _KEPT or name.startswith(_KEPT_PREFIXES)) and name not in listed}
+    return {name: value for name, value in settings.items() if _SET_BY_LIBRARIES.get(name) != value
+            and not _SECRET.search(name) and not any(secret in value for secret in secrets)}
 
 # %% ../../../nbs/notebooks/warm/17_variables.ipynb #record
 _LOOK_FOR = {"tqdm.": "TQDM_*", "fsspec.": "FSSPEC_*", "mlcycle.notebooks.warm.": ""}  # Modules that go through all variables, and for what
@@ -100,4 +102,5 @@ def missing_names(
     "The variables of a run that imports have asked for without getting them."
     kept = kept_variables(env)
     prefixes = tuple(name[:-1] for name in asked if name.endswith("*"))
-    return [name for name, value in read_early(env).items() if name not in kept and _SET_BY_LIBRARIES.get(name) != value and (name in asked or name.startswith(prefixes))]
+    others = [name for name, value in read_early(env).items() if name not in kept and _SET_BY_LIBRARIES.get(name) != value]
+    return [name for name in others if name in asked or name.startswith(prefixes)]

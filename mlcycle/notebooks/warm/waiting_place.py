@@ -71,7 +71,7 @@ def place_name(
     env: Mapping[str, str],  # The environment of a command
 ) -> str:                    # The name of its files, without their endings
     "The name under which a command looks for a waiting process."
-    python = [sys.executable, sys.version, list(sys.flags), sorted(map(str, sys._xoptions.items())), sys.warnoptions, __file__]
+    python = [sys.executable, sys.version, list(sys.flags), sys.warnoptions, __file__]
     user = [os.geteuid(), os.getegid(), sorted(os.getgroups())]
     whole = [python, user, project, sorted(kept_variables(env).items()), _inherited()]
     return hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:20]
