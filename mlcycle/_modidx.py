@@ -1630,6 +1630,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'mlcycle/notebooks/warm/state.py'),
                                               'mlcycle.notebooks.warm.state.installed_state': ( 'notebooks/warm/state.html#installed_state',
                                                                                                 'mlcycle/notebooks/warm/state.py'),
+                                              'mlcycle.notebooks.warm.state.mlcycle_folder': ( 'notebooks/warm/state.html#mlcycle_folder',
+                                                                                               'mlcycle/notebooks/warm/state.py'),
                                               'mlcycle.notebooks.warm.state.read_early': ( 'notebooks/warm/state.html#read_early',
                                                                                            'mlcycle/notebooks/warm/state.py')},
             'mlcycle.notebooks.warm.threads': { 'mlcycle.notebooks.warm.threads.limit_threads': ( 'notebooks/warm/threads.html#limit_threads',

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterable, Mapping
 
 # %% auto #0
-__all__ = ['read_early', 'installed_state', 'code_state']
+__all__ = ['read_early', 'installed_state', 'mlcycle_folder', 'code_state']
 
 # %% ../../../nbs/notebooks/warm/16_state.ipynb #environment
 _LATE = {"PWD", "OLDPWD", "SHLVL", "_", "TZ", "TMPDIR", "MPLBACKEND", "COLUMNS", "LINES", "TERM", "PYTEST_CURRENT_TEST"}
@@ -46,11 +46,17 @@ def installed_state(
     return digest.hexdigest()
 
 # %% ../../../nbs/notebooks/warm/16_state.ipynb #source
+def mlcycle_folder() -> str:  # A path without links
+    "The folder of mlcycle's own modules."
+    import mlcycle
+
+    return os.path.dirname(os.path.realpath(mlcycle.__file__))
+
+
 def code_state() -> str:  # A digest that changes with any installed package and any file of mlcycle
     "A digest of the installed packages and of mlcycle's own files."
     digest = hashlib.sha256(installed_state(path for path in sys.path if path.endswith(_PACKAGES)).encode())
-    here = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
-    for folder, folders, names in os.walk(here):
+    for folder, folders, names in os.walk(mlcycle_folder()):
         folders[:] = sorted(name for name in folders if name != "__pycache__")
         for name in sorted(names):
             if name.endswith(".py"):

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from .state import code_state
+from .state import code_state, mlcycle_folder
 from .variables import kept_variables, missing_names
 
 # %% auto #0
@@ -71,7 +71,7 @@ def place_name(
     env: Mapping[str, str],  # The environment of a command
 ) -> str:                    # The name of its files, without their endings
     "The name under which a command looks for a waiting process."
-    python = [sys.executable, sys.version, list(sys.flags), sys.warnoptions, __file__]
+    python = [sys.executable, sys.version, list(sys.flags), sys.warnoptions, mlcycle_folder()]
     user = [os.geteuid(), os.getegid(), sorted(os.getgroups())]
     whole = [python, user, project, sorted(kept_variables(env).items()), _inherited()]
     return hashlib.sha256(json.dumps(whole).encode()).hexdigest()[:20]

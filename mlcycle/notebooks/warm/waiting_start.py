@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...errors import UsageError
-from .state import code_state
+from .state import code_state, mlcycle_folder
 from .variables import kept_variables
 from .waiting_client import ask_waiting, may_wait
 from .waiting_place import is_private, place_name, project_folder, read_entry, waiting_folder
@@ -28,8 +28,8 @@ __all__ = ['COMMAND', 'IDLE', 'ENV_IDLE', 'installed_modules', 'start_waiting', 
 # %% ../../../nbs/notebooks/warm/22_waiting_start.ipynb #modules
 def installed_modules() -> list[str]:  # In the order in which they were imported
     "The modules of this process that belong to Python, to installed packages or to mlcycle."
-    mlcycle = os.path.dirname(os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
-    roots = tuple(os.path.realpath(path) + os.sep for path in {*(sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib")), mlcycle})
+    places = {sysconfig.get_paths()[name] for name in ("stdlib", "purelib", "platlib")} | {mlcycle_folder()}
+    roots = tuple(os.path.realpath(place) + os.sep for place in places)
     names = []
     for name, module in list(sys.modules.items()):
         spec = getattr(module, "__spec__", None)
