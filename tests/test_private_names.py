@@ -80,7 +80,8 @@ USES: dict[str, list[Use]] = {
     "Python": [
         Use("atexit:_run_exitfuncs", KERNEL, "exit handlers of a notebook do not run"),
         Use("threading:_shutdown", KERNEL, "threads of a notebook are not waited for when its kernel ends"),
-        Use("os:_exit", f"{CHECKPOINTING} notebooks/warm/forking {KERNEL} {WAITING}", "a fork runs the exit handlers of the process it was forked from"),
+        Use("os:_exit", f"{CHECKPOINTING} notebooks/warm/forking {KERNEL} {WAITING}",
+            "a fork runs the exit handlers of the process it was forked from"),
         Use("sys:_getframe", "notebooks/warm/variables", "no process that has done imports is shared where a library goes through all variables"),
         Use("weakref:finalize._exitfunc", f"{CHECKPOINTING} {IDENTITY}", "temporary folders of a checkpoint are not removed, or removed twice"),
         Use("weakref:finalize._registered_with_atexit", IDENTITY, "temporary folders that a forked kernel makes are not removed"),

@@ -249,6 +249,20 @@ def test_commands_at_the_same_time(shell: Shell) -> None:
     assert len({json.dumps(json.loads(out)["run"]) for out, _ in outputs[:3]}) == 3 and "z" in outputs[3][1]
 
 
+def test_stop_lets_a_command_go_on(own_shell: Shell, wait_for: Callable[..., Any]) -> None:
+    "The run that goes on in a fork is not disturbed by `mlcycle warm stop`, and its exit code arrives."
+    own_shell.ready()
+    begun, end = own_shell.folder / "begun", own_shell.folder / "end"
+    own_shell.write("long.ipynb", "x = 1", f"import os, time\nopen({str(begun)!r}, 'w').close()\nwhile not os.path.exists({str(end)!r}): time.sleep(0.05)")
+    process = own_shell.start("run", "long.ipynb")
+    wait_for(begun.exists)
+    code, out, _ = own_shell.mlcycle("warm", "stop")
+    assert code == 0 and "The 1 running command will go on" in out and own_shell.states() == []
+    end.touch()
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0 and "finished" in out, err
+
+
 def test_papermill_uses_the_same_process(own_shell: Shell) -> None:
     "Papermill's command with this engine leaves a waiting process, and is given kernels by it; so is the magic in a notebook."
     def papermill() -> list[Any]:

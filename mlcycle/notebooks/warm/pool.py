@@ -158,13 +158,14 @@ def _ask_shared(imports: tuple[str, ...], folder: str, env: Mapping[str, str]) -
         if answer is None:
             return None
         (message, files), report = answer, answer[0]["report"]
-        control = socket.socket(fileno=files[0]) if files else None
-        if control is not None and not missing_names(env, message["asked"]):
-            return SharedProcess(control, report, imports)
-        if control is not None:
+        if files:
+            control = socket.socket(fileno=files[0])
+            control.set_inheritable(False)
+            if not missing_names(env, message["asked"]):
+                return SharedProcess(control, report, imports)
             control.close()
             return None
-        if report["problems"] and report["files"]:
+        if report["problems"]:
             raise NotForked(f"the imports leave {', '.join(report['problems'])}")
         if not report["bad"]:
             return None

@@ -112,7 +112,8 @@ def _request(args: list[str]) -> int:
     return fd
 
 # %% ../../../nbs/notebooks/warm/19_waiting_client.ipynb #signals
-_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH, signal.SIGTSTP)
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGWINCH", "SIGTSTP")
+_FORWARDED = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
 
 
 class _Signals:

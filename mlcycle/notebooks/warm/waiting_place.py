@@ -107,8 +107,11 @@ def find_entry(
     folder = waiting_folder()
     if not is_private(folder):
         return None
-    path = os.path.join(folder, place_name(project_folder(cwd), env))
-    entry = read_entry(path + ".json")
-    if entry is None or entry["code"] != code_state() or missing_names(env, entry["asked"]):
+    try:
+        path = os.path.join(folder, place_name(project_folder(cwd), env))
+        entry = read_entry(path + ".json")
+        if entry is None or entry["code"] != code_state() or missing_names(env, entry["asked"]):
+            return None
+    except (OSError, KeyError):  # what decides cannot be seen
         return None
     return {**entry, "socket": path + ".s"}

@@ -91,7 +91,7 @@ class _Commands:
             os.close(pidfd)
 
 # %% ../../../nbs/notebooks/warm/21_waiting_server.ipynb #warm
-NO_REPORT = {"bad": {}, "problems": ["nothing, as the process ended"], "files": {}}
+NO_REPORT: dict[str, Any] = {"bad": {}, "problems": [], "files": {}}
 
 
 class _SharedImports:
@@ -112,7 +112,7 @@ class _SharedImports:
             self.report = self.process.report if self.process is not None else NO_REPORT
         except NotForked:
             self.report = NO_REPORT
-        if self.report["bad"] or self.report["problems"]:
+        if self.report is NO_REPORT or self.report["bad"] or self.report["problems"]:
             self.end()
 
     def answer(self) -> None:
@@ -206,7 +206,7 @@ class _Loop:
             if not hmac.compare_digest(str(message.get("token")), self.config["token"]):
                 raise ValueError("another token")
             match message["do"]:
-                case "command":
+                case "command" if len(files) == 5:
                     return self._fork(connection, files)
                 case "imports":
                     shared = self.share(tuple(message["imports"]), message["folder"], message["env"])
@@ -219,7 +219,7 @@ class _Loop:
                 case "stop":
                     self.retire()
                     send(connection, {"stopping": os.getpid(), "commands": len(self.commands.running)})
-        except (Gone, TimeoutError, ValueError, TypeError, KeyError, AttributeError):
+        except (Gone, OSError, ValueError, TypeError, KeyError, AttributeError):
             for fd in files:
                 os.close(fd)
         connection.close()
@@ -229,6 +229,7 @@ class _Loop:
         self.used = time.monotonic()
         pid = os.fork()
         channel = socket.socket(fileno=files[0])
+        channel.set_inheritable(False)
         connection.close()
         if pid == 0:
             self._close_in_fork()
@@ -349,7 +350,8 @@ def wait_for_commands(
     listener, lock = place
     loop = _Loop(config, listener, (lock, record))
     for imports, folder in config["imports"]:
-        loop.share(tuple(imports), folder, config["env"])
+        with contextlib.suppress(OSError):  # such as a folder that is gone
+            loop.share(tuple(imports), folder, config["env"])
     entry = {name: config[name] for name in ("token", "project", "code")}
     write_entry(config["place"] + ".json", {**entry, "pid": os.getpid(), "asked": asked})
     freeze_memory()

@@ -96,8 +96,7 @@ def leave_waiting(
 
 # %% ../../../nbs/notebooks/warm/22_waiting_start.ipynb #list
 def _entries() -> list[dict[str, Any]]:
-    folder = waiting_folder()
-    if not os.path.lexists(folder):
+    if not sys.platform.startswith("linux") or not os.path.lexists(folder := waiting_folder()):
         return []
     if not is_private(folder):
         raise UsageError(f"{folder} can be reached by other users, so no waiting process is used. Remove it.")
