@@ -253,7 +253,8 @@ def test_stop_lets_a_command_go_on(own_shell: Shell, wait_for: Callable[..., Any
     "The run that goes on in a fork is not disturbed by `mlcycle warm stop`, and its exit code arrives."
     own_shell.ready()
     begun, end = own_shell.folder / "begun", own_shell.folder / "end"
-    own_shell.write("long.ipynb", "x = 1", f"import os, time\nopen({str(begun)!r}, 'w').close()\nwhile not os.path.exists({str(end)!r}): time.sleep(0.05)")
+    own_shell.write("long.ipynb", "x = 1", f"import os, time\nopen({str(begun)!r}, 'w').close()\n"
+                                           f"while not os.path.exists({str(end)!r}): time.sleep(0.05)")
     process = own_shell.start("run", "long.ipynb")
     wait_for(begun.exists)
     code, out, _ = own_shell.mlcycle("warm", "stop")

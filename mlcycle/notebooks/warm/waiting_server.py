@@ -228,15 +228,21 @@ class _Loop:
     def _fork(self, connection: socket.socket, files: list[int]) -> tuple[socket.socket, list[int]] | None:
         self.used = time.monotonic()
         pid = os.fork()
+        if pid == 0:
+            try:
+                channel = socket.socket(fileno=files[0])
+                channel.set_inheritable(False)
+                connection.close()
+                self._close_in_fork()
+                return channel, files[1:]
+            except BaseException:  # a fork must not go on as a second waiting process; the command runs the ordinary way
+                os._exit(1)
         channel = socket.socket(fileno=files[0])
         channel.set_inheritable(False)
-        connection.close()
-        if pid == 0:
-            self._close_in_fork()
-            return channel, files[1:]
         for fd in files[1:]:
             os.close(fd)
         self.commands.add(pid, channel)
+        connection.close()
         return None
 
     def _close_in_fork(self) -> None:
