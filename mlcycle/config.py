@@ -9,6 +9,7 @@ import os
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .errors import ConfigError
 
@@ -48,7 +49,7 @@ class Settings:
 # %% ../nbs/06_config.ipynb #table
 def table(
     root: Path,  # The project's root
-) -> dict[str, str]:  # Its `[tool.mlcycle]` table, empty without one
+) -> dict[str, Any]:  # Its `[tool.mlcycle]` table, empty without one
     "Read `[tool.mlcycle]`. Raises `ConfigError` for unknown keys or a broken file."
     path = root / "pyproject.toml"
     if not path.is_file():
@@ -57,9 +58,11 @@ def table(
         settings = tomllib.loads(path.read_text(encoding="utf-8")).get("tool", {}).get("mlcycle", {})
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise ConfigError(f"{path} is not valid TOML: {e}") from e
-    if unknown := sorted(set(settings) - {"store", "artifacts", "experiment"}):
-        raise ConfigError(f"[tool.mlcycle] in {path} has unknown keys: {', '.join(unknown)}. It takes store, artifacts and experiment.")
-    if wrong := [key for key, value in settings.items() if not isinstance(value, str)]:
+    if unknown := sorted(set(settings) - {"store", "artifacts", "experiment", "warm"}):
+        raise ConfigError(f"[tool.mlcycle] in {path} has unknown keys: {', '.join(unknown)}. It takes store, artifacts, experiment and warm.")
+    if not isinstance(settings.get("warm", True), bool):
+        raise ConfigError(f"[tool.mlcycle] in {path}: warm must be true or false, without quotes.")
+    if wrong := [key for key, value in settings.items() if key != "warm" and not isinstance(value, str)]:
         raise ConfigError(f"[tool.mlcycle] in {path}: {', '.join(wrong)} must be text in quotes.")
     return settings
 

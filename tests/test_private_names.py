@@ -26,6 +26,7 @@ class Use(NamedTuple):
 
 
 CHECKPOINTING, IDENTITY, KERNEL, POOL = (f"notebooks/warm/{name}" for name in ("checkpointing", "identity", "kernel", "pool"))
+WAITING = " ".join(f"notebooks/warm/waiting_{name}" for name in ("client", "command", "server"))
 CLIENT, BUSY, TREES, BUFFERS = "notebooks/execute/client", "ui/widgets/busy", "registry/safety/trees", "registry/safety/buffers"
 STREAM, APP, BASE = "ipykernel.iostream:OutStream", "ipykernel.kernelapp:IPKernelApp", "ipykernel.kernelbase:Kernel"
 RDB, STUDY, TRIAL = "optuna.storages:RDBStorage", "optuna:Study", "optuna:Trial"
@@ -81,7 +82,9 @@ USES: dict[str, list[Use]] = {
     "Python": [
         Use("atexit:_run_exitfuncs", KERNEL, "exit handlers of a notebook do not run"),
         Use("threading:_shutdown", KERNEL, "threads of a notebook are not waited for when its kernel ends"),
-        Use("os:_exit", f"{CHECKPOINTING} notebooks/warm/forking {KERNEL}", "a fork runs the exit handlers of the process it was forked from"),
+        Use("os:_exit", f"{CHECKPOINTING} notebooks/warm/forking {KERNEL} {WAITING}",
+            "a fork runs the exit handlers of the process it was forked from"),
+        Use("sys:_getframe", "notebooks/warm/variables", "no process that has done imports is shared where a library goes through all variables"),
         Use("weakref:finalize._exitfunc", f"{CHECKPOINTING} {IDENTITY}", "temporary folders of a checkpoint are not removed, or removed twice"),
         Use("weakref:finalize._registered_with_atexit", IDENTITY, "temporary folders that a forked kernel makes are not removed"),
         Use("weakref:finalize._registry", IDENTITY, "a forked kernel removes temporary folders of the process it was forked from"),

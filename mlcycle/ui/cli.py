@@ -7,10 +7,6 @@ from __future__ import annotations
 
 import sys
 
-from ..errors import MlcycleError
-from ..terminal import hanging
-from .tree import Face, NothingToShow, invoke
-
 # %% auto #0
 __all__ = ['main']
 
@@ -19,53 +15,18 @@ def main(
     args: list[str] | None = None,  # The words of the command line; those of the process by default
 ) -> None:
     "Run a command and exit with its exit code."
-    face = Face()
+    waits = args is None and sys.argv[1:2] == ["run"]
+    if waits:
+        from mlcycle.notebooks.warm.waiting_client import leave, run_in_waiting
+
+        if (code := run_in_waiting(sys.argv[1:])) is not None:
+            leave(code)
+    from mlcycle.ui.command_line import run_command
+
     try:
-        result = invoke(sys.argv[1:] if args is None else args, face)
-    except NothingToShow:
-        sys.exit(0)
-    except MlcycleError as e:
-        _show_error(e, face)
-        sys.exit(e.exit_code)
-    except (KeyboardInterrupt, SystemExit) as e:
-        if isinstance(e, KeyboardInterrupt) or hasattr(e, "result"):  # click's completion leaves through SystemExit
-            _show_error(e, face)
-        code = 130 if isinstance(e, KeyboardInterrupt) else e.code
-        sys.exit(getattr(e, "exit_code", code))
-    except BrokenPipeError:  # `mlcycle runs | head`
-        _discard_output()
-        sys.exit(0)
-    try:
-        if face.json:
-            print(result.json(), flush=True)
-        else:
-            result.show()
-            sys.stdout.flush()
-    except BrokenPipeError:
-        _discard_output()
-    sys.exit(result.exit_code)
+        run_command(sys.argv[1:] if args is None else args)
+    finally:
+        if waits:
+            from mlcycle.notebooks.warm.waiting_start import leave_waiting
 
-# %% ../../nbs/ui/05_cli.ipynb #discard-output
-def _discard_output() -> None:
-    "Let Python flush to nowhere at exit: the reader of the pipe has gone."
-    import os
-
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-# %% ../../nbs/ui/05_cli.ipynb #show-error
-def _show_error(error: BaseException, face: Face) -> None:
-    "Show the result of a run that failed, and the message of any error."
-    outcome = getattr(error, "result", None)
-    if face.json:
-        import json
-
-        failure = {"error": {"type": type(error).__name__, "message": str(error)}}
-        print(outcome.result().json() if outcome is not None else json.dumps(failure), flush=True)
-        return
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
-    if outcome is not None:
-        outcome.result().print(console)
-    console.print(Text.assemble(("error: ", "bold red"), hanging(str(error)) or "interrupted"))
+            leave_waiting()

@@ -48,9 +48,10 @@ COMMANDS = {  # Name to module and function, in the order of the model lifecycle
     "events": "store:events",
     "fsck": "store:fsck",
     "gc": "store:gc",
+    "warm": "warm:warm",
     "completion": "completion:completion",
 }
-NEED_NO_STORE = ("demo", "run", "map", "tune", "params", "autolog", "completion")  # Commands that work where there is no store yet
+NEED_NO_STORE = ("demo", "run", "map", "tune", "params", "autolog", "warm", "completion")  # Commands that work where there is no store yet
 
 # %% ../../nbs/ui/03_tree.ipynb #face
 @dataclass

@@ -1,8 +1,13 @@
 "What running a notebook costs with forked kernels and shared cells, side by side with plain Papermill and with the same work in one process."
 from __future__ import annotations
 
+import json
 import logging
+import os
+import shutil
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -106,3 +111,27 @@ def test_memory_of_shared_data(race: Race, local: Store, written: Callable[..., 
         race.note("memory of eight runs over 1 GB", f"{most:.2f} GB", "", f"{most:.2f} GB", "<= 1.5 GB", 0 < most <= 1.5)
     race.benchmark(lambda: None)  # memory is what is measured
     assert all(each.result().status == "finished" for each in waiting)
+
+
+def test_a_second_run_from_a_shell(race: Race, written: Callable[..., Path], tmp_path: Path) -> None:
+    "`mlcycle run` once a process waits for it, against the command `papermill`, of a notebook that imports pandas and scikit-learn."
+    path = written(*FIT)
+    (tmp_path / ".git").mkdir()
+    runtime = tempfile.mkdtemp(dir="/tmp")  # a socket's name must be short
+    env = {name: value for name, value in os.environ.items() if name != "CI" and not name.startswith("MLCYCLE_")} | {"XDG_RUNTIME_DIR": runtime}
+
+    def command(*words: str) -> str:
+        return subprocess.run([sys.executable, "-m", *words], cwd=tmp_path, env=env, check=True, capture_output=True, text=True).stdout
+
+    def waits() -> bool:
+        return any(state["ready"] and state["imports"] for state in json.loads(command("mlcycle", "warm", "--json")))
+
+    try:
+        command("mlcycle", "run", path.name)
+        while race.timed and not waits():
+            time.sleep(0.1)
+        race.run("second `mlcycle run` in a shell, against `papermill`", lambda: command("mlcycle", "run", path.name),
+                 lambda: command("papermill", path.name, "out.ipynb", "--no-progress-bar"), rounds=5, unit="s", bound=0.2, ratio=True)
+    finally:
+        command("mlcycle", "warm", "stop")
+        shutil.rmtree(runtime, ignore_errors=True)

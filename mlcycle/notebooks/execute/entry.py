@@ -5,6 +5,8 @@
 # %% ../../../nbs/notebooks/execute/15_entry.ipynb #imports
 from __future__ import annotations
 
+import atexit
+import sys
 from typing import Any
 
 # %% auto #0
@@ -18,6 +20,11 @@ class Engine:
     def execute_notebook(cls, *args: Any, **kwargs: Any) -> Any:
         from mlcycle.notebooks.execute.engine import TrackedEngine
 
+        if "session" not in kwargs and "papermill.cli" in sys.modules:  # Papermill's command, not a program that uses it
+            from mlcycle.notebooks.warm.waiting_start import leave_waiting
+
+            atexit.unregister(leave_waiting)
+            atexit.register(leave_waiting)
         return TrackedEngine.execute_notebook(*args, **kwargs)
 
     @classmethod

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import atexit
 import functools
-import hashlib
 import os
+import select
+import socket
 import subprocess
 import sys
 import threading
@@ -17,37 +18,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from .process import ForkedKernel, NotForked, fork_kernel
+from .state import installed_state, read_early
+from .variables import kept_variables, missing_names
 from .wire import Gone, pair, receive, send
 
 # %% auto #0
-__all__ = ['IDLE', 'POOL_SIZE', 'read_early', 'installed_state', 'WarmProcess', 'warm_process', 'close_all']
-
-# %% ../../../nbs/notebooks/warm/11_pool.ipynb #environment
-_LATE = {"PWD", "OLDPWD", "SHLVL", "_", "TZ", "TMPDIR", "MPLBACKEND", "COLUMNS", "LINES", "TERM", "PYTEST_CURRENT_TEST"}
-_LATE_PREFIXES = ("MLCYCLE_", "JPY_", "DASK_", "OPTUNA_", "PAPERMILL_", "CLICOLOR", "FORCE_COLOR", "PAGER", "GIT_PAGER")
-
-
-def read_early(
-    env: Mapping[str, str],  # An environment
-) -> dict[str, str]:         # The part of it that an import may read
-    "The variables that a warm process is made for."
-    return {name: value for name, value in env.items() if name not in _LATE and not name.startswith(_LATE_PREFIXES)}
-
-# %% ../../../nbs/notebooks/warm/11_pool.ipynb #installed
-def installed_state() -> str:  # A digest that changes when packages are installed, removed or updated
-    "A digest of Python's version, of the folders on `sys.path` and of the installed packages."
-    digest = hashlib.sha256(sys.version.encode())
-    for path in sys.path:
-        try:
-            digest.update(f"{path}:{os.stat(path or '.').st_mtime_ns}".encode())
-            if path.endswith(("site-packages", "dist-packages")):
-                with os.scandir(path) as entries:
-                    for entry in sorted(entries, key=lambda entry: entry.name):
-                        if entry.name.endswith((".dist-info", ".egg-link", ".pth", ".egg-info")):
-                            digest.update(f"{entry.name}:{entry.stat().st_mtime_ns}".encode())
-        except OSError:
-            continue
-    return digest.hexdigest()
+__all__ = ['IDLE', 'POOL_SIZE', 'WarmProcess', 'SharedProcess', 'warm_process', 'own_imports', 'close_all']
 
 # %% ../../../nbs/notebooks/warm/11_pool.ipynb #warm-constants
 IDLE = 300.0  # Seconds without a kernel after which a warm process ends
@@ -61,23 +37,28 @@ class WarmProcess:
         imports: tuple[str, ...],  # What to import, as `warmable` gives it
         folder: str,               # Where it is imported
         env: Mapping[str, str],    # Environment that imports may read
+        idle: float | None = None,  # Seconds without a kernel after which it ends; `IDLE` by default
+        record: int | None = None,  # Descriptor of a file that gets the names of variables that imports ask for
     ):
         self.imports = imports
         self.installed = installed_state()
-        self._control, theirs = pair()
+        self.control, theirs = pair()
         self._lock = threading.Lock()
         program = "from mlcycle.notebooks.warm.server import main; main()"
+        if record is not None:
+            program = f"from mlcycle.notebooks.warm.variables import record_names; record_names({record}); {program}"
         self.process = subprocess.Popen(
-            [sys.executable, "-c", program, str(theirs.fileno())], pass_fds=[theirs.fileno()], cwd=folder,
+            [sys.executable, "-c", program, str(theirs.fileno())], cwd=folder,
+            pass_fds=[theirs.fileno(), *([] if record is None else [record])],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
             env={**read_early(env), "PYDEVD_DISABLE_FILE_VALIDATION": "1"})
         theirs.close()
-        send(self._control, {"imports": imports, "idle": IDLE})
+        send(self.control, {"imports": imports, "idle": IDLE if idle is None else idle})
 
     @functools.cached_property
     def _report(self) -> dict[str, Any]:
         try:
-            return receive(self._control, 300)[0]
+            return receive(self.control, 300)[0]
         except (Gone, TimeoutError) as e:
             self.process.kill()
             self.process.wait()
@@ -96,8 +77,8 @@ class WarmProcess:
         if "_report" not in self.__dict__:  # its imports are not done yet
             return True
         try:
-            return all([(info := os.stat(path)).st_mtime_ns, info.st_size] == state for path, state in self.report["files"].items())
-        except (OSError, NotForked):
+            return _unchanged(self.report["files"])
+        except NotForked:
             return False
 
     def fork(
@@ -107,28 +88,96 @@ class WarmProcess:
         timeout: float = 60,      # Seconds for the kernel to get ready
     ) -> ForkedKernel:
         "Fork a kernel from this process. Raises `NotForked`."
-        return fork_kernel(self._control, request, streams, timeout)
+        return fork_kernel(self.control, request, streams, timeout)
 
     def retire(self) -> None:
         "Let the process end with its last kernel."
         try:
-            send(self._control, "retire")
+            send(self.control, "retire")
         except Gone:
             self.process.poll()
 
     def close(self) -> None:
         "End the process and its kernels."
-        self._control.close()
+        self.control.close()
         try:
             self.process.wait(5)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
 
+# %% ../../../nbs/notebooks/warm/11_pool.ipynb #unchanged
+def _unchanged(files: Mapping[str, list[int]]) -> bool:
+    "Whether the modules of the project are as they were when they were imported."
+    try:
+        return all([(info := os.stat(path)).st_mtime_ns, info.st_size] == state for path, state in files.items())
+    except OSError:
+        return False
+
+# %% ../../../nbs/notebooks/warm/11_pool.ipynb #shared
+class SharedProcess:
+    "A warm process that a waiting process has started, for this process and others."
+
+    def __init__(
+        self,
+        control: socket.socket,     # A copy of its control channel
+        report: dict[str, Any],     # What it reports about its imports
+        imports: tuple[str, ...],   # What it has imported
+    ):
+        self.control, self.report, self.imports = control, report, imports
+        self.installed = installed_state()
+
+    def current(self) -> bool:
+        "Whether a process started now would import the same."
+        gone = select.select([self.control], [], [], 0)[0]  # it sends nothing more, so this is its end
+        return not gone and installed_state() == self.installed and _unchanged(self.report["files"])
+
+    def fork(
+        self,
+        request: dict[str, Any],  # See `fork_kernel`
+        streams: tuple[int, int, int],  # Standard input, output and error
+        timeout: float = 60,      # Seconds for the kernel to get ready
+    ) -> ForkedKernel:
+        "Fork a kernel from this process. Raises `NotForked`."
+        return fork_kernel(self.control, request, streams, timeout)
+
+    def close(self) -> None:
+        "Use the process no more."
+        self.control.close()
+
+# %% ../../../nbs/notebooks/warm/11_pool.ipynb #ask-shared
+def _ask_shared(imports: tuple[str, ...], folder: str, env: Mapping[str, str]) -> SharedProcess | None:
+    "The process of a waiting process in which imports are done; None where there is none that fits. Raises `NotForked` where the imports forbid it."
+    from mlcycle.notebooks.warm.waiting_client import ask_waiting, may_wait
+    from mlcycle.notebooks.warm.waiting_place import find_entry
+
+    if not may_wait() or (entry := find_entry(os.environ, os.getcwd())) is None:
+        return None
+    for _ in range(3):
+        answer = ask_waiting(entry, {"do": "imports", "imports": imports, "folder": folder, "env": kept_variables(env)}, timeout=300)
+        if answer is None:
+            return None
+        (message, files), report = answer, answer[0]["report"]
+        if files:
+            control = socket.socket(fileno=files[0])
+            control.set_inheritable(False)
+            if not missing_names(env, message["asked"]):
+                return SharedProcess(control, report, imports)
+            control.close()
+            return None
+        if report["problems"]:
+            raise NotForked(f"the imports leave {', '.join(report['problems'])}")
+        if not report["bad"]:
+            return None
+        imports = tuple(name for name in imports if name not in report["bad"])
+    return None
+
 # %% ../../../nbs/notebooks/warm/11_pool.ipynb #pool-constants
 POOL_SIZE = 3  # Most warm processes at a time
 
 _pool: dict[tuple[Any, ...], WarmProcess] = {}
+_shared: dict[tuple[Any, ...], SharedProcess] = {}
+_imported: dict[tuple[Any, ...], tuple[str, ...]] = {}  # What processes of the pool have imported, also when they have ended
 _retired: list[WarmProcess] = []
 _left_to_notebook: dict[tuple[Any, ...], frozenset[str]] = {}  # Imports that were reported as bad
 _died: Counter[tuple[Any, ...]] = Counter()         # How often a process ended before it was warm
@@ -139,13 +188,15 @@ def warm_process(
     imports: tuple[str, ...] = (),  # What the notebook imports
     folder: str | None = None,      # Where it lies; the working folder by default
     env: Mapping[str, str] | None = None,  # Environment of the run; this process's by default
-) -> WarmProcess:
+) -> WarmProcess | SharedProcess:
     "The warm process for a notebook. Raises `NotForked` with the reason where none can be used."
     if not sys.platform.startswith("linux"):
         raise NotForked("kernels are forked on Linux only")
     env = os.environ if env is None else env
     folder = folder or os.getcwd()
     key = (os.getpid(), imports, folder, tuple(sorted(read_early(env).items())))
+    if (shared := _get_shared(key, imports, folder, env)) is not None:
+        return shared
     for _ in range(3):
         if _died[key] > 2:
             raise NotForked("the warm process ended several times while it imported")
@@ -165,6 +216,18 @@ def warm_process(
             return process
     raise NotForked("the imports do something else every time")  # each time another import is reported as bad
 
+# %% ../../../nbs/notebooks/warm/11_pool.ipynb #get-shared
+def _get_shared(key: tuple[Any, ...], imports: tuple[str, ...], folder: str, env: Mapping[str, str]) -> SharedProcess | None:
+    "The waiting process's warm process for a key, None where there is none."
+    with _pool_lock:
+        shared = _shared.get(key)
+        if shared is not None and not shared.current():
+            _shared.pop(key).close()
+            shared = None
+        if shared is None and key not in _pool and (shared := _ask_shared(imports, folder, env)) is not None:
+            _shared[key] = shared
+        return shared
+
 # %% ../../../nbs/notebooks/warm/11_pool.ipynb #get
 def _get_process(key: tuple[Any, ...], imports: tuple[str, ...], folder: str, env: Mapping[str, str]) -> WarmProcess:
     "The pool's process for a key, started where there is none that is up to date."
@@ -183,6 +246,7 @@ def _get_process(key: tuple[Any, ...], imports: tuple[str, ...], folder: str, en
                 oldest.retire()
                 _retired.append(oldest)
             process = WarmProcess(imports, folder, env)
+        _imported[key] = imports
         _pool[key] = process  # last in the pool, so that it is the last one to be retired
         return process
 
@@ -190,9 +254,15 @@ def _get_process(key: tuple[Any, ...], imports: tuple[str, ...], folder: str, en
 def _drop(key: tuple[Any, ...], process: WarmProcess) -> None:
     with _pool_lock:
         if _pool.get(key) is process:
-            del _pool[key]
+            del _pool[key], _imported[key]
             process.retire()
             _retired.append(process)
+
+# %% ../../../nbs/notebooks/warm/11_pool.ipynb #own
+def own_imports() -> list[tuple[tuple[str, ...], str]]:
+    "The imports for which this process has started warm processes of its own, each with the folder of the notebook."
+    with _pool_lock:
+        return [(imports, folder) for (owner, _, folder, _), imports in _imported.items() if owner == os.getpid()][-POOL_SIZE:]
 
 # %% ../../../nbs/notebooks/warm/11_pool.ipynb #close-all
 def close_all() -> None:
@@ -202,13 +272,14 @@ def close_all() -> None:
             if owner == os.getpid():
                 process.close()
         _pool.clear()
-        for process in _retired:
+        for process in (*_retired, *_shared.values()):
             process.close()
         _retired.clear()
+        _shared.clear()
 
 
 atexit.register(close_all)
 
 # %% ../../../nbs/notebooks/warm/11_pool.ipynb #pool-pool-constants
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=lambda: (_pool.clear(), _retired.clear()))
+    os.register_at_fork(after_in_child=lambda: (_pool.clear(), _retired.clear(), _shared.clear()))

@@ -173,8 +173,9 @@ class MlcycleMagics(Magics):
     def mlcycle(self, line: str) -> Result | None:
         "Run an mlcycle command: `%mlcycle runs -o -metrics.auc`; `%mlcycle --help` lists them."
         face = Face(notebook=True)
+        words = split_words(line)
         try:
-            result = invoke(split_words(line) or ["--help"], face)
+            result = invoke(words or ["--help"], face)
         except NothingToShow:
             return None
         except MagicError:
@@ -185,6 +186,11 @@ class MlcycleMagics(Magics):
             if not isinstance(e, MlcycleError):
                 raise
             raise MagicError(str(e)) from None
+        finally:
+            if words[:1] == ["run"]:
+                from mlcycle.notebooks.warm.waiting_start import leave_waiting
+
+                leave_waiting(alone=False)
         if face.json:
             print(result.json())
             return None
