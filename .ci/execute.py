@@ -46,7 +46,8 @@ def environment() -> dict[str, str]:
         kept.pop(name, None)
     kept["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     kept["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-    fixed = {"PYTHONHASHSEED": "0", "TZ": "UTC", "COLUMNS": "100", "LINES": "40", "TERM": "dumb", "USER": "user", "LOGNAME": "user", "IN_TEST": "1"}
+    fixed = {"PYTHONHASHSEED": "0", "TZ": "UTC", "COLUMNS": "100", "LINES": "40", "TERM": "dumb", "USER": "user", "LOGNAME": "user", "IN_TEST": "1",
+             "MLCYCLE_WARM": "false"}
     return kept | fixed
 
 

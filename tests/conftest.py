@@ -78,6 +78,7 @@ def isolated(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tm
             need(name)
     for name in [name for name in os.environ if name.startswith(("MLCYCLE_", "AWS_"))]:
         monkeypatch.delenv(name)
+    monkeypatch.setenv("MLCYCLE_WARM", "false")  # no process outlives a test that did not ask for it
     monkeypatch.chdir(tmp_path)
     yield
     if connect := sys.modules.get("mlcycle.store.connect"):
