@@ -95,7 +95,8 @@ def commands(project: Path) -> list[list[str]]:
             ["artifacts", run], ["artifacts", "nb"], ["delete", run], ["register", run, "model" + NAME], ["register", run, "model"],
             ["promote", "model/9" + NAME], ["promote", "model/2", "--why", "why" + NAME], ["rollback", "model@champion"], ["models"],
             ["models", "--json"], ["predict", "model", "in" + NAME + ".csv", "-o", "out.csv"], ["predict", "model", "in.csv", "-o", "o" + NAME],
-            ["autolog", NAME], ["events"], ["events", "--json"], ["events", "model"], ["fsck"], ["gc"], ["completion", NAME], ["warm"], ["warm", "--json"], ["map", NAME, NAME],
+            ["autolog", NAME], ["events"], ["events", "--json"], ["events", "model"], ["fsck"], ["gc"], ["completion", NAME],
+            ["warm"], ["warm", "--json"], ["map", NAME, NAME],
             ["tune", "n.ipynb", "-s", NAME], ["params", "n.ipynb"], ["params", NAME], ["demo", "-d", "n.ipynb"], [NAME], ["--" + NAME]]
 
 
