@@ -7,15 +7,16 @@ import sys
 from typing import Any
 
 import pytest
+from sklearn.linear_model import LinearRegression
 
 from mlcycle.entities import AliasMove
 from mlcycle.errors import NotFoundError, UsageError
 from mlcycle.registry.aliases import promote, rollback, step_back
-from mlcycle.registry.manifest import Manifest
 from mlcycle.registry.versions import register
-from mlcycle.store import artifacts, events, models, runs, schema
+from mlcycle.store import events, models, runs, schema
 from mlcycle.store.check import fsck
 from mlcycle.store.connect import Store
+from mlcycle.track.begin import start
 
 ACTING = """
 import random, sys
@@ -48,12 +49,12 @@ for _ in range(40):
 
 def filled(store: Store) -> None:
     "A finished run with a model of which three versions are registered, and one that can be deleted."
-    source, spare = runs.create(store, "churn", "source"), runs.create(store, "churn", "spare")
-    artifacts.put_bytes(store, source, Manifest("sklearn", False, "a.Model", {}, {}).to_bytes(), "model/manifest.json", kind="model")
-    for run in (source, spare):
-        runs.finish(store, run)
+    source = start("source", "churn", store=store, capture=False)
+    source.log_model(LinearRegression().fit([[0.0], [1.0]], [0.0, 1.0]))
+    source.finish()
+    runs.finish(store, runs.create(store, "churn", "spare"))
     for _ in range(3):
-        register(source, "churn", store=store)
+        register("source", "churn", store=store)
     promote("churn/1", store=store)
 
 

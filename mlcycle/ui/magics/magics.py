@@ -173,9 +173,9 @@ class MlcycleMagics(Magics):
     def mlcycle(self, line: str) -> Result | None:
         "Run an mlcycle command: `%mlcycle runs -o -metrics.auc`; `%mlcycle --help` lists them."
         face = Face(notebook=True)
-        words = split_words(line)
+        arguments = split_words(line)
         try:
-            result = invoke(words or ["--help"], face)
+            result = invoke(arguments or ["--help"], face)
         except NothingToShow:
             return None
         except MagicError:
@@ -187,7 +187,7 @@ class MlcycleMagics(Magics):
                 raise
             raise MagicError(str(e)) from None
         finally:
-            if words[:1] == ["run"]:
+            if arguments[:1] == ["run"]:
                 from mlcycle.notebooks.warm.waiting_start import leave_waiting
 
                 leave_waiting(alone=False)
