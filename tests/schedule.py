@@ -27,15 +27,27 @@ FIXTURES = {"browser": {"lab"}, "services": {"s3_url", "team", "cluster", "calm_
 SERVICES = {"postgresql": "services", "s3": "services", "chromium": "browser"}
 
 SPLIT = {"tests/test_notebooks.py", "tests/docs/test_site.py", "tests/notebooks/test_reproduce.py", "tests/tune/test_durability.py"}
-SECONDS = {  # estimates, until a whole run on an idle machine has printed its --durations
-    "tests/notebooks/test_sigkill.py": 150, "tests/notebooks/test_like_papermill.py": 140, "tests/executors/test_dask.py": 120,
-    "tests/test_notebooks.py::test_every_cell_runs[notebooks]": 120,
-    "tests/docs/test_site.py::test_documentation_build_processes_every_notebook": 110,
-    "tests/notebooks/test_forked_kernels.py": 105, "tests/tune/test_engines.py": 100, "tests/test_notebooks.py::test_every_cell_runs[tune]": 90,
-    "tests/browser/test_study_view.py": 80, "tests/browser/test_contrast.py": 70, "tests/browser/test_runs_table.py": 70,
-    "tests/browser/test_pages.py": 60, "tests/executors/test_monthly.py": 60, "tests/notebooks/test_resume.py": 60,
-    "tests/test_notebooks.py::test_every_cell_runs[registry]": 50, "tests/test_notebooks.py::test_every_cell_runs[ui]": 50,
-    "tests/autolog/test_every_estimator.py": 45, "tests/registry/test_malicious_files.py": 40,
+SECONDS = {  # of a whole run with three workers on two cores
+    "tests/browser/test_study_view.py": 275, "tests/notebooks/test_forked_kernels.py": 165, "tests/tune/test_engines.py": 135,
+    "tests/browser/test_contrast.py": 110, "tests/notebooks/test_like_papermill.py": 100, "tests/browser/test_pages.py": 95,
+    "tests/notebooks/test_sigkill.py": 85, "tests/tune/test_study.py": 85, "tests/browser/test_runs_table.py": 85,
+    "tests/notebooks/test_waiting.py": 80, "tests/executors/test_dask.py": 80, "tests/store/test_conformance.py": 80,
+    "tests/notebooks/test_shared_cells.py": 70, "tests/browser/test_live_run.py": 70, "tests/notebooks/test_following.py": 65,
+    "tests/ui/test_cli.py": 60, "tests/notebooks/test_resume.py": 55, "tests/executors/test_monthly.py": 50, "tests/docs/test_readme.py": 50,
+    "tests/notebooks/test_outcomes.py": 45, "tests/docs/test_site.py::test_documentation_build_processes_every_notebook": 45,
+    "tests/store/test_blobs.py": 45, "tests/tune/test_durability.py::test_random_kills[0-function-grid-2]": 40,
+    "tests/tune/test_durability.py::test_random_kills[0-notebook-tpe-2]": 40, "tests/test_notebooks.py::test_every_cell_runs[registry]": 40,
+    "tests/test_notebooks.py::test_every_cell_runs[ui/commands]": 40, "tests/tune/test_durability.py::test_random_kills[0-notebook-grid-1]": 40,
+    "tests/ui/test_tune.py": 40, "tests/test_notebooks.py::test_every_cell_runs[store]": 40,
+    "tests/test_notebooks.py::test_every_cell_runs[tune]": 35, "tests/tune/test_durability.py::test_random_kills[0-function-tpe-1]": 35,
+    "tests/store/test_restart.py": 35, "tests/autolog/test_sklearn.py": 35, "tests/test_notebooks.py::test_every_cell_runs[ui/widgets]": 35,
+    "tests/test_notebooks.py::test_every_cell_runs[track/autolog]": 35, "tests/notebooks/test_papermill.py": 30,
+    "tests/tune/test_samplers_compared.py": 30, "tests/store/test_faults.py": 30,
+    "tests/test_notebooks.py::test_every_cell_runs[notebooks/warm]": 30, "tests/registry/test_malicious_files.py": 30,
+    "tests/autolog/test_every_estimator.py": 25, "tests/test_notebooks.py::test_every_cell_runs[notebooks/sweep]": 25,
+    "tests/test_notebooks.py::test_every_cell_runs[.]": 25, "tests/docs/test_outputs.py": 25, "tests/benchmarks/test_kernels.py": 25,
+    "tests/tune/test_space.py": 25, "tests/track/test_current.py": 20, "tests/ui/test_team.py": 20, "tests/executors/test_local.py": 20,
+    "tests/test_notebooks.py::test_every_cell_runs[registry/flavours]": 20, "tests/browser/test_magics.py": 20,
 }
 LONG = ("tests/tune/test_durability.py", "tests/test_notebooks.py::test_every_cell_runs")  # half a minute, where `SECONDS` knows no better
 

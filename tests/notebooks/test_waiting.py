@@ -185,6 +185,7 @@ def test_signals_reach_the_run(shell: Shell, signum: int, wait_for: Callable[...
 def test_a_killed_command_leaves_nothing_running(shell: Shell, wait_for: Callable[..., Any]) -> None:
     "What the user has started is killed: its fork and its kernel end, the waiting process goes on."
     waiting = shell.ready()
+    wait_for(lambda: shell.states()[0]["commands"] == 0)  # those of the test before have ended
     begun = shell.folder / "begun"
     shell.write("long.ipynb", "x = 1", f"import os\nwith open({str(begun)!r} + '.new', 'w') as f: f.write(str(os.getpid()))\n"
                                        f"os.rename({str(begun)!r} + '.new', {str(begun)!r})\nimport time; time.sleep(600)")
