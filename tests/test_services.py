@@ -31,7 +31,7 @@ def test_tests_are_isolated(tmp_path: Path) -> None:
     "A test starts in its own folder, sees no setting of whoever started pytest, and finds its store there."
     from mlcycle.store.connect import current_store
 
-    assert Path.cwd() == tmp_path and not [name for name in os.environ if name.startswith(("MLCYCLE_", "AWS_"))]
+    assert Path.cwd() == tmp_path and [name for name in os.environ if name.startswith(("MLCYCLE_", "AWS_"))] == ["MLCYCLE_WARM"]
     assert Path(current_store().db.where).is_relative_to(tmp_path)
 
 
