@@ -166,8 +166,7 @@ def test_by_keyboard_at_600_pixels_in_the_dark(notebook: Opener, seeded: Path) -
             page.keyboard.press("Space")
             table.get_by_text(f"{1 if 'deeper' in label else 2} selected").wait_for()
     assert {"Filter", "Columns", "Refresh", "name", "Select all on this page", "Runs on a page"} <= {s.strip() for s in seen}, seen
-    table.get_by_role("button", name="Compare", exact=True).focus()
-    page.keyboard.press("Enter")
+    table.get_by_role("button", name="Compare", exact=True).press("Enter")
     both = opened.output(0).locator(".mlc-compare")
     both.get_by_role("tab", name="Params").wait_for()
     both.get_by_role("tab", name="Params").focus()

@@ -30,6 +30,7 @@ class Shell:
 
     def __init__(self, folder: Path, wait_for: Callable[..., Any]):
         self.folder, self.wait_for = folder, wait_for
+        self.pid: int | None = None  # The waiting process that `ready` gave
         self.runtime = tempfile.mkdtemp(dir="/tmp")  # a socket's name must be short
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("MLCYCLE_", "PYTEST_", "COVERAGE_")) and name != "CI"}
         self.env = {**clean, "XDG_RUNTIME_DIR": self.runtime, "MLCYCLE_WARM_IDLE": "600"}
@@ -65,14 +66,16 @@ class Shell:
         return json.loads("".join(nb["cells"][-1]["outputs"][0]["text"]))
 
     def states(self) -> list[dict[str, Any]]:
-        "The waiting processes of this shell."
-        return json.loads(self.mlcycle("warm", "--json")[1])
+        "The waiting processes of this shell, the one that `ready` gave first: a run with another umask leaves one of its own behind."
+        return sorted(json.loads(self.mlcycle("warm", "--json")[1]), key=lambda state: state["pid"] != self.pid)
 
     def ready(self) -> dict[str, Any]:
         "The waiting process, when its imports are done; started by a run where there is none."
         if not self.states():
             assert self.mlcycle("run", "show.ipynb")[0] == 0
-        return self.wait_for(lambda: next((state for state in self.states() if state["ready"] and state["imports"]), None))
+        state = self.wait_for(lambda: next((state for state in self.states() if state["ready"] and state["imports"]), None))
+        self.pid = state["pid"]
+        return state
 
     def end(self) -> None:
         "Stop what waits."
