@@ -1,6 +1,7 @@
 "Fixtures for every test: isolation from the user's settings, stores, and real services that skip (or, with CI=true, fail) where they are missing."
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -43,6 +44,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "needs(*names): services that the test cannot run without: " + ", ".join(SERVICES))
     for name, what in schedule.MARKERS.items():
         config.addinivalue_line("markers", f"{name}: {what}")
+    if not hasattr(config, "workerinput"):
+        # The first process of a machine that imports it makes its list of fonts; a slow one writes of it into a cell's output
+        importlib.import_module("matplotlib.font_manager")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -89,7 +89,8 @@ SITUATIONS = [
     Situation("allowed to raise", [(["raises-exception"], "1 / 0"), "print('on')", (["skip-execution"], "print('skipped')"), "2 + 2"],
               wanted={"statuses": (["completed"] * 4, ["completed", "completed", "skipped", "completed"])}),  # what was left out is not called done
     Situation("input is refused", ["input('name?')", "1"]),
-    Situation("shell and await", ["!echo shell", "%%bash\necho bash; echo error >&2", "import asyncio\nawait asyncio.sleep(0.01, 'slept')"]),
+    Situation("shell and await", ["!echo shell", "%%bash\necho bash", "%%bash\necho error >&2",
+                                  "import asyncio\nawait asyncio.sleep(0.01, 'slept')"]),
     Situation("stays with Jupyter's counts", ["", "1", "%%capture captured\nprint('caught')\n2", "captured.stdout", "_ = 3", "In[-1], len(Out)"]),
     Situation("an unknown kernel", ["1 + 1"], wanted={"raised": ("NoSuchKernel", None), "*": (None, None)},
               metadata={"kernelspec": {"name": "conda-env-x-py", "display_name": "x", "language": "python"}, "language_info": {"name": "python"}}),
