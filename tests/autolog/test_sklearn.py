@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from joblib import parallel_config
+from sklearn import metrics as metrics_module
 from sklearn import model_selection
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.datasets import load_breast_cancer
@@ -55,6 +56,7 @@ def snapshot() -> dict[Any, Any]:
     found |= {(key, "fn"): value.fn for key, value in found.items() if hasattr(value, "fn") and hasattr(value, "check")}
     for name in ("cross_validate", "cross_val_predict", "learning_curve", "validation_curve", "permutation_test_score"):
         found[name] = [cell.cell_contents for cell in getattr(model_selection, name).__closure__]
+    found |= {name: [cell.cell_contents for cell in getattr(metrics_module, name).__closure__] for name in ("roc_auc_score", "confusion_matrix")}
     return found | {"parallel": joblib.Parallel.__call__}
 
 
@@ -303,7 +305,7 @@ def test_what_is_asked_for(logged: Store) -> None:
     assert [d.rows for d in inputs.listing(logged, run.run)] == [569, 569]
     mlc.register(run.id, "cancer")
     assert (mlc.load_model("cancer").predict(X) == model.predict(X)).all()
-    mlc.autolog(datasets=False)
+    mlc.autolog(datasets=False, training_metrics=False)
     with mlc.run("plain", capture=False) as run:
         model.fit(X, y)
     assert not any(name.startswith("training") for name in run.metrics) and artifacts.listing(logged, run.run) == []

@@ -18,14 +18,16 @@ from .options import options
 from .outermost import is_outermost, quiet, record
 from .parts import record_part
 from .patches import Patches
-from .values import address, final, is_estimator, label, params_of
+from .model_runs import remember_model
+from .scores import PREDICTIONS, add_score, followed_prediction, followed_score, training_score
+from .values import address, default_params, final, is_estimator, label, params_of
 
 # %% auto #0
-__all__ = ['METHODS', 'AFTER', 'CHEAP', 'provider', 'only_prepares', 'fit_arguments', 'logged_fit', 'describe_estimator',
-           'log_data', 'install', 'install_joblib']
+__all__ = ['METHODS', 'AFTER', 'CHEAP', 'provider', 'only_prepares', 'fit_arguments', 'logged_fit', 'logged_call',
+           'describe_estimator', 'log_data', 'install', 'install_joblib']
 
 # %% ../../../nbs/track/autolog/08_fits.ipynb #call
-METHODS = ("fit", "fit_transform", "fit_predict", "partial_fit")
+METHODS = ("fit", "fit_transform", "fit_predict", "partial_fit", *PREDICTIONS, "score")
 
 
 def only_prepares(
@@ -86,6 +88,21 @@ def logged_fit(
         return record_part(name, estimator, call, lambda log: _before(log, estimator, X, y))
     return record(name, estimator, call, lambda log: _before(log, estimator, X, y), lambda log, result: _after(log, estimator, X, y, weight))
 
+# %% ../../../nbs/track/autolog/08_fits.ipynb #logged-call
+def logged_call(
+    method: Callable[..., Any],  # A method of `METHODS`, as its class defines it
+    estimator: Any,              # The estimator
+    args: tuple[Any, ...],       # Positional arguments
+    kwargs: dict[str, Any],      # Named arguments
+) -> Any:                        # The result of the method
+    "Call a method of an estimator with what autologging does beside it."
+    name = method.__name__
+    if name in PREDICTIONS:
+        return followed_prediction(method, estimator, args, kwargs)
+    if name == "score":
+        return followed_score(method, estimator, args, kwargs)
+    return logged_fit(method, estimator, args, kwargs)
+
 # %% ../../../nbs/track/autolog/08_fits.ipynb #before
 AFTER: list[Callable[[Log, Any], bool]] = []  # Called with a fitted estimator; each returns whether it logged something
 
@@ -111,7 +128,8 @@ def _params(estimator: Any) -> tuple[dict[str, Any], dict[str, str]]:
 # %% ../../../nbs/track/autolog/08_fits.ipynb #before-before
 def _before(log: Log, estimator: Any, X: Any, y: Any) -> None:
     describe_estimator(log, estimator)
-    log.facts({"estimator": address(estimator), **describe_data(X, y)})
+    log.defaults = default_params(estimator)
+    log.facts({"estimator": address(estimator), "defaults": log.defaults, **describe_data(X, y)})
 
 # %% ../../../nbs/track/autolog/08_fits.ipynb #after
 def _after(log: Log, estimator: Any, X: Any, y: Any, sample_weight: Any) -> None:
@@ -126,12 +144,17 @@ def _after(log: Log, estimator: Any, X: Any, y: Any, sample_weight: Any) -> None
         with log.careful("its params"):
             log.changed_params(_params(estimator)[0])
     with log.careful("the data"):
-        log.facts({"estimator": address(estimator), **describe_data(X, y, estimator)})
+        log.facts({"estimator": address(estimator), "defaults": log.defaults, **describe_data(X, y, estimator)})
     for log_more in AFTER:
         with log.careful("more"):
             log_more(log, estimator)
     if options.datasets is not False:
         log_data(log, X, y)
+    with log.careful("its run"):
+        model_run = remember_model(log, estimator, X)
+        if options.training_metrics is None:
+            for name, score in training_score(estimator, model_run.estimator_type, X, y, sample_weight).items():
+                add_score(model_run, name, score)
     if options.training_metrics:
         with log.careful("training metrics"):
             log.measures(training_metrics(estimator, X, y, sample_weight))
@@ -166,10 +189,10 @@ def _wrapped(fit: Any) -> Any:
     @functools.wraps(fit)
     def logged(self, /, *args, **kwargs):
         try:
-            from mlcycle.track.autolog.fits import logged_fit
+            from mlcycle.track.autolog.fits import logged_call
         except ImportError:  # unpickled where there is no mlcycle
             return fit(self, *args, **kwargs)
-        return logged_fit(fit, self, args, kwargs)
+        return logged_call(fit, self, args, kwargs)
 
     return logged
 

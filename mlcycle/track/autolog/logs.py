@@ -45,6 +45,7 @@ class Log:
         self.seconds = 0.0          # How long the call took
         self.followed = False       # Whether its iterations were logged while it ran
         self.described: dict[str, Any] = {}  # Params as they were before the call
+        self.defaults: list[str] = []        # Names of those that nobody has chosen
         self._names: dict[str, str] = {}     # Name of a param that the user has logged, to the one that the fitted value gets
         self._points: list[tuple[str, int, float]] = []
         self._written = time.perf_counter()

@@ -16,7 +16,7 @@ __all__ = ['Options', 'set_options', 'options']
 class Options:
     "What autologging does besides reading values that cost nothing."
     models: bool = False            # Store the fitted model, with its signature
-    training_metrics: bool = False  # Predict the training set again, for metrics on it
+    training_metrics: bool | None = None  # Predict the fit's own data, for metrics on it; None takes one score where that is cheap
     datasets: bool | None = None    # Record the data by its digest; None does so for small data (1 MB and less)
     figures: bool = True            # Store the figures that a tracked cell shows
     candidates: int = 1000          # Candidates of a search that become runs at most, the best ones

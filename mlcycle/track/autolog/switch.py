@@ -22,7 +22,7 @@ __all__ = ['GROUP', 'BUILT_IN', 'Install', 'providers', 'autolog']
 # %% ../../../nbs/track/autolog/15_switch.ipynb #providers
 GROUP = "mlcycle.autolog"
 BUILT_IN = {name: f"mlcycle.track.autolog.{module}:provider" for name, module in (
-    ("sklearn", "fits"), ("searches", "searches"), ("validation", "validation"), ("figures", "figures"), ("xgboost", "xgboost"),
+    ("sklearn", "fits"), ("searches", "searches"), ("validation", "validation"), ("scores", "scores"), ("figures", "figures"), ("xgboost", "xgboost"),
     ("lightgbm", "lightgbm"))}
 Install = Callable[[Patches, ModuleType], None]
 
@@ -39,12 +39,12 @@ def autolog(
     on: bool = True,                # False switches it off and takes every change back
     *,
     models: bool = False,           # Store the fitted model, with its signature
-    training_metrics: bool = False,  # Predict the training set again, for metrics on it
+    training_metrics: bool | None = None,  # Predict the fit's own data, for metrics on it; by default one score, where that is cheap
     datasets: bool | None = None,   # Record the data by its digest; by default for small data (1 MB and less)
     figures: bool = True,           # Store the figures that a tracked cell shows
     candidates: int = 1000,         # Candidates of a search that become runs at most, the best ones
 ) -> None:
-    "Log what scikit-learn, xgboost and lightgbm train, and the figures that a tracked cell shows. A second call changes the options."
+    "Log what scikit-learn, xgboost and lightgbm train, scores on what they predict, and the figures that a tracked cell shows."
     was_on = options() is not None
     if not on:
         set_options(None)

@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from functools import cache
+from inspect import Parameter, signature
 from typing import Any
 
 from ...values import plain
 
 # %% auto #0
-__all__ = ['MAX_CHARACTERS', 'MAX_MEMBERS', 'is_estimator', 'short', 'params_of', 'final', 'label', 'address']
+__all__ = ['MAX_CHARACTERS', 'MAX_MEMBERS', 'is_estimator', 'short', 'params_of', 'default_params', 'final', 'label', 'address']
 
 # %% ../../../nbs/track/autolog/04_values.ipynb #value
 MAX_CHARACTERS = 250  # Characters of a param's JSON
@@ -84,6 +86,34 @@ def params_of(
                 value = f"{text[:MAX_CHARACTERS - 50]}… ({len(text):,} characters)"
         stored[name] = value
     return stored, long
+
+# %% ../../../nbs/track/autolog/04_values.ipynb #defaults
+@cache
+def _defaults(kind: type) -> dict[str, Any]:
+    "Param name to default of an estimator class; empty where it has no signature."
+    try:
+        return {name: parameter.default for name, parameter in signature(kind).parameters.items() if parameter.default is not Parameter.empty}
+    except (TypeError, ValueError):
+        return {}
+
+
+def default_params(
+    estimator: Any,  # An estimator
+) -> list[str]:      # Names as in `get_params(deep=True)`
+    "The params that nobody has chosen: a class's own defaults, and parts that are named after their class."
+    params = estimator.get_params(deep=True)
+    names = []
+    for name, value in params.items():
+        owner, _, last = name.rpartition("__")
+        known = _defaults(type(params.get(owner) if owner else estimator))
+        if last in known:
+            default = known[last]
+            chosen = type(value) is not type(default) or (isinstance(value, bool | int | float | str) and value != default and value == value)
+            if not chosen and (value is default or isinstance(value, bool | int | float | str)):
+                names.append(name)
+        elif is_estimator(value) and last.rstrip("-0123456789") == type(value).__name__.lower():  # a step that `make_pipeline` named
+            names.append(name)
+    return names
 
 # %% ../../../nbs/track/autolog/04_values.ipynb #names
 def final(
