@@ -13,6 +13,7 @@ from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, mean_absolute_error, roc_auc_score
 from sklearn.model_selection import GridSearchCV, cross_val_score, train_test_split
+from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -49,6 +50,19 @@ def test_scores_after_the_run(logged: Store) -> None:
         roc, = test["roc"]
         assert np.trapezoid(roc["y"], roc["x"]) == pytest.approx(values["test_roc_auc"], abs=2e-3) and roc["label"] == "1"
     assert len(all_runs(logged)) == 2  # a score makes no run
+
+
+def test_a_score_alone(logged: Store) -> None:
+    "`score` of a pipeline gives all curves, without another metric; the answers of a network are views of views."
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it has not converged
+        model = make_pipeline(StandardScaler(), MLPClassifier(5, max_iter=20, random_state=0)).fit(X_train, y_train)
+    model.score(X_test, y_test)
+    area = roc_auc_score(y_test, model.predict_proba(X_test)[:, 1])
+    run, = all_runs(logged)
+    test = evaluations(logged, run)["evaluation/test.json"]
+    assert test["confusion"]["counts"] == confusion_matrix(y_test, model.predict(X_test)).tolist() and {"roc", "precision_recall"} <= set(test)
+    assert metrics.latest(logged, run)["test_roc_auc"] == area
 
 
 def test_what_is_not_known_is_not_logged(logged: Store) -> None:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
+import numpy as np
+
 from ...entities import Run
 from ...redact import Redactor
 from ...store.connect import Store
@@ -148,7 +150,10 @@ def note_answer(
     X: Any,               # What it was asked
 ) -> None:
     "Remember which model gave an answer, and to which data."
-    _answers.set(answer, Answer(model_run, name_of(X, model_run, calling_frame())))
+    noted = Answer(model_run, name_of(X, model_run, calling_frame()))
+    _answers.set(answer, noted)
+    if (owner := getattr(answer, "base", None)) is not None and not np.may_share_memory(answer, X):  # a view of a view is one of the owner
+        _answers.set(owner, noted)
 
 
 def answer_of(

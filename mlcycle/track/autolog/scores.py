@@ -75,7 +75,7 @@ def add_evaluation(
 
 # %% ../../../nbs/track/autolog/19_scores.ipynb #predictions
 PREDICTIONS = ("predict", "predict_proba", "predict_log_proba", "decision_function")
-_scored: ContextVar[tuple[Any, list[tuple[str, Any]]] | None] = ContextVar("mlcycle_scored", default=None)  # The estimator and its answers
+_scored: ContextVar[tuple[int, list[tuple[str, Any]]] | None] = ContextVar("mlcycle_scored", default=None)  # Id of what learned, and its answers
 
 
 def followed_prediction(
@@ -89,7 +89,7 @@ def followed_prediction(
     if is_outermost():
         if (model_run := run_of(estimator)) is not None:
             note_answer(answer, model_run, args[0] if args else kwargs.get("X"))
-    elif (scored := _scored.get()) is not None and scored[0] is estimator:
+    elif (scored := _scored.get()) is not None and scored[0] == id(estimator):
         scored[1].append((predict.__name__, answer))
     return answer
 
@@ -109,7 +109,7 @@ def followed_score(
     if model_run is None:
         return score(estimator, *args, **kwargs)
     answers: list[tuple[str, Any]] = []
-    token, begin = _scored.set((estimator, answers)), time.perf_counter()
+    token, begin = _scored.set((id(final(getattr(estimator, "best_estimator_", estimator))), answers)), time.perf_counter()
     try:
         with quiet():
             value = score(estimator, *args, **kwargs)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 # %% auto #0
-__all__ = ['Columns', 'Picture', 'lineage_parts']
+__all__ = ['Columns', 'Picture', 'Folded', 'lineage_parts']
 
 # %% ../../../nbs/ui/views/01_parts.ipynb #columns
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,24 @@ class Picture:
         from rich.text import Text as RichText
 
         return RichText(one_line(f"[{self.alt}]"), style="dim")
+
+# %% ../../../nbs/ui/views/01_parts.ipynb #folded
+@dataclass(frozen=True, slots=True)
+class Folded:
+    "A part behind a line that unfolds."
+    title: str     # The line
+    part: Part     # What unfolds
+    hint: str = ""  # How a terminal shows it
+
+    def html(self) -> str:
+        "As HTML."
+        return f"<details><summary class='dim' style='cursor:pointer'>{html.escape(self.title)}</summary>{self.part.html()}</details>"
+
+    def rich(self) -> RenderableType:
+        "For a terminal."
+        from rich.text import Text as RichText
+
+        return RichText(one_line(self.title + (f": {self.hint}" if self.hint else "")), style="dim")
 
 # %% ../../../nbs/ui/views/01_parts.ipynb #lineage
 def lineage_parts(

@@ -8,13 +8,15 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from ...display import Facts, Part, Result, Table, Text, show_bytes, show_seconds
+from ...display import STATES, Facts, Part, Result, Table, Text, show_bytes, show_seconds
 from ...entities import Artifact, Run
 from ...errors import MlcycleError
 from ...store import artifacts, facts, inputs, metrics, runs
 from ...store.connect import Store
 from ...track.queries import RunsPage
-from .parts import Columns, Picture, lineage_parts
+from .evaluations import evaluation_parts
+from .metric_table import metric_table
+from .parts import Columns, Folded, Picture, lineage_parts
 
 # %% auto #0
 __all__ = ['FIGURES', 'FIGURE_BYTES', 'figures', 'run_data', 'run_view', 'runs_view']
@@ -52,41 +54,64 @@ def run_data(
             "error": {"type": run.error.type, "message": run.error.message, "cell": run.error.cell} if run.error else None,
             "params": facts.params(store, run), "metrics": metrics.latest(store, run), "tags": facts.tags(store, run)}
 
+# %% ../../../nbs/ui/views/02_runs.ipynb #heading
+def _heading(run: Run) -> list[Part]:
+    "What became of a run, and its error."
+    took = f" in {show_seconds(run.seconds)}" if run.ended else ""
+    parts: list[Part] = [Text(f"{run.name} ({run.id[:8]}) of {run.experiment}: {run.status}{took}", STATES.get(run.status, ""))]
+    if run.reason:
+        parts.append(Text(run.reason, "warn"))
+    if run.error and run.error.traceback:
+        parts.append(Text(run.error.traceback, "bad", block=True))
+    return parts
+
+# %% ../../../nbs/ui/views/02_runs.ipynb #given
+def _given(data: dict[str, Any], captures: dict[str, dict[str, Any]]) -> list[Part]:
+    "The params of a run, those that the library chose folded away, and its tags."
+    defaults = set(captures.get("autolog", {}).get("defaults", ()))
+    chosen = {name: value for name, value in data["params"].items() if name not in defaults}
+    rest = {name: value for name, value in data["params"].items() if name in defaults}
+    columns: list[Part] = [Facts(values, title) for values, title in ((chosen, "Params"), (data["tags"], "Tags")) if values]
+    folded: list[Part] = [Folded(f"{len(rest)} params at their defaults", Facts(rest), "--json shows them")] if rest else []
+    return [*([Columns(columns)] if columns else []), *folded]
+
+# %% ../../../nbs/ui/views/02_runs.ipynb #came-from
+def _came_from(store: Store, run: Run, data: dict[str, Any], captures: dict[str, dict[str, Any]]) -> list[Part]:
+    "Who made a run, from which code, in which environment."
+    from mlcycle.notebooks.checkpoints.keeper import CHECKPOINTS_CAPTURE, kept_line
+    from mlcycle.notebooks.reproduce.runner import last_reproduction
+    from mlcycle.registry.lineage import of_run
+
+    values = {"started": run.started, "by": run.actor, "part of": run.parent and run.parent[:8], **_origin(run, data["tags"], captures),
+              "reproduced": last_reproduction(store, run), "kept": kept_line(captures.get(CHECKPOINTS_CAPTURE, {}), run.id, time.time())}
+    return [Facts(values, "Where it came from"), *lineage_parts(of_run(store, run))]
+
 # %% ../../../nbs/ui/views/02_runs.ipynb #run
 def run_view(
     store: Store,
     run: Run,
 ) -> Result:
-    "One run: its params and inputs, its results, its origin."
-    from mlcycle.notebooks.checkpoints.keeper import CHECKPOINTS_CAPTURE, kept_line
-    from mlcycle.notebooks.reproduce.runner import last_reproduction
-    from mlcycle.registry.lineage import of_run
-
+    "One run: its results, its params, its origin."
     data = run_data(store, run)
     captures = facts.captures(store, run)
     files = artifacts.listing(store, run)
     datasets = inputs.listing(store, run)
+    children = runs.children(store, run)
     data |= {"artifacts": [{"name": a.name, "digest": a.digest, "bytes": a.size, "kind": a.kind} for a in files], "captured": captures,
              "inputs": [{"name": d.name, "role": d.role, "digest": d.digest, "rows": d.rows, "source": d.source} for d in datasets],
-             "warnings": facts.warnings(store, run), "children": [child.id for child in runs.children(store, run)]}
-    parts: list[Part] = [Facts({
-        "run": f"{run.name} ({run.id[:8]})", "experiment": run.experiment, "status": run.status, "reason": run.reason, "started": run.started,
-        "took": show_seconds(run.seconds), "by": run.actor, "part of": run.parent and run.parent[:8], **_origin(run, data["tags"], captures),
-        "reproduced": last_reproduction(store, run), "kept": kept_line(captures.get(CHECKPOINTS_CAPTURE, {}), run.id, time.time())})]
-    parts += lineage_parts(of_run(store, run))
-    if logged := [Facts(data[kind], kind.capitalize()) for kind in ("params", "metrics", "tags") if data[kind]]:
-        parts.append(Columns(logged))
+             "warnings": facts.warnings(store, run), "children": [child.id for child in children]}
+    table = metric_table(store, run)
+    parts: list[Part] = [*_heading(run), *([table] if table else []), *evaluation_parts(store, files)]
     if pictures := figures(store, files):
         parts += [Text("Figures", "head"), Columns(pictures)]
+    parts += _given(data, captures)
+    if children:
+        parts.append(Table(["run", "name", "status"], [[c.id[:8], c.name, c.status] for c in children], "Parts"))
     tables = [Table(["data", "for", "rows", "digest"], [[d.name, d.role, d.rows, d.digest[:12]] for d in datasets], "Inputs"),
               Table(["artifact", "kind", "size"], [[a.name, a.kind, show_bytes(a.size)] for a in files], "Artifacts")]
-    if any(table.rows for table in tables):
-        parts.append(Columns([table for table in tables if table.rows]))
-    if data["children"]:
-        parts.append(Table(["run", "name", "status"], [[c.id[:8], c.name, c.status] for c in runs.children(store, run)], "Parts"))
+    parts += [Columns([table for table in tables if table.rows])] if any(table.rows for table in tables) else []
+    parts += _came_from(store, run, data, captures)
     parts += [Text(f"Warning: {w}", "warn") for w in data["warnings"]]
-    if run.error and run.error.traceback:
-        parts.append(Text(run.error.traceback, "bad", block=True))
     return Result(data, parts)
 
 # %% ../../../nbs/ui/views/02_runs.ipynb #origin
