@@ -312,11 +312,14 @@ class ActiveRun:
         return {**self.store.environment, ENV_RUN: self.id}
 
     def result(self) -> Result:
-        "The run in a few lines: its status, its params and its metrics so far. Raises `StoreError`."
+        "The run in a few lines: its status, its metrics so far and its params but for a library's defaults. Raises `StoreError`."
         run = runs.get(self.store, self.id)
         head = f"{run.name} ({run.id[:8]}) of {run.experiment}: {run.status}" + (f" in {show_seconds(run.seconds)}" if run.ended else "")
-        values = {**self.params, **self.metrics}
-        return Result({"run": run.id}, [Text(head, STATES.get(run.status, "")), *([Facts(values)] if values else [])])
+        defaults = set(facts.captures(self.store, run).get("autolog", {}).get("defaults", ()))
+        chosen = {name: value for name, value in self.params.items() if name not in defaults}
+        columns = [Facts({**self.metrics, **chosen})] if self.metrics or chosen else []
+        hidden = [Text(f"and {len(defaults)} params at their defaults", "dim")] if defaults else []
+        return Result({"run": run.id}, [Text(head, STATES.get(run.status, "")), *columns, *hidden])
 
     def __repr__(self) -> str:
         return repr(self.result())
