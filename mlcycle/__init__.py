@@ -49,7 +49,13 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("mlcycle")
-    return _load(name)
+    if name not in _HOME:
+        from mlcycle.familiar_names import PACKAGE_NAMES, no_attribute
+
+        raise no_attribute(f"module {__name__!r}", name, PACKAGE_NAMES)
+    from mlcycle.parameter_docs import attach_docs
+
+    return attach_docs(_load(name))
 
 
 def __dir__() -> list[str]:

@@ -321,6 +321,11 @@ class ActiveRun:
         hidden = [Text(f"and {len(defaults)} params at their defaults", "dim")] if defaults else []
         return Result({"run": run.id}, [Text(head, STATES.get(run.status, "")), *columns, *hidden])
 
+    def __getattr__(self, name: str) -> Any:
+        from mlcycle.familiar_names import RUN_NAMES, no_attribute
+
+        raise no_attribute("A run", name, RUN_NAMES)
+
     def __repr__(self) -> str:
         return repr(self.result())
 
