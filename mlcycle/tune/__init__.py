@@ -26,11 +26,17 @@ class _Callable(ModuleType):
 
     @property
     def __signature__(self) -> Any:
-        from inspect import signature
-
+        from mlcycle.parameter_docs import readable_signature
         from mlcycle.tune.tuning import tune
 
-        return signature(tune)
+        return readable_signature(tune)
+
+    def getdoc(self) -> str:
+        "What `mlc.tune?` shows."
+        from mlcycle.parameter_docs import documented
+        from mlcycle.tune.tuning import tune
+
+        return documented(tune)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         "Search for the best params of a notebook, a function or an estimator: see `mlcycle.tune.tuning.tune`."
