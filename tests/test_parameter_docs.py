@@ -33,6 +33,6 @@ def test_each_parameter_is_explained(shell: Any, name: str) -> None:
     for parameter in inspect.signature(function).parameters.values():
         if parameter.name == "self":
             continue
-        place = next((i for i, line in enumerate(lines) if line.startswith((f"{parameter.name} : ", f"*{parameter.name} : ", f"**{parameter.name} : "))), None)
+        place = next((i for i, line in enumerate(lines) if line.lstrip("*").startswith(f"{parameter.name} : ")), None)
         assert place is not None and lines[place + 1].startswith("    ") and len(lines[place + 1].strip()) > 3, (name, parameter.name, text)
     assert ": '" not in (info["definition"] or "")  # annotations stand without quotation marks
