@@ -52,13 +52,15 @@ def artifacts(run: str, download: Path | None, only: str) -> Result:
 
     store = current_store()
     resolved = store_runs.resolve(store, run)
-    files = store_artifacts.listing(store, resolved, only)
-    if only and not files:
+    files, lost = store_artifacts.listing(store, resolved, only), store_artifacts.lost(store, resolved, only)
+    if only and not files and not lost:
         names = [file.name for file in store_artifacts.listing(store, resolved)]
         raise NotFoundError(f"Run {resolved.id[:8]} ({resolved.name}) has no artifact whose name begins with {only!r}.{near_misses(only, names)}")
-    parts: list[Text | Table] = [Table(["artifact", "kind", "size", "digest"], [[a.name, a.kind, show_bytes(a.size), a.digest[:12]] for a in files],
+    parts: list[Text | Table] = [Table(["artifact", "kind", "size", "digest"], [[a.name, a.kind, show_bytes(a.size), a.digest[:12]] for a in (*files, *lost)],
                                        empty="This run has no such artifacts.")]
     if download is not None:
         written = store_artifacts.download(store, resolved, download, only)
         parts.append(Text(f"{len(written)} files copied to {download}", "good"))
-    return Result([{"name": a.name, "digest": a.digest, "bytes": a.size, "kind": a.kind} for a in files], parts)
+    if lost:
+        parts.append(Text(f"{len(lost)} of them {'is' if len(lost) == 1 else 'are'} lost: the content was damaged or removed.", "bad"))
+    return Result([{"name": a.name, "digest": a.digest, "bytes": a.size, "kind": a.kind} for a in (*files, *lost)], parts)

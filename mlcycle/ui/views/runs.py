@@ -64,13 +64,14 @@ def run_view(
 
     data = run_data(store, run)
     captures = facts.captures(store, run)
-    files = artifacts.listing(store, run)
+    files, lost = artifacts.listing(store, run), artifacts.lost(store, run)
     datasets = inputs.listing(store, run)
     data |= {"artifacts": [{"name": a.name, "digest": a.digest, "bytes": a.size, "kind": a.kind} for a in files], "captured": captures,
              "inputs": [{"name": d.name, "role": d.role, "digest": d.digest, "rows": d.rows, "source": d.source} for d in datasets],
-             "warnings": facts.warnings(store, run), "children": [child.id for child in runs.children(store, run)]}
+             "lost": [a.name for a in lost], "warnings": facts.warnings(store, run), "children": [child.id for child in runs.children(store, run)]}
     parts: list[Part] = [Facts({
-        "run": f"{run.name} ({run.id[:8]})", "experiment": run.experiment, "status": run.status, "reason": run.reason, "started": run.started,
+        "run": f"{run.name} ({run.id[:8]})", "experiment": run.experiment, "status": run.status, "reason": run.reason,
+        "lost": ", ".join(a.name for a in lost) or None, "started": run.started,
         "took": show_seconds(run.seconds), "by": run.actor, "part of": run.parent and run.parent[:8], **_origin(run, data["tags"], captures),
         "reproduced": last_reproduction(store, run), "kept": kept_line(captures.get(CHECKPOINTS_CAPTURE, {}), run.id, time.time())})]
     parts += lineage_parts(of_run(store, run))
@@ -79,7 +80,7 @@ def run_view(
     if pictures := figures(store, files):
         parts += [Text("Figures", "head"), Columns(pictures)]
     tables = [Table(["data", "for", "rows", "digest"], [[d.name, d.role, d.rows, d.digest[:12]] for d in datasets], "Inputs"),
-              Table(["artifact", "kind", "size"], [[a.name, a.kind, show_bytes(a.size)] for a in files], "Artifacts")]
+              Table(["artifact", "kind", "size"], [[a.name, a.kind, show_bytes(a.size)] for a in (*files, *lost)], "Artifacts")]
     if any(table.rows for table in tables):
         parts.append(Columns([table for table in tables if table.rows]))
     if data["children"]:
@@ -117,6 +118,7 @@ def runs_view(
     columns = list(page.columns)
     records = [{name: None if value != value else value for name, value in record.items()} for record in page.records]  # NaN is no value
     data = [{**{c: r[c] for c in ("id", "name", "experiment", "status", "kind", "parent")}, "started": r["started"], "seconds": r["seconds"],
+             **({"lost": r["lost"].split(", ")} if r.get("lost") else {}),
              **{folder: {c.removeprefix(f"{folder}."): r[c] for c in columns if c.startswith(f"{folder}.") and r[c] is not None}
                 for folder in ("params", "metrics", "tags")}} for r in records]
     names = [c for c in columns if c not in ("kind", "parent") and not c.startswith("tags.") and not _is_constant(c, records)]
