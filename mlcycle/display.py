@@ -11,7 +11,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 # %% auto #0
-__all__ = ['STYLE', 'STATES', 'show_value', 'show_bytes', 'show_seconds', 'show_column', 'Text', 'Facts', 'Table', 'Part',
-           'is_live', 'Result']
+__all__ = ['STYLE', 'STATES', 'show_value', 'show_bytes', 'show_seconds', 'show_age', 'show_column', 'Text', 'Facts', 'Table',
+           'Part', 'is_live', 'Result']
 
 # %% ../nbs/04_display.ipynb #digits
 def _digits(
@@ -80,6 +80,20 @@ def show_seconds(
         return f"{seconds:.2g} s" if seconds < 9.95 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min {rest:02d} s"
+
+# %% ../nbs/04_display.ipynb #show-age
+def show_age(
+    moment: datetime | None,      # When it was, with a time zone
+    now: datetime | None = None,  # The time to count from; now by default
+) -> str:                         # Empty where there is no moment
+    "How long ago something was, in its largest unit."
+    if moment is None:
+        return ""
+    seconds = ((now or datetime.now(UTC)) - moment).total_seconds()
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{int(seconds // length)} {unit} ago"
+    return f"{max(0, int(seconds))} s ago"
 
 # %% ../nbs/04_display.ipynb #column
 def show_column(

@@ -193,7 +193,7 @@ def get(
     t = schema.artifacts.c
     rows = store.db.all(select(t.name, t.digest, t.size, t.kind).where(t.run == run.pk, t.name == name))
     if rows and rows[0].kind == LOST:
-        raise NotFoundError(f"{name!r} of run {run.id[:8]} ({run.name}) is lost: its content was damaged or removed, and `fsck --repair` recorded that. "
+        raise NotFoundError(f"{name!r} of run {run.id[:8]} ({run.name}) is lost: its content was damaged or removed. "
                             f"Restore the store from a backup, or make it again: `mlcycle rerun {run.id[:8]}`.")
     if not rows:
         have = ", ".join(a.name for a in listing(store, run)[:10]) or "none"

@@ -47,17 +47,17 @@ def artifacts(run: str, download: Path | None, only: str) -> Result:
     "List a run's artifacts, or copy them to a folder."
     from mlcycle.registry.names import near_misses
     from mlcycle.store import artifacts as store_artifacts
-    from mlcycle.store import runs as store_runs
     from mlcycle.store.connect import current_store
+    from mlcycle.store.refs import newest
 
     store = current_store()
-    resolved = store_runs.resolve(store, run)
+    resolved = newest(store, run)
     files, lost = store_artifacts.listing(store, resolved, only), store_artifacts.lost(store, resolved, only)
     if only and not files and not lost:
         names = [file.name for file in store_artifacts.listing(store, resolved)]
         raise NotFoundError(f"Run {resolved.id[:8]} ({resolved.name}) has no artifact whose name begins with {only!r}.{near_misses(only, names)}")
-    parts: list[Text | Table] = [Table(["artifact", "kind", "size", "digest"], [[a.name, a.kind, show_bytes(a.size), a.digest[:12]] for a in (*files, *lost)],
-                                       empty="This run has no such artifacts.")]
+    rows = [[a.name, a.kind, show_bytes(a.size), a.digest[:12]] for a in (*files, *lost)]
+    parts: list[Text | Table] = [Table(["artifact", "kind", "size", "digest"], rows, empty="This run has no such artifacts.")]
     if download is not None:
         written = store_artifacts.download(store, resolved, download, only)
         parts.append(Text(f"{len(written)} files copied to {download}", "good"))
