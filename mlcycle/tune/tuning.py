@@ -85,6 +85,7 @@ def tune(
     "Search for the best params. Raises `UsageError` before anything ran; on Ctrl-C `NotebookInterrupted`, with what there is as `.result`."
     from mlcycle.notebooks.execute.opened import open_notebook
     from mlcycle.notebooks.execute.options import RunOptions, check_limit
+    from mlcycle.notebooks.execute.runner import store_of
     from mlcycle.store.connect import current_store
     from mlcycle.tune.engines import UNINFORMED, make_pruner, make_sampler
     from mlcycle.tune.estimators import estimator_objective, is_estimator
@@ -94,7 +95,9 @@ def tune(
 
     options = RunOptions.of(options, kernel=kernel, timeout=check_limit("trial_timeout", trial_timeout), cell_timeout=cell_timeout, memory=memory,
                             secrets=secrets, tags=tags, progress=progress, fresh=fresh)
-    store, opened, given, estimator, judging = store or current_store(), None, None, None, {}
+    opened, given, estimator, judging = None, None, None, {}
+    if store is None:
+        store = current_store() if is_estimator(target) or callable(target) else store_of(open_notebook(target, options.kernel, options.secrets))
     before = stored_facts(store, study, resume)
     options, metric, direction = same_options(before, options), metric or before.get("metrics"), direction or before.get("directions")
     experiment, share = experiment or before.get("experiment"), share and before.get("share", True)

@@ -5,10 +5,14 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import nbformat
 import pytest
+
+from mlcycle.store.connect import open_store
+from mlcycle.store.query import page
 
 
 def mlcycle(*words: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
@@ -130,3 +134,27 @@ def test_completion_makes_no_store(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "mlcycle"], cwd=tmp_path, capture_output=True, timeout=60,
                    env={**os.environ, "_MLCYCLE_COMPLETE": "bash_complete", "COMP_WORDS": "mlcycle show x", "COMP_CWORD": "2"})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_runs_are_kept_in_the_project_of_their_notebook(tmp_path: Path) -> None:
+    "Whatever folder a command is started in: `run`, `map` and `tune` keep their runs beside the notebook, a new store says where it is, once."
+    project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
+    (project / "deep").mkdir(parents=True)
+    elsewhere.mkdir()
+    (project / "pyproject.toml").write_text("")
+    cells = [nbformat.v4.new_code_cell("x = 1  # tune: int(1, 9)", id="p", metadata={"tags": ["parameters"]}),
+             nbformat.v4.new_code_cell("import mlcycle as mlc; mlc.log_metric('m', x)", id="s")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), project / "deep" / "train.ipynb")
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), elsewhere / "alone.ipynb")
+    (elsewhere / "x.csv").write_text("x\n2\n")
+    there = str(Path("..", "project", "deep", "train.ipynb"))
+    first = mlcycle("run", there, cwd=elsewhere)
+    assert first.returncode == 0 and first.stderr.count(f"A new store: {project / '.mlcycle'}") == 1, first.stderr
+    for words in (("run", there), ("map", there, "x.csv"), ("tune", there, "-m", "m", "-n", "1")):
+        done = mlcycle(*words, cwd=elsewhere)
+        assert done.returncode == 0 and "A new store" not in done.stderr and f"project {project}" in done.stderr, (words, done.stderr)
+    assert not (elsewhere / ".mlcycle").exists() and mlcycle("runs", cwd=elsewhere).returncode == 2
+    with open_store(project / ".mlcycle" / "mlcycle.db") as store:
+        assert sorted(Counter(row.kind for row in page(store)).items()) == [("notebook", 4), ("study", 1), ("sweep", 1)]
+    alone = mlcycle("run", "alone.ipynb", cwd=elsewhere)  # no project: the folder it was started in, as before
+    assert f"A new store: {elsewhere / '.mlcycle'}" in alone.stderr and (elsewhere / ".mlcycle" / "mlcycle.db").exists()

@@ -74,8 +74,8 @@ def tune(face: Face, notebook: Path, file: Path | None, varied: tuple[str, ...],
     What varies may stand in the notebook too, beside the parameter: lr = 0.1  # tune: loguniform(1e-4, 1)"""
     from mlcycle.notebooks.checkpoints.keeper import seconds_of
     from mlcycle.notebooks.execute.opened import open_notebook
+    from mlcycle.notebooks.execute.runner import store_of
     from mlcycle.notebooks.params.values import parse_values
-    from mlcycle.store.connect import current_store
     from mlcycle.tune.study_setup import same_options, stored_facts
     from mlcycle.tune.tuning import tune as search
 
@@ -86,12 +86,13 @@ def tune(face: Face, notebook: Path, file: Path | None, varied: tuple[str, ...],
         if in_batch():
             return Result({"study": None}, [Text("This is a batch run of the notebook itself: nothing is tuned in it.", "dim")])
         notebook = notebook_here()
-    options = same_options(stored_facts(current_store(), settings["study"], settings["resume"]), options)
+    store = store_of(open_notebook(notebook, options.kernel, options.secrets))
+    options = same_options(stored_facts(store, settings["study"], settings["resume"]), options)
     opened = open_notebook(notebook, options.kernel, options.secrets)
     space = [*([file] if file is not None else []), *varied]
     return search(opened, space, metric=_several(metric), direction=_several(direction), fixed=parse_values(opened.parameters, pairs),
                   timeout=seconds_of(timeout) if timeout else None, enqueue=[read_enqueued(text) for text in enqueue], options=options,
-                  **settings).result()
+                  store=store, **settings).result()
 
 # %% ../../../nbs/ui/commands/19_tune.ipynb #several
 def _several(given: tuple[str, ...]) -> list[str] | None:
