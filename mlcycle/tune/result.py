@@ -127,9 +127,10 @@ class Tuned:
         shown += [row for row in self.rows if row.status == "failed"][-3:]
         names = list(dict.fromkeys(name for row in shown for name in row.params))
         has_reasons = any(row.reason for row in shown)
-        columns = ["trial", *self.metrics, *names, "status", "took", "run", *(["why"] * has_reasons)]
-        return Table(columns, [[row.number, *(row.values or [None] * len(self.metrics)), *(row.params.get(n) for n in names), row.status,
-                                show_seconds(row.seconds), row.run[:8] if row.run else None, *([row.reason] * has_reasons)] for row in shown])
+        columns = ["trial", *self.metrics, "status", *names, "took", "run", *(["why"] * has_reasons)]
+        rows = [[row.number, *(row.values or [None] * len(self.metrics)), row.status, *(row.params.get(n) for n in names),
+                 show_seconds(row.seconds), row.run[:8] if row.run else None, *([row.reason] * has_reasons)] for row in shown]
+        return Table(columns, rows, ordered=not has_reasons, rest=f"`mlcycle show {self.study}` has them in a notebook")
 
     def __repr__(self) -> str:
         return repr(self.result())

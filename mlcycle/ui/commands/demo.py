@@ -88,7 +88,7 @@ def demo(face: Face, folder: Path) -> Result:
         _train(face, store, folder)
         page = runs_page(experiment=EXPERIMENT, order_by="-metrics.auc", store=store)
         shown = {name: values for name, values in page.columns.items() if not name.startswith("params.") and "fold_" not in name}
-        _say(face, "Compare", "mlcycle runs -o -metrics.auc", runs_view(RunsPage(shown, page.total)))
+        _say(face, "Compare", "mlcycle runs -o -metrics.auc", runs_view(RunsPage(shown, page.total), ["metrics.auc"]))
         best = page.records[0]
         version = register(best["id"], MODEL, store=store)
         _say(face, "Register the best", f"mlcycle register {best['id'][:8]} {MODEL}")

@@ -23,9 +23,12 @@ __all__ = ['runs', 'artifacts']
 @click.option("-e", "--experiment", shell_complete=complete_experiment, help="Only this experiment.")
 @click.option("-o", "--order-by", default="-started", show_default=True, help="A field, - before it for descending: -metrics.auc")
 @click.option("-n", "--limit", default=20, show_default=True, type=click.IntRange(1), help="At most so many.")
-def runs(query: str | None, experiment: str | None, order_by: str, limit: int) -> Result:
+@click.option("-c", "--columns", metavar="all|NAME,…", help="Which columns to show; those that distinguish the runs by default.")
+def runs(query: str | None, experiment: str | None, order_by: str, limit: int, columns: str | None) -> Result:
     """List runs that fit QUERY, such as "metrics.auc > 0.9 and params.model == 'hgb'"."""
+    from mlcycle.store.connect import current_store
     from mlcycle.track.queries import runs_page
+    from mlcycle.ui.views.run_columns import judged_by
     from mlcycle.ui.views.runs import runs_view
 
     def live():
@@ -34,7 +37,8 @@ def runs(query: str | None, experiment: str | None, order_by: str, limit: int) -
         return RunsTable(query, experiment, order_by, limit)
 
     page = runs_page(query, experiment, order_by, limit)
-    table = runs_view(page)
+    wanted = [name.strip() for name in columns.split(",") if name.strip()] if columns else []
+    table = runs_view(page, judged_by(current_store(), order_by, page.records), wanted)
     rest = [Text(f"{len(page):,} of {page.total:,} runs; `-n {page.total}` shows all.", "dim")] if page.total > len(page) else []
     return Result(table.data, [*table.parts, *rest], live=live)
 
