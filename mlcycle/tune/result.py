@@ -106,7 +106,8 @@ class Tuned:
     def result(self) -> Result:
         "The result that a command shows: lines and a table, or JSON for machines."
         look = {"finished": "good", "failed": "bad", "": ""}.get(self.status, "warn")
-        counts = ", ".join(f"{self.number(s)} {s}" for s in (*COUNTED, "running", "waiting", "infeasible") if s == "finished" or self.number(s))
+        statuses = (*COUNTED, "running", "lost", "waiting", "infeasible")
+        counts = ", ".join(f"{self.number(status)} {status}" for status in statuses if status == "finished" or self.number(status))
         took = f" in {show_seconds(self.seconds)}" if self.seconds is not None else ""
         why = f": {self.reason}" if self.reason else ""
         lines: list[Any] = [Text(f"study {self.study} {self.status}{took}: {counts}".replace(" :", ":") + why, look)]

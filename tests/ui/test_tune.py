@@ -137,6 +137,18 @@ def test_a_cell_is_tuned(kernel: Kernel) -> None:
     assert status == "error" and "--trials" in error["evalue"] and len(error["traceback"]) == 1
 
 
+def test_the_progress_of_a_tuned_cell_tells_the_truth(kernel: Kernel) -> None:
+    "While its only trial runs in the kernel's own thread: one runs, it is the study that is named, and the clock has somebody to move it."
+    cell = ("%%tune hills --study hills -n 1\nimport threading\nx = suggest('x', 'int(0, 10)')\n"
+            "sum(thread.name == 'mlcycle-progress' for thread in threading.enumerate())")
+    status, outputs = kernel.run(cell)
+    lines = [o["data"]["text/plain"] for o in outputs if o["type"] in ("display_data", "update_display_data") and "trials" in o["data"]["text/plain"]]
+    assert status == "ok" and any(line.startswith("hills: 0 of 1 trials, 1 running") for line in lines), lines
+    assert "best (the least) objective 1" in shown(outputs)
+    status, outputs = kernel.run("%%tune hills --study valleys -n 1\n1")
+    assert status == "error" and "two names" in next(o for o in outputs if o["type"] == "error")["evalue"]
+
+
 def test_the_command_in_a_notebook(kernel: Kernel, project: Path) -> None:
     "`%mlcycle tune` shows the study as a table, with the same words as the terminal."
     kernel.run(f"%cd {project}")
