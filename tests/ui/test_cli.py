@@ -11,8 +11,13 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from mlcycle.store.connect import open_store
+import mlcycle as mlc
+from mlcycle.evaluate.comparison import compare
+from mlcycle.store import facts
+from mlcycle.store.connect import connect, open_store
 from mlcycle.store.query import page
+from mlcycle.store.runs import to_run
+from mlcycle.ui.widgets.comparison_parts import compare_view
 
 
 def mlcycle(*words: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
@@ -158,3 +163,38 @@ def test_runs_are_kept_in_the_project_of_their_notebook(tmp_path: Path) -> None:
         assert sorted(Counter(row.kind for row in page(store)).items()) == [("notebook", 4), ("study", 1), ("sweep", 1)]
     alone = mlcycle("run", "alone.ipynb", cwd=elsewhere)  # no project: the folder it was started in, as before
     assert f"A new store: {elsewhere / '.mlcycle'}" in alone.stderr and (elsewhere / ".mlcycle" / "mlcycle.db").exists()
+
+
+def test_the_demo_in_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    "One line that says where and what to do, and nothing is left behind."
+    (tmp_path / "file").write_text("")
+    done = mlcycle("demo", "--dir", "file/demo", cwd=tmp_path)
+    assert done.returncode == 2 and "cannot be written to file/demo" in done.stderr and "--dir" in done.stderr and done.stderr.count("\n") <= 2
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_rounding_is_no_difference(tmp_path: Path) -> None:
+    "Metrics that differ in their last digits are the same; a param that differs in them is another param, and is shown so."
+    store = connect(tmp_path / "mlcycle.db")
+    for name, auc, rate in (("a", 0.9974200206398349, 0.1), ("b", 1.0, 0.1), ("c", 0.9974200206398348, 0.10000000000000002)):
+        with mlc.run(name, params={"rate": rate}, capture=False) as run:
+            run.log_metric("auc", auc)
+            run.log_metric("tiny", {"a": 1e-9, "b": 2e-9, "c": 1e-9}[name])
+    compared = compare(store, "a", "b", "c")
+    (auc, tiny), (rate,) = compared.metrics, compared.params
+    assert auc.differs and tiny.differs and rate.differs and not compare(store, "a", "c").metrics[0].differs
+    text = repr(compare_view(store, compared))
+    row = next(line for line in text.splitlines() if line.strip().startswith("auc"))
+    assert row.split() == ["auc", "0.9974", "≠", "1.0", "0.9974"] and "0.10000000000000002" in text
+    assert [metric["differs"] for metric in compare(store, "a", "c").data()["metrics"]] == [False, False]
+
+
+def test_a_notebook_has_one_name_wherever_it_is_started(project: Path) -> None:
+    "Runs of one notebook that were started from two folders are runs of the same notebook: nothing of it differs."
+    (project / "deep").mkdir()
+    write_notebook(project / "deep" / "train.ipynb", "x = 1")
+    for folder, path in ((project, "deep/train.ipynb"), (project.parent, f"{project.name}/deep/train.ipynb"), (project / "deep", "train.ipynb")):
+        done = mlcycle("run", path, cwd=folder)
+        assert done.returncode == 0, done.stderr
+    with open_store(project / ".mlcycle" / "mlcycle.db") as store:
+        assert [facts.tags(store, to_run(row))["notebook"] for row in page(store)] == ["deep/train.ipynb"] * 3
