@@ -50,14 +50,18 @@ def _quiet(hook: Any, cell: str) -> Iterator[None]:
 # %% ../../../nbs/ui/magics/02_magics.ipynb #run-cell
 @contextmanager
 def _numbered(shell: Any) -> Iterator[None]:
-    "What runs inside a cell has the cell's number, in tracebacks and above its value: IPython has counted on already."
-    count, number = shell.execution_count, getattr(shell.displayhook.exec_result, "execution_count", None)
-    if number is not None:
-        shell.execution_count = number
+    "Tracebacks give what runs inside a cell the cell's own number: IPython has counted on already."
+    compiler, count, number = shell.compile, shell.execution_count, getattr(shell.displayhook.exec_result, "execution_count", None)
+    cache = compiler.cache
+
+    def cache_as_this(code: str, at: int = 0, **rest: Any) -> str:
+        return cache(code, number if at == count and number is not None else at, **rest)
+
+    compiler.cache = cache_as_this
     try:
         yield
     finally:
-        shell.execution_count = count
+        del compiler.cache
 
 
 def _run_cell(shell: Any, line: str, cell: str, options: TrackOptions) -> None:
