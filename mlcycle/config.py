@@ -15,7 +15,8 @@ from .errors import ConfigError
 
 # %% auto #0
 __all__ = ['ENV_STORE', 'ENV_ARTIFACTS', 'ENV_EXPERIMENT', 'ENV_ACTOR', 'ENV_RUN', 'ENV_TRIAL', 'FOLDER', 'project_root',
-           'Settings', 'table', 'sqlite_url', 'sqlite_path', 'store_url', 'default_artifacts', 'load_settings', 'actor']
+           'marked_root', 'Settings', 'table', 'sqlite_url', 'sqlite_path', 'store_url', 'default_artifacts',
+           'load_settings', 'actor']
 
 # %% ../nbs/06_config.ipynb #names
 ENV_STORE = "MLCYCLE_STORE"            # URL of the metadata store
@@ -32,10 +33,14 @@ def project_root(
 ) -> Path:                            # Absolute path of the project's root
     "Nearest parent with `.mlcycle`, `pyproject.toml` or `.git`; else the starting folder itself."
     first = Path(start or Path.cwd()).resolve()
-    for folder in (first, *first.parents):
-        if any((folder / mark).exists() for mark in (FOLDER, "pyproject.toml", ".git")):
-            return folder
-    return first
+    return marked_root(first) or first
+
+
+def marked_root(
+    folder: Path,  # An absolute path
+) -> Path | None:  # None where no folder above it is marked as a project
+    "Nearest parent with `.mlcycle`, `pyproject.toml` or `.git`."
+    return next((each for each in (folder, *folder.parents) if any((each / mark).exists() for mark in (FOLDER, "pyproject.toml", ".git"))), None)
 
 # %% ../nbs/06_config.ipynb #settings
 @dataclass(frozen=True, slots=True)

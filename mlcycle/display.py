@@ -9,9 +9,9 @@ import html
 import json
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 # %% auto #0
-__all__ = ['STYLE', 'STATES', 'show_value', 'show_bytes', 'show_seconds', 'show_column', 'Text', 'Facts', 'Table', 'Part',
-           'is_live', 'Result']
+__all__ = ['STYLE', 'STATES', 'show_value', 'show_bytes', 'show_seconds', 'show_age', 'Age', 'cut_middle', 'show_column', 'Text',
+           'Facts', 'Table', 'Part', 'is_live', 'Result']
 
 # %% ../nbs/04_display.ipynb #digits
 def _digits(
@@ -80,6 +80,52 @@ def show_seconds(
         return f"{seconds:.2g} s" if seconds < 9.95 else f"{seconds:.0f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min {rest:02d} s"
+
+# %% ../nbs/04_display.ipynb #show-age
+def show_age(
+    moment: datetime | None,      # When it was, with a time zone
+    now: datetime | None = None,  # The time to count from; now by default
+) -> str:                         # Empty where there is no moment
+    "How long ago something was, in its largest unit."
+    if moment is None:
+        return ""
+    seconds = ((now or datetime.now(UTC)) - moment).total_seconds()
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{int(seconds // length)} {unit} ago"
+    return f"{max(0, int(seconds))} s ago"
+
+# %% ../nbs/04_display.ipynb #age
+@dataclass(frozen=True, slots=True)
+class Age:
+    "A moment that is shown by how long ago it was; in HTML, its date stands in the tooltip."
+    moment: datetime | None  # When it was, with a time zone
+
+    def __str__(self) -> str:
+        return show_age(self.moment)
+
+    @property
+    def title(self) -> str:
+        "The date."
+        return show_value(self.moment)
+
+# %% ../nbs/04_display.ipynb #cut-middle
+def cut_middle(
+    text: str,   # One line
+    width: int,  # Columns of a terminal, at least 1
+) -> str:        # In at most so many
+    "A text without its middle, where it is too long: names differ at their ends."
+    from rich.cells import cell_len
+
+    if cell_len(text) <= width:
+        return text
+    left = right = ""
+    for i in range(len(text)):  # from both ends in turn, as long as there is room for the sign between them
+        nearer = text[i // 2] if i % 2 == 0 else text[-1 - i // 2]
+        if cell_len(left) + cell_len(right) + cell_len(nearer) > width - 1:
+            break
+        left, right = (left + nearer, right) if i % 2 == 0 else (left, nearer + right)
+    return f"{left}…{right}"
 
 # %% ../nbs/04_display.ipynb #column
 def show_column(
@@ -168,6 +214,12 @@ class Facts:
         return Group(RichText(one_line(self.title), style="bold"), grid) if self.title else grid
 
 # %% ../nbs/04_display.ipynb #table
+def _td(value: Any, text: str, align: str) -> str:
+    "A cell of a table in HTML."
+    title = f" title='{html.escape(value.title)}'" if isinstance(value, Age) else ""
+    return f"<td class='{align} {STATES.get(str(value), '')}'{title}>{html.escape(text)}</td>"
+
+
 @dataclass(frozen=True, slots=True)
 class Table:
     "Rows under headings; columns of numbers are aligned to the right."
@@ -175,6 +227,10 @@ class Table:
     rows: Sequence[Sequence[Any]]   # Values, a sequence for each row
     title: str = ""                 # A heading
     empty: str = "Nothing here yet."  # The text in place of a table without rows
+    ordered: bool = False           # The columns stand in the order of their weight: a narrow terminal shows the first and counts the others
+    whole: bool = False             # What an ordered table has no room for is shown in tables below it, each with the first column
+    shown: int | None = None        # Columns that an ordered table shows in HTML; None for all
+    rest: str = ""                  # How to see the columns that are not shown
 
     def numeric(self, i: int) -> bool:
         "Does a column hold only numbers?"
@@ -191,13 +247,22 @@ class Table:
         head = f"<h4>{html.escape(one_line(self.title))}</h4>" if self.title else ""
         if not self.rows:
             return f"{head}<p class='dim'>{html.escape(printable(self.empty))}</p>"
-        alignment = ["num" if self.numeric(i) else "" for i in range(len(self.columns))]
+        columns = self.columns[:self.shown]
+        alignment = ["num" if self.numeric(i) else "" for i in range(len(columns))]
         names = "".join(f"<th scope='col' class='{align}'>{html.escape(one_line(column))}</th>"
-                        for column, align in zip(self.columns, alignment, strict=True))
-        body = "".join("<tr>" + "".join(f"<td class='{align} {STATES.get(str(v), '')}'>{html.escape(text)}</td>"
-                                        for v, text, align in zip(row, texts, alignment, strict=True)) + "</tr>"
+                        for column, align in zip(columns, alignment, strict=True))
+        body = "".join("<tr>" + "".join(_td(v, text, align) for v, text, align in zip(row, texts, alignment, strict=False)) + "</tr>"
                        for row, texts in zip(self.rows, self.texts(), strict=True))
-        return f"{head}<div class='scroll'><table><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table></div>"
+        hidden = f"<p class='dim'>{html.escape(self.hidden(len(columns)))}</p>" if len(columns) < len(self.columns) else ""
+        return f"{head}<div class='scroll'><table><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table></div>{hidden}"
+
+    def hidden(
+        self,
+        shown: int,  # Columns that are shown
+    ) -> str:
+        "How many columns are not shown, and how to see them."
+        number = len(self.columns) - shown
+        return f"{number} column{'' if number == 1 else 's'} more{self.rest and f': {self.rest}'}"
 
     def rich(self) -> RenderableType:
         "For a terminal."
@@ -207,15 +272,80 @@ class Table:
 
         if not self.rows:
             return RichText(printable(self.empty), style="dim")
+        if self.ordered:
+            return _Fitted(self)
         rows = self.texts()
         table = RichTable(title=RichText(one_line(self.title)) if self.title else None, box=box.SIMPLE_HEAD, pad_edge=False,
                           title_justify="left", title_style="bold")
         for i, column in enumerate(self.columns):
-            short = max(len(row[i]) for row in rows) <= 20  # only longer ones give way in a narrow terminal
+            longest = max(len(row[i]) for row in rows)
+            short = longest <= 20  # only longer ones give way in a narrow terminal
             table.add_column(RichText(one_line(column)), justify="right" if self.numeric(i) else "left", no_wrap=short,
-                             overflow="ellipsis" if short else "fold")
+                             overflow="ellipsis" if short else "fold", min_width=longest if self.numeric(i) else None)  # a number is never cut
         for values, row in zip(self.rows, rows, strict=True):
             table.add_row(*(RichText(text, style=_RICH[STATES.get(str(v), "")]) for v, text in zip(values, row, strict=True)))
+        return table
+
+# %% ../nbs/04_display.ipynb #fitted
+_LEAST, _BETWEEN = 8, 3  # Columns of a terminal that a text keeps when it is cut, and that lie between two columns of a table
+
+
+class _Fitted:
+    "An ordered table, drawn in the width that there is."
+
+    def __init__(self, table: Table):
+        from rich.cells import cell_len
+
+        self.table, self.texts = table, table.texts()
+        self.heads = [one_line(head) for head in table.columns]
+        self.numeric = [table.numeric(i) for i in range(len(self.heads))]
+        contents = [max(cell_len(row[i]) for row in self.texts) for i in range(len(self.heads))]
+        self.natural = [max(content, cell_len(head)) for content, head in zip(contents, self.heads, strict=True)]
+        self.least = [max(content if number or content <= _LEAST + 2 else _LEAST, min(cell_len(head), _LEAST))
+                      for content, head, number in zip(contents, self.heads, self.numeric, strict=True)]
+
+    def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
+        from rich.text import Text as RichText
+
+        left = list(range(len(self.heads)))
+        title = self.table.title
+        while left:
+            shown = self.fitting(left, options.max_width)
+            yield self.part(shown, options.max_width, title)
+            left = [left[0], *left[len(shown):]] if len(shown) < len(left) else []
+            if left and not self.table.whole:
+                yield RichText(self.table.hidden(len(shown)), style="dim")
+                return
+            title = ""
+
+    def fitting(self, columns: list[int], width: int) -> list[int]:
+        "The first columns that have room; two at least, so that each table says something."
+        room, shown = width - 2, []
+        for i in columns:
+            room -= self.least[i] + (_BETWEEN if shown else 0)
+            if room < 0 and len(shown) >= 2:
+                break
+            shown.append(i)
+        return shown
+
+    def part(self, columns: list[int], width: int, title: str) -> RenderableType:
+        "A table of some columns, each as wide as there is room."
+        from rich import box
+        from rich.table import Table as RichTable
+        from rich.text import Text as RichText
+
+        room = max(0, width - 2 - _BETWEEN * (len(columns) - 1) - sum(self.least[i] for i in columns))
+        table = RichTable(title=RichText(one_line(title)) if title else None, box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left",
+                          title_style="bold")
+        widths = []
+        for i in columns:
+            widths.append(self.least[i] + min(room, self.natural[i] - self.least[i]))
+            room -= widths[-1] - self.least[i]
+            table.add_column(RichText(cut_middle(self.heads[i], widths[-1])), justify="right" if self.numeric[i] else "left", no_wrap=True,
+                             width=widths[-1])
+        for values, row in zip(self.table.rows, self.texts, strict=True):
+            cells = zip(columns, widths, strict=True)
+            table.add_row(*(RichText(cut_middle(row[i], wide), style=_RICH[STATES.get(str(values[i]), "")]) for i, wide in cells))
         return table
 
 # %% ../nbs/04_display.ipynb #part

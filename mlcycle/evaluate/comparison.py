@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from mlcycle.store.connect import Store
 
 # %% auto #0
-__all__ = ['MAX_RUNS', 'Line', 'side_by_side', 'Comparison', 'compare']
+__all__ = ['MAX_RUNS', 'NOISE', 'Line', 'side_by_side', 'Comparison', 'compare']
 
 # %% ../../nbs/evaluate/02_comparison.ipynb #line
 MAX_RUNS = 12  # Side by side, more cannot be told apart
+NOISE = 1e-9   # Relative difference of two computed numbers that comes from rounding: the order of a sum, the number of threads
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +34,20 @@ class Line:
     "One thing that runs have, side by side."
     name: str                # What it is called
     values: tuple[Any, ...]  # Its value in each run, None where a run has none
+    computed: bool = False   # Whether they are numbers that runs computed: what rounding adds to them is no difference
 
     @property
     def differs(self) -> bool:
         "Is it not the same everywhere? NaN equals NaN; 1 and 1.0 are the same, 1 and True are not."
-        return any(not _same(self.values[0], value) for value in self.values[1:])
+        return any(not self.same(self.values[0], value) for value in self.values[1:])
+
+    def same(
+        self,
+        a: Any,  # One value
+        b: Any,  # Another one
+    ) -> bool:
+        "Are two values of this line the same?"
+        return _same(a, b) or (self.computed and isinstance(a, float) and isinstance(b, float) and math.isclose(a, b, rel_tol=NOISE))
 
 # %% ../../nbs/evaluate/02_comparison.ipynb #side-by-side
 def _same(a: Any, b: Any) -> bool:
@@ -48,9 +58,10 @@ def _same(a: Any, b: Any) -> bool:
 
 def side_by_side(
     mappings: Sequence[Mapping[str, Any]],  # Name to value, for each run
+    computed: bool = False,                 # Whether the values are numbers that runs computed
 ) -> list[Line]:                         # By name
     "What several runs have, a line for each name that any has."
-    return [Line(name, tuple(values.get(name) for values in mappings)) for name in sorted(set().union(*mappings))]
+    return [Line(name, tuple(values.get(name) for values in mappings), computed) for name in sorted(set().union(*mappings))]
 
 # %% ../../nbs/evaluate/02_comparison.ipynb #comparison
 @dataclass(frozen=True)
@@ -97,12 +108,12 @@ def compare(
     if not 2 <= len(compared) <= MAX_RUNS:
         raise UsageError(f"A comparison takes 2 to {MAX_RUNS} different runs, not {len(compared)}.")
 
-    def lines(read: Callable[[Store, Run], Mapping[str, Any]]) -> list[Line]:
-        return side_by_side([read(store, run) for run in compared])
+    def lines(read: Callable[[Store, Run], Mapping[str, Any]], computed: bool = False) -> list[Line]:
+        return side_by_side([read(store, run) for run in compared], computed)
 
     baseline, *others = compared
     return Comparison(
-        tuple(compared), lines(facts.params), lines(metrics.latest), lines(facts.tags),
+        tuple(compared), lines(facts.params), lines(metrics.latest, computed=True), lines(facts.tags),
         lines(lambda store, run: {f"{d.name} ({d.role})": d.digest for d in inputs.listing(store, run)}),
         lines(lambda store, run: {a.name: a.digest for a in artifacts.listing(store, run)}),
         drawable(store, compared), [environments.between(store, baseline, run) for run in others],

@@ -16,7 +16,7 @@ from ..errors import MlcycleError, NotFoundError
 from .versions import resolve_version, use_store
 from ..store import artifacts, facts, inputs, models, runs
 from ..store.query import page
-from ..store.refs import find_run
+from ..store.refs import find_run, newest
 from ..store.runs import to_run
 from ..terminal import one_line
 
@@ -284,6 +284,6 @@ def lineage(
     if "@" in ref or "/" in ref or any(model.name == ref.strip() for model in models.list_models(store)):
         return of_version(store, resolve_version(ref, store=store))
     try:
-        return of_run(store, runs.resolve(store, ref))
+        return of_run(store, newest(store, ref))
     except NotFoundError:
         raise NotFoundError(f"There is no model and no run {ref!r}. `mlcycle models` and `mlcycle runs` list them.") from None

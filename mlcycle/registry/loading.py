@@ -16,8 +16,8 @@ from .names import near_misses
 from .packaging import load_packaged, read_manifest
 from .signatures import Signature
 from .versions import resolve_version, run_model, use_store
-from ..store import models, runs
-from ..store.refs import find_run
+from ..store import models
+from ..store.refs import find_run, newest
 
 # %% auto #0
 __all__ = ['Found', 'find_model', 'OpenModel', 'open_model', 'load_model']
@@ -75,7 +75,7 @@ def find_model(
     if "/" in ref or "@" in ref or ref.strip() in names:
         return _of_version(store, resolve_version(ref, store=store))
     try:
-        run = runs.resolve(store, ref)
+        run = newest(store, ref)
     except AmbiguousError:
         raise
     except NotFoundError:

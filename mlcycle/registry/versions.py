@@ -45,7 +45,12 @@ def run_model(
     "The model that a run logged. Raises `NotFoundError` that lists what it did log."
     manifests = {file.name.removesuffix(f"/{MANIFEST}"): file.digest for file in artifacts.listing(store, run)
              if file.kind == "model" and file.name.endswith(f"/{MANIFEST}")}
-    name = artifact or ("model" if "model" in manifests or len(manifests) != 1 else next(iter(manifests)))
+    lost = artifacts.lost(store, run)
+    gone = sorted({folder for file in lost for folder in (*manifests, file.name.removesuffix(f"/{MANIFEST}")) if file.name.startswith(f"{folder}/")})
+    name = artifact or ("model" if "model" in (*manifests, *gone) or len(manifests) != 1 else next(iter(manifests)))
+    if name in gone:
+        raise NotFoundError(f"The model {name!r} of run {run.id[:8]} ({run.name}) is lost: its content was damaged or removed, and "
+                            f"`fsck --repair` recorded that. Restore the store from a backup, or make it again: `mlcycle rerun {run.id[:8]}`.")
     if name in manifests:
         return name, manifests[name]
     who = f"Run {run.id[:8]} ({run.name})"

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mlcycle.store.connect import Store
 
 # %% auto #0
-__all__ = ['check_name', 'fold', 'put_file', 'put_bytes', 'listing', 'get', 'makers', 'download']
+__all__ = ['LOST', 'check_name', 'fold', 'put_file', 'put_bytes', 'listing', 'lost', 'lost_names', 'get', 'makers', 'download']
 
 # %% ../../nbs/store/10_artifacts.ipynb #names-constants
 _DEVICES = {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$", "CLOCK$", *(f"{d}{n}" for d in ("COM", "LPT") for n in "0123456789¹²³")}
@@ -146,15 +146,42 @@ def put_bytes(
     return _put(store, run, data, name, kind, watch)
 
 # %% ../../nbs/store/10_artifacts.ipynb #read
+LOST = "lost"  # Kind of an artifact whose content is gone; `fsck --repair` gives it
+
+
 def listing(
     store: Store,
     run: Run,
     prefix: str = "",   # Only names that begin with this
 ) -> list[Artifact]:    # By name
-    "A run's artifacts."
+    "A run's artifacts, without those whose content is lost."
     t = schema.artifacts.c
-    rows = store.db.all(select(t.name, t.digest, t.size, t.kind).where(t.run == run.pk).order_by(t.name))
+    rows = store.db.all(select(t.name, t.digest, t.size, t.kind).where(t.run == run.pk, t.kind != LOST).order_by(t.name))
     return [Artifact(*row) for row in rows if row.name.startswith(prefix)]
+
+# %% ../../nbs/store/10_artifacts.ipynb #lost
+def lost(
+    store: Store,
+    run: Run,
+    prefix: str = "",   # Only names that begin with this
+) -> list[Artifact]:    # By name
+    "A run's artifacts whose content was damaged or removed, as `fsck --repair` has recorded it."
+    t = schema.artifacts.c
+    rows = store.db.all(select(t.name, t.digest, t.size, t.kind).where(t.run == run.pk, t.kind == LOST).order_by(t.name))
+    return [Artifact(*row) for row in rows if row.name.startswith(prefix)]
+
+
+def lost_names(
+    store: Store,
+    keys: list[int],       # Row numbers of runs
+) -> dict[int, list[str]]:  # Row number to names; without the runs that have lost nothing
+    "The artifacts of several runs whose content is lost."
+    t, names = schema.artifacts.c, {}
+    for start in range(0, len(keys), 5000):
+        rows = store.db.all(select(t.run, t.name).where(t.kind == LOST, t.run.in_(keys[start:start + 5000])).order_by(t.name))
+        for run, name in rows:
+            names.setdefault(run, []).append(name)
+    return names
 
 # %% ../../nbs/store/10_artifacts.ipynb #get
 def get(
@@ -165,6 +192,9 @@ def get(
     "One artifact. Raises `NotFoundError`."
     t = schema.artifacts.c
     rows = store.db.all(select(t.name, t.digest, t.size, t.kind).where(t.run == run.pk, t.name == name))
+    if rows and rows[0].kind == LOST:
+        raise NotFoundError(f"{name!r} of run {run.id[:8]} ({run.name}) is lost: its content was damaged or removed. "
+                            f"Restore the store from a backup, or make it again: `mlcycle rerun {run.id[:8]}`.")
     if not rows:
         have = ", ".join(a.name for a in listing(store, run)[:10]) or "none"
         raise NotFoundError(f"Run {run.id[:8]} ({run.name}) has no artifact {name!r}. It has: {have}.")

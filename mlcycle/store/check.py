@@ -10,10 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from sqlalchemy import delete, func, insert, select
+from sqlalchemy import func, insert, select, update
 
 from ..errors import CorruptArtifactError, NotFoundError
 from . import models, runs, schema, summary_check
+from .artifacts import LOST
 from .blobs import PIECE
 from .events import append
 
@@ -33,6 +34,7 @@ class Problem:
     subject: str        # What it concerns: an artifact, a version, an alias, a run
     what: str           # What is wrong, and what it means
     repaired: bool = False  # Whether `fsck` has repaired it
+    lost: bool = False  # Whether its content is gone for good: `fsck` has recorded that, and cannot bring it back
 
 # %% ../../nbs/store/14_check.ipynb #report-report
 @dataclass(frozen=True, slots=True)
@@ -42,18 +44,19 @@ class Report:
     bytes: int          # Bytes that were read
     runs: int           # Runs in the store
     problems: tuple[Problem, ...] = ()  # What is wrong
+    lost: tuple[str, ...] = ()  # Files that are known to be lost: the run says so, and they cannot be read or registered
 
     @property
     def sound(self) -> bool:
         "Is there no problem that was not repaired?"
-        return all(p.repaired for p in self.problems)
+        return all(p.repaired or p.lost for p in self.problems)
 
 # %% ../../nbs/store/14_check.ipynb #content
 def _users(store: Store) -> dict[str, list[str]]:
     "Digest to descriptions of the files that refer to it."
     users: dict[str, list[str]] = {}
     a, v = schema.artifacts.c, schema.version_files.c
-    for run, name, digest in store.db.all(select(schema.runs.c.id, a.name, a.digest).join_from(schema.artifacts, schema.runs)):
+    for run, name, digest in store.db.all(select(schema.runs.c.id, a.name, a.digest).join_from(schema.artifacts, schema.runs).where(a.kind != LOST)):
         users.setdefault(digest, []).append(f"{name} of run {run[:8]}")
     for model, number, name, digest in store.db.all(select(v.model, v.number, v.name, v.digest)):
         users.setdefault(digest, []).append(f"{name} of {model}/{number}")
@@ -62,6 +65,7 @@ def _users(store: Store) -> dict[str, list[str]]:
 # %% ../../nbs/store/14_check.ipynb #check-content
 def _check_content(store: Store, repair: bool, users: dict[str, list[str]], progress: Callable[[int, int], None]) -> tuple[int, int, list[Problem]]:
     stored, problems, bytes_read = sorted(store.blobs.digests()), [], 0
+    damaged: set[str] = set()
     sound, total = {digest for digest, _ in stored}, sum(size for _, size in stored)
     for digest, size in stored:
         try:
@@ -75,20 +79,23 @@ def _check_content(store: Store, repair: bool, users: dict[str, list[str]], prog
             if repair:
                 store.blobs.set_aside(digest)
                 sound.discard(digest)
-            problems.append(Problem("damaged", files, f"the content {digest[:12]} no longer matches its digest", repair))
+                damaged.add(digest)
+            gone = repair and digest in users
+            problems.append(Problem("damaged", files, f"the content {digest[:12]} no longer matches its digest", repair and not gone, gone))
         bytes_read += size
         progress(bytes_read, total)
-    return len(stored), total, problems + _check_references(store, repair, sound)
+    return len(stored), total, problems + _check_references(store, repair, sound, damaged)
 
 # %% ../../nbs/store/14_check.ipynb #check-references
-def _check_references(store: Store, repair: bool, sound: set[str]) -> list[Problem]:
+def _check_references(store: Store, repair: bool, sound: set[str], damaged: set[str]) -> list[Problem]:
     problems, a, v = [], schema.artifacts.c, schema.version_files.c
-    rows = store.db.all(select(schema.runs.c.pk, schema.runs.c.id, a.name, a.digest).join_from(schema.artifacts, schema.runs))
+    rows = store.db.all(select(schema.runs.c.pk, schema.runs.c.id, a.name, a.digest).join_from(schema.artifacts, schema.runs).where(a.kind != LOST))
     for pk, run, name, digest in rows:
         if digest not in sound and not store.blobs.exists(digest):  # it may have been stored since the contents were listed
             if repair:
-                _forget_artifact(store, pk, run, name, digest)
-            problems.append(Problem("missing", f"{name} of run {run[:8]}", f"its content {digest[:12]} is not stored", repair))
+                _record_loss(store, pk, run, name, digest)
+            if digest not in damaged:  # that problem is named already
+                problems.append(Problem("missing", f"{name} of run {run[:8]}", f"its content {digest[:12]} is not stored", False, repair))
     for model, number, name, digest in store.db.all(select(v.model, v.number, v.name, v.digest)):
         if digest not in sound and not store.blobs.exists(digest):
             problems.append(Problem("missing", f"{name} of {model}/{number}", f"its content {digest[:12]} is not stored: restore it from a backup, "
@@ -96,12 +103,13 @@ def _check_references(store: Store, repair: bool, sound: set[str]) -> list[Probl
     return problems
 
 
-def _forget_artifact(store: Store, pk: int, run: str, name: str, digest: str) -> None:
+def _record_loss(store: Store, pk: int, run: str, name: str, digest: str) -> None:
+    "The artifact stays listed as lost: a run that seems to be whole would be registered and trusted."
     t = schema.artifacts.c
     message = f"the content {digest} of {name!r} was lost"
 
     def work(con: Connection) -> None:
-        if con.execute(delete(schema.artifacts).where(t.run == pk, t.name == name, t.digest == digest)).rowcount:
+        if con.execute(update(schema.artifacts).where(t.run == pk, t.name == name, t.digest == digest).values(kind=LOST)).rowcount:
             con.execute(insert(schema.warnings).values(run=pk, time=time.time(), message=message))
             append(con, "artifact.lost", run, name=name, digest=digest)
 
@@ -145,6 +153,13 @@ def _check_counts(store: Store, repair: bool) -> list[Problem]:
     return [Problem("counts", f"{d.name} of run {d.run_id[:8]}", f"its summary says {d.counted} points, and {d.points} are stored"
                     if d.counted != d.points else "its summary is not that of its points", repair and d.points > 0) for d in differing]
 
+# %% ../../nbs/store/14_check.ipynb #known-losses
+def _known_losses(store: Store) -> tuple[str, ...]:
+    a = schema.artifacts.c
+    rows = store.db.all(select(a.name, schema.runs.c.id, schema.runs.c.name).join_from(schema.artifacts, schema.runs)
+                        .where(a.kind == LOST).order_by(schema.runs.c.pk, a.name))
+    return tuple(f"{name} of run {run[:8]} ({run_name})" for name, run, run_name in rows)
+
 # %% ../../nbs/store/14_check.ipynb #fsck
 def fsck(
     store: Store,
@@ -156,4 +171,4 @@ def fsck(
     blobs, size, in_content = _check_content(store, repair, _users(store), progress)
     problems += in_content + _check_aliases(store, repair) + _check_runs(store, repair) + _check_counts(store, repair)
     count = store.db.all(select(func.count()).select_from(schema.runs))[0][0]
-    return Report(blobs, size, count, tuple(problems))
+    return Report(blobs, size, count, tuple(problems), _known_losses(store))

@@ -6,17 +6,18 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..config import ENV_ARTIFACTS, ENV_STORE, Settings, default_artifacts, load_settings, sqlite_path, store_url
+from ..config import ENV_ARTIFACTS, ENV_STORE, FOLDER, Settings, default_artifacts, load_settings, marked_root, sqlite_path, store_url
 from .blobs import Blobs
 from .database import Database, display_url
 from .opening import open_database
 
 # %% auto #0
-__all__ = ['Store', 'open_store', 'connect', 'current_store', 'connected_store', 'rest', 'store_there']
+__all__ = ['Store', 'open_store', 'connect', 'current_store', 'store_beside', 'connected_store', 'rest', 'store_there']
 
 # %% ../../nbs/store/05_connect.ipynb #store
 class Store:
@@ -83,11 +84,32 @@ def current_store() -> Store:
     "The store in use. Raises `ConfigError`, `StoreError`."
     if _connected is not None:
         return _connected
-    settings = load_settings()
+    return _project_store(load_settings())
+
+
+def _project_store(settings: Settings) -> Store:
     key = (settings.store, settings.artifacts)
     if key not in _opened:
+        path = sqlite_path(settings.store)
+        new = path is not None and not path.exists() and not os.environ.get(ENV_STORE)
         _opened[key] = _open(settings)
+        if new:  # nobody has chosen this place: it follows from the folder
+            place = path.parent if path.parent.name == FOLDER else path
+            print(f"A new store: {place}. It keeps the runs of {settings.root} and the folders below it.", file=sys.stderr)
     return _opened[key]
+
+# %% ../../nbs/store/05_connect.ipynb #store-beside
+def store_beside(
+    path: str | Path | None,  # A notebook; None for one without a file
+) -> Store:
+    "The store of the project in which a notebook lies; where that is no project, the store in use. Raises `ConfigError`, `StoreError`."
+    root = marked_root(Path(path).resolve().parent) if path is not None and _connected is None else None
+    if root is None or root == load_settings().root:
+        return current_store()
+    store = _project_store(load_settings(root))
+    if not os.environ.get(ENV_STORE):
+        print(f"{Path(path).name} belongs to the project {root}: its runs are kept there.", file=sys.stderr)
+    return store
 
 # %% ../../nbs/store/05_connect.ipynb #connected
 def connected_store() -> Store | None:  # None where it follows from the folder and the settings

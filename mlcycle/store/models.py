@@ -47,6 +47,9 @@ def create_version(
 ) -> Version:
     "Register the next version of a model. Raises `NotFoundError` when the run has no such artifact, `StoreError`."
     files = artifacts.listing(store, run, f"{artifact}/")
+    if lost := artifacts.lost(store, run, f"{artifact}/"):
+        raise NotFoundError(f"The model {artifact!r} of run {run.id[:8]} ({run.name}) is lost: the content of {lost[0].name} was damaged or removed. "
+                            f"Restore the store from a backup, or make it again: `mlcycle rerun {run.id[:8]}`.")
     if not files:
         raise NotFoundError(f"Run {run.id[:8]} ({run.name}) logged no model under {artifact!r}.")
     now, who, model = time.time(), actor(), storable(model, "The model")

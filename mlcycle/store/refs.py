@@ -5,18 +5,25 @@
 # %% ../../nbs/store/25_refs.ipynb #imports
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
+from sqlalchemy import select
+
+from ..display import show_age
 from ..entities import Run
-from ..errors import UsageError
-from . import runs
+from ..errors import AmbiguousError, NotFoundError, UsageError
+from . import runs, schema
 
 if TYPE_CHECKING:
     from mlcycle.store.connect import Store
 
 # %% auto #0
-__all__ = ['find_run']
+__all__ = ['strict_names', 'newest', 'find_run']
 
 # %% ../../nbs/store/25_refs.ipynb #id
 def _id_of(
@@ -37,6 +44,71 @@ def _id_of(
             return _id_of(value)
     raise UsageError(f"A {type(ref).__name__} does not stand for a run. Give the run, its name, the beginning of its id, or a row of mlc.runs().")
 
+# %% ../../nbs/store/25_refs.ipynb #strict
+_strict: ContextVar[bool] = ContextVar("mlcycle_strict_names", default=False)
+
+
+@contextmanager
+def strict_names(
+    strict: bool = True,  # Whether to refuse them
+) -> Iterator[None]:
+    "Refuse names that fit several runs, for the time of a block."
+    token = _strict.set(strict)
+    try:
+        yield
+    finally:
+        _strict.reset(token)
+
+# %% ../../nbs/store/25_refs.ipynb #newest
+_BEFORE = re.compile(r"(.+)~(\d{1,9})", re.DOTALL)
+_SHOWN = 3       # Runs that the line names beside the chosen one
+_SEARCHED = 200  # Runs of one name among which the preferred ones are looked for
+
+
+def _of_name(store: Store, name: str, limit: int, skipped: int = 0) -> list[Run]:
+    t = schema.runs.c
+    rows = store.db.all(select(schema.runs).where(t.name == name).order_by(t.started.desc(), t.pk.desc()).limit(limit).offset(skipped))
+    return [runs.to_run(row) for row in rows]
+
+
+def newest(
+    store: Store,
+    ref: str,        # A name, `name~1` for the run before the newest of that name, or the beginning of an id
+    prefer: Callable[[Run], bool] | None = None,  # Which of several runs of a name are meant, where there are such
+) -> Run:
+    "The run that a person means who wants to see or use one. Raises `NotFoundError`, `AmbiguousError`."
+    try:
+        return runs.resolve(store, ref)
+    except AmbiguousError:
+        same = _of_name(store, ref.strip(), _SEARCHED if prefer else _SHOWN + 2)
+        if not same or _strict.get():  # the beginning of several ids is nobody's name
+            raise
+        preferred = [run for run in same if prefer(run)] if prefer else same
+        if prefer and len(preferred) > 1:
+            raise
+        chosen = (preferred or same)[0]
+        print(_which(ref.strip(), chosen, same), file=sys.stderr)
+        return chosen
+    except NotFoundError:
+        if not (match := _BEFORE.fullmatch(ref.strip())):
+            raise
+        if (before := _of_name(store, match[1], 1, int(match[2]))):
+            return before[0]
+        number = len(_of_name(store, match[1], int(match[2])))
+        raise NotFoundError(f"There is no run {ref!r}: {number} run{'' if number == 1 else 's'} of the name {match[1]!r} can be found. "
+                            "`mlcycle runs` lists them.") from None
+
+# %% ../../nbs/store/25_refs.ipynb #which
+def _which(name: str, chosen: Run, same: list[Run]) -> str:
+    "Which run a name was taken for, and what else there is."
+    def described(run: Run) -> str:
+        return f"{run.id[:8]} ({run.status}, {show_age(run.started)})"
+
+    others = [f"{name}~{i} is {described(run)}" for i, run in enumerate(same) if run.id != chosen.id]
+    rest = ", …" if len(others) > _SHOWN else ""
+    how = "the newest run of that name" if chosen.id == same[0].id else "the one that is meant"
+    return f"{name} is {described(chosen)}, {how}; {', '.join(others[:_SHOWN])}{rest}."
+
 # %% ../../nbs/store/25_refs.ipynb #find-run
 def find_run(
     ref: Any,                    # A name, the beginning of an id, or whatever stands for a run
@@ -48,4 +120,4 @@ def find_run(
     if store is None:
         own = getattr(getattr(ref, "active", ref), "store", None)  # a run may be in another store than the one in use
         store = own if isinstance(own, Store) else current_store()
-    return store, runs.resolve(store, ref) if isinstance(ref, str) else runs.get(store, _id_of(ref))
+    return store, newest(store, ref) if isinstance(ref, str) else runs.get(store, _id_of(ref))

@@ -16,6 +16,7 @@ from ..registry.names import near_misses
 from ..store import metrics as points
 from ..store import runs as store_runs
 from ..store import schema
+from ..store.artifacts import lost_names
 from ..store.connect import Store, current_store
 from ..store.query import count, page
 from ..store.refs import find_run
@@ -119,6 +120,8 @@ def runs_page(
     for table, prefix in ((schema.metrics, "metrics"), (schema.tags, "tags")):
         for name, by_run in _columns(store, table, table.c.value, keys, prefix).items():
             columns[name] = [by_run.get(key) for key in keys]
+    if lost := lost_names(store, keys):
+        columns["lost"] = [", ".join(lost[key]) if key in lost else None for key in keys]
     # a page that is not full is the last one
     last = limit is None or (len(rows) < limit and (rows or not offset))
     return RunsPage(columns, offset + len(rows) if last else count(store, query, experiment) if counted else None)

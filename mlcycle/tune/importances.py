@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
 
 # %% auto #0
-__all__ = ['ENOUGH', 'finished', 'varied', 'importances', 'ordered']
+__all__ = ['ENOUGH', 'finished', 'varied', 'importance_options', 'importances', 'ordered']
 
 # %% ../../nbs/tune/16_importances.ipynb #done
 def finished(
@@ -44,20 +44,31 @@ def varied(
 ENOUGH = 10  # Least number of finished trials
 
 
+def importance_options(
+    study: Study,        # A study
+    objective: int = 0,  # Place of the objective
+) -> dict[str, Any]:
+    "How importances are found, for every place that shows them: a number and the picture of it must be the same."
+    from optuna.importance import PedAnovaImportanceEvaluator
+    from optuna.study import StudyDirection
+
+    sign = -1 if study.directions[objective] == StudyDirection.MAXIMIZE else 1  # the evaluator asks what makes the target small
+    return {"evaluator": PedAnovaImportanceEvaluator(), "target": lambda trial: sign * trial.values[objective]}
+
+
 def importances(
     study: Study,        # A study
     objective: int = 0,  # Place of the objective
 ) -> dict[str, float]:   # Parameter to share, the largest first; empty where there are too few trials
     "How much each parameter affects the value of an objective."
-    from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+    from optuna.importance import get_param_importances
 
     trials, names = finished(study, objective), varied(study)
     if len(trials) < ENOUGH or len(names) < 2 or len({trial.values[objective] for trial in trials}) < 2:
         return {}
     try:
         with quietly():
-            shares = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator(), params=names,
-                                          target=lambda trial: trial.values[objective])
+            shares = get_param_importances(study, params=names, **importance_options(study, objective))
     except (ValueError, RuntimeError):  # too few trials for it after all
         return {}
     return dict(sorted(((name, float(share)) for name, share in shares.items()), key=lambda pair: -pair[1]))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from ..errors import QueryError
 from .progress import StudyState
 from .result import Tuned, read_study
 from .storage import open_study, study_names
-from .trials import Counts
+from .trials import Counts, TrialRow
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mlcycle.store.connect import Store
 
 # %% auto #0
-__all__ = ['sessions', 'trial_run', 'at_work', 'progress', 'Summary', 'summary', 'summaries']
+__all__ = ['sessions', 'trial_run', 'at_work', 'seen_study', 'progress', 'Summary', 'summary', 'summaries']
 
 # %% ../../nbs/tune/18_overview.ipynb #sessions
 def sessions(
@@ -62,6 +62,24 @@ def at_work(
     if any(run.status == "running" for run in session_runs):
         return True
     return not session_runs and any(row.status == "running" for row in tuned.rows)  # a study made with Optuna itself has no sessions
+
+# %% ../../nbs/tune/18_overview.ipynb #as-seen
+def seen_study(
+    store: Store,              # Where its runs are
+    study: Study,              # A study
+    session_runs: list[Run],   # The runs of its sessions
+) -> Tuned:
+    "A study as it is now: a trial whose process has died is `lost`, as its run is."
+    tuned = read_study(study)
+    working = at_work(tuned, session_runs)
+
+    def seen(row: TrialRow) -> TrialRow:
+        if row.status != "running":
+            return row
+        run = trial_run(store, study.study_name, row.number) if working else None
+        return row if working and (run is None or run.status != "lost") else replace(row, status="lost", reason="its process ended without a word")
+
+    return replace(tuned, rows=tuple(map(seen, tuned.rows)))
 
 # %% ../../nbs/tune/18_overview.ipynb #progress
 def progress(
@@ -101,7 +119,7 @@ class Summary:
     @property
     def trials(self) -> dict[str, int]:
         "How many trials there are of each status, without those of which there are none."
-        order = ("finished", "pruned", "failed", "running", "waiting", "infeasible", "retried", "surplus")
+        order = ("finished", "pruned", "failed", "running", "lost", "waiting", "infeasible", "retried", "surplus")
         return {status: number for status in order if (number := self.tuned.number(status))}
 
     def json(self) -> dict[str, Any]:
@@ -120,8 +138,9 @@ def summary(
 ) -> Summary:
     "Summarize a study for a list."
     times = [at for trial in study.get_trials(deepcopy=False) for at in (trial.datetime_start, trial.datetime_complete) if at]
-    running = tuple(run.id for run in sessions(store, study.study_name) if run.status == "running")
-    return Summary(read_study(study), max(times).astimezone() if times else None, running)
+    session_runs = sessions(store, study.study_name)
+    running = tuple(run.id for run in session_runs if run.status == "running")
+    return Summary(seen_study(store, study, session_runs), max(times).astimezone() if times else None, running)
 
 # %% ../../nbs/tune/18_overview.ipynb #summaries
 def summaries(

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
-from .importances import ENOUGH, finished, importances, ordered, varied
+from .importances import ENOUGH, finished, importance_options, importances, ordered, varied
 from .storage import FACTS, quietly
 
 if TYPE_CHECKING:
@@ -98,6 +98,8 @@ def _options(study: Study, kind: str, params: Sequence[str] | None, objective: i
         return {"n_recent_trials": RECENT}
     target: Callable[[FrozenTrial], float] | None = (lambda trial: trial.values[objective]) if len(study.directions) > 1 else None
     options: dict[str, Any] = {"target": target, "target_name": metric_names(study)[objective]}
+    if kind == "importances":
+        options |= importance_options(study, objective)
     return options if kind == "history" else options | {"params": chosen(study, kind, params, objective)}
 
 # %% ../../nbs/tune/17_pictures.ipynb #static

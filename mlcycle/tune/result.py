@@ -106,7 +106,8 @@ class Tuned:
     def result(self) -> Result:
         "The result that a command shows: lines and a table, or JSON for machines."
         look = {"finished": "good", "failed": "bad", "": ""}.get(self.status, "warn")
-        counts = ", ".join(f"{self.number(s)} {s}" for s in (*COUNTED, "running", "waiting", "infeasible") if s == "finished" or self.number(s))
+        statuses = (*COUNTED, "running", "lost", "waiting", "infeasible")
+        counts = ", ".join(f"{self.number(status)} {status}" for status in statuses if status == "finished" or self.number(status))
         took = f" in {show_seconds(self.seconds)}" if self.seconds is not None else ""
         why = f": {self.reason}" if self.reason else ""
         lines: list[Any] = [Text(f"study {self.study} {self.status}{took}: {counts}".replace(" :", ":") + why, look)]
@@ -127,9 +128,10 @@ class Tuned:
         shown += [row for row in self.rows if row.status == "failed"][-3:]
         names = list(dict.fromkeys(name for row in shown for name in row.params))
         has_reasons = any(row.reason for row in shown)
-        columns = ["trial", *self.metrics, *names, "status", "took", "run", *(["why"] * has_reasons)]
-        return Table(columns, [[row.number, *(row.values or [None] * len(self.metrics)), *(row.params.get(n) for n in names), row.status,
-                                show_seconds(row.seconds), row.run[:8] if row.run else None, *([row.reason] * has_reasons)] for row in shown])
+        columns = ["trial", *self.metrics, "status", *names, "took", "run", *(["why"] * has_reasons)]
+        rows = [[row.number, *(row.values or [None] * len(self.metrics)), row.status, *(row.params.get(n) for n in names),
+                 show_seconds(row.seconds), row.run[:8] if row.run else None, *([row.reason] * has_reasons)] for row in shown]
+        return Table(columns, rows, ordered=not has_reasons, rest=f"`mlcycle show {self.study}` has them in a notebook")
 
     def __repr__(self) -> str:
         return repr(self.result())

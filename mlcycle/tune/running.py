@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
-from contextlib import nullcontext
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 from weakref import WeakSet
 
@@ -40,6 +41,25 @@ def _begun(session: Session) -> None:
             session.notes.append(f"{type(follower).__name__} does not follow the study: {type(e).__name__}: {e}")
 
 # %% ../../nbs/tune/14_running.ipynb #run
+@contextmanager
+def _drawn_meanwhile(bar: Any) -> Iterator[None]:
+    "Draw the progress while this thread runs a trial itself."
+    over = threading.Event()
+
+    def draw() -> None:
+        while not over.wait(0.5):
+            with suppress(Exception):  # what is shown must not end the search
+                bar.tick()
+
+    thread = threading.Thread(target=draw, name="mlcycle-progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
 def carry_through(
     session: Session,       # The session to run
     progress: bool | None,  # Whether to show progress; None to show it where somebody can see it
@@ -62,7 +82,8 @@ def carry_through(
             state.preparing = True
             target.open(bar.tick)
             state.preparing = False
-            session.go(bar)
+            with _drawn_meanwhile(bar) if inline else nullcontext():
+                session.go(bar)
         ended = session.ending()
     except BaseException as e:  # a bug, or an exception thrown into this thread
         stopped = isinstance(e, KeyboardInterrupt)

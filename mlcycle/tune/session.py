@@ -65,6 +65,7 @@ class Session:
     failed: int = 0              # Trials that failed in this session
     last: int = -1               # The highest number that this session has seen
     crowd: bool = False          # Whether other processes work on the study
+    bar: Any = None              # Shows `state`
 
     def go(
         self,
@@ -73,6 +74,7 @@ class Session:
         "Run trials until a limit is reached, or until somebody asks to stop."
         from optuna.trial import TrialState
 
+        self.bar = bar
         fail_stale_trials(self.study, self.active.store, self.active.id)
         self._recount()  # trials of dead workers have failed now
         self.crowd = bool(self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
@@ -145,6 +147,8 @@ class Session:
             broken = self.space.feasible(params) if self.space is not None else None
             if broken is None:
                 self.running[trial.number] = trial
+                self.state.running = len(self.running)
+                self.bar.tick()  # a function runs in this thread: while it does, nobody comes back here
                 tags = {"study": self.study.study_name, "trial": trial.number}
                 self.target.submit(trial, params, f"{self.study.study_name}-{trial.number}", tags)
                 return True

@@ -5,8 +5,9 @@
 # %% ../../nbs/tune/13_study_setup.ipynb #imports
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
@@ -16,11 +17,14 @@ from .storage import FACTS, make_study, open_study, quietly
 if TYPE_CHECKING:
     from optuna import Study
 
+    from mlcycle.notebooks.execute.options import RunOptions
+    from mlcycle.redact import Redactor
     from mlcycle.store.connect import Store
     from mlcycle.tune.spaces.space import Space
 
 # %% auto #0
-__all__ = ['goals', 'take_up', 'check_first', 'try_first']
+__all__ = ['goals', 'stored_facts', 'differs', 'stored_values', 'same_values', 'stored_options', 'same_options', 'same_engine',
+           'take_up', 'check_first', 'try_first']
 
 # %% ../../nbs/tune/13_study_setup.ipynb #goals
 def goals(
@@ -43,6 +47,120 @@ def goals(
         raise UsageError(f"{len(metrics)} metrics ({', '.join(metrics)}) and {len(directions)} directions do not go together: "
                          "give one direction, or one for each.")
     return tuple(metrics), directions
+
+# %% ../../nbs/tune/13_study_setup.ipynb #stored-facts
+def stored_facts(
+    store: Store,           # The store
+    name: str | None,       # Name of the study
+    resume: bool,           # Whether a study of that name goes on
+) -> dict[str, Any]:        # Empty for a new study
+    "What a study that goes on was made with."
+    from mlcycle.tune.storage import study_names
+
+    if not resume or name is None or name not in study_names(store):
+        return {}
+    return {"study": name, **open_study(store, name).user_attrs.get(FACTS, {})}
+
+
+def _shown(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def differs(
+    study: str,  # Name of a study
+    fact: str,   # What was given: a metric, a param
+    was: Any,    # What the study was made with
+    now: Any,    # What is given now
+) -> UsageError:
+    "The error for a study that is to go on in another way."
+    return UsageError(f"The {fact} of the study {study!r}: {_shown(was)}, not {_shown(now)}. "
+                      f"Leave it out to go on with the study, or choose another name for another one (--from-study {study} takes its trials over).")
+
+# %% ../../nbs/tune/13_study_setup.ipynb #stored-values
+_LONGEST = 10_000  # Letters of a value that is stored with a study
+
+
+def stored_values(
+    values: Mapping[str, Any],  # What all trials are given
+    redactor: Redactor | None = None,  # Knows the secrets, which are not stored; by default those of the environment
+) -> dict[str, Any]:            # The values, and the names of those that cannot be stored: data, objects, secrets
+    "The values of a study as plain data."
+    from mlcycle.redact import Redactor
+
+    redactor, stored = redactor or Redactor.from_environment(), {}
+    for name, value in values.items():
+        try:
+            text = json.dumps(plain(value))
+        except (TypeError, ValueError):
+            continue
+        if len(text) <= _LONGEST and json.loads(text) == plain(value) and redactor.json(plain(value)) == plain(value):
+            stored[name] = plain(value)
+    return {"values": stored, "unstored": sorted(set(values) - set(stored))}
+
+# %% ../../nbs/tune/13_study_setup.ipynb #same-values
+def same_values(
+    before: Mapping[str, Any],         # What `stored_facts` returned
+    fact: str,                         # Which of them: `params`
+    given: Mapping[str, Any] | None,   # What is given now
+) -> dict[str, Any]:                   # What the study was made with, or what is given where it is new
+    "The values of a study that goes on. Raises `UsageError` for one that differs, and for one that must be given again."
+    given, had = dict(given or {}), before.get(fact)
+    if had is None:
+        return given
+    for name, value in stored_values(given)["values"].items():
+        if name not in had["unstored"] and json.dumps(had["values"].get(name)) != json.dumps(value):
+            raise differs(before["study"], f"{fact} {name}", had["values"].get(name, "not given"), value)
+    if unknown := sorted(set(given) - set(had["values"]) - set(had["unstored"])):
+        raise differs(before["study"], f"{fact} {unknown[0]}", "not given", "one")
+    if missing := sorted(set(had["unstored"]) - set(given)):
+        raise UsageError(f"{missing[0]} of the study {before['study']!r} is not plain data, or a secret, and was not stored. Give it again.")
+    return {**had["values"], **given}
+
+# %% ../../nbs/tune/13_study_setup.ipynb #same-options
+_OPTIONS = ("kernel", "timeout", "cell_timeout", "memory", "fresh")
+
+
+def stored_options(
+    options: RunOptions,  # How each trial is run
+) -> dict[str, Any]:
+    "The options of a study as plain data; secrets are names of variables."
+    return {**{name: getattr(options, name) for name in _OPTIONS}, "secrets": {s.name: f"env:{s.variable}" for s in options.secrets}}
+
+
+def same_options(
+    before: Mapping[str, Any],  # What `stored_facts` returned
+    options: RunOptions,        # As they are given now
+) -> RunOptions:                # With what the study was made with, where nothing is given
+    "The options of a study that goes on; another limit is allowed, another kernel is not. Raises `UsageError`."
+    from dataclasses import replace
+
+    from mlcycle.notebooks.execute.options import RunOptions
+
+    had, unset = before.get("options", {}), RunOptions()
+    if options.kernel and had.get("kernel") and options.kernel != had["kernel"]:
+        raise differs(before["study"], "kernel", had["kernel"], options.kernel)
+    return replace(options, **{name: value for name, value in had.items() if value and getattr(options, name) == getattr(unset, name)})
+
+# %% ../../nbs/tune/13_study_setup.ipynb #same-engine
+def same_engine(
+    before: Mapping[str, Any],  # What `stored_facts` returned
+    fact: str,                  # `sampler`, `pruner` or `executor`
+    given: Any,                 # A name or an object, None where nothing is given
+    default: str,               # What a new study has
+    names: Iterable[str],       # The names that there are; an object was given for any other one
+    called: Callable[[Any], str],  # The name that is stored of it
+) -> Any:
+    "What a study that goes on uses. Raises `UsageError` for another one, and where an object must be given again."
+    had = before.get(fact)
+    if had is None:
+        return default if given is None else given
+    if given is None:
+        if had.partition("://")[0].partition("+")[0] not in names:
+            raise UsageError(f"The {fact} of the study {before['study']!r} was an object ({had}), which is not stored. Give it again.")
+        return had
+    if called(given).partition("://")[0] != had.partition("://")[0]:  # a cluster may have another address today
+        raise differs(before["study"], fact, had, called(given))
+    return given
 
 # %% ../../nbs/tune/13_study_setup.ipynb #open-constants
 _PATIENCE = 5.0  # Seconds after which a process that has made a study, but not stored its facts, counts as dead
@@ -75,8 +193,7 @@ def take_up(
                          f"Choose another name, and --from-study {name}.")
     for fact in ("target", "metrics", "directions"):
         if known[fact] != before.get(fact):
-            was, now = (", ".join(value) if isinstance(value, list) else value for value in (before.get(fact), known[fact]))
-            raise UsageError(f"The {fact} of the study {name!r}: {was}, not {now}. Choose another name for another study.")
+            raise differs(name, fact, before.get(fact), known[fact])
     if given and known["space"] != before["space"]:
         raise UsageError(f"The study {name!r} has another space. Leave the space out to go on with it, or choose another name "
                          f"(--from-study {name} takes its trials over).")

@@ -16,7 +16,18 @@ from .result import Tuned
 from .running import carry_through, register_best
 from .spaces.given import to_space
 from .storage import quietly
-from .study_setup import check_first, goals, take_up, try_first
+from mlcycle.tune.study_setup import (
+    check_first,
+    goals,
+    same_engine,
+    same_options,
+    same_values,
+    stored_facts,
+    stored_options,
+    stored_values,
+    take_up,
+    try_first,
+)
 from .trials import count
 
 if TYPE_CHECKING:
@@ -41,10 +52,10 @@ def tune(
     trials: int | None = None,         # Trials of the whole study; a grid has its own number
     timeout: float | None = None,      # Seconds after which no trial is begun
     jobs: int = 1,                     # Trials at once
-    sampler: Any = "tpe",              # `tpe`, `random`, `grid`, `gp`, `cmaes`, `qmc`, `nsga2`, or one of Optuna's
-    pruner: Any = "median",            # `median`, `hyperband`, `percentile`, `patient`, `wilcoxon`, `none`, or one of Optuna's
+    sampler: Any = None,               # `tpe` by default, `random`, `grid`, `gp`, `cmaes`, `qmc`, `nsga2`, or one of Optuna's
+    pruner: Any = None,                # `median` by default, `hyperband`, `percentile`, `patient`, `wilcoxon`, `none`, or one of Optuna's
     study: str | None = None,          # What to call it; made from the target's name by default
-    resume: bool = False,              # Go on with the study of this name, if there is one
+    resume: bool = False,              # Go on with the study of this name, if there is one, with all that it was made with
     seed: int | None = None,           # The same seed and one job give the same trials
     fixed: Mapping[str, Any] | None = None,        # Params that all trials are given
     enqueue: Iterable[Mapping[str, Any]] = (),     # Params to try first
@@ -54,7 +65,7 @@ def tune(
     register: str | None = None,       # Name of a model to register the best trial under
     X: Any = None,                     # Rows, for an estimator
     y: Any = None,                     # Targets, for an estimator
-    cv: Any = 5,                       # Folds or a splitter, for an estimator
+    cv: Any = None,                    # Folds or a splitter, for an estimator; 5 by default
     scoring: Any = None,               # A scorer or its name, for an estimator; its own by default
     groups: Any = None,                # Groups, for an estimator
     trial_timeout: float | None = None,  # Seconds for each trial of a notebook
@@ -62,7 +73,7 @@ def tune(
     memory: str | int | None = None,     # Most that a trial of a notebook may use: `"2G"`, or bytes
     kernel: str | None = None,           # Kernel to use instead of the notebook's
     secrets: Mapping[str, str] | Iterable[str] | None = None,  # Parameters that come from the environment
-    executor: Any = "local",             # Where a notebook runs: `local`, `dask://HOST:PORT`, or a Dask `Client`
+    executor: Any = None,                # Where a notebook runs: `local` by default, `dask://HOST:PORT`, or a Dask `Client`
     fresh: bool = False,                 # Give each trial of a notebook a process that was started for it
     share: bool = True,                  # Execute the cells above the parameters once for all, where it is safe
     experiment: str | None = None,       # Experiment of the runs
@@ -74,6 +85,7 @@ def tune(
     "Search for the best params. Raises `UsageError` before anything ran; on Ctrl-C `NotebookInterrupted`, with what there is as `.result`."
     from mlcycle.notebooks.execute.opened import open_notebook
     from mlcycle.notebooks.execute.options import RunOptions, check_limit
+    from mlcycle.notebooks.execute.runner import store_of
     from mlcycle.store.connect import current_store
     from mlcycle.tune.engines import UNINFORMED, make_pruner, make_sampler
     from mlcycle.tune.estimators import estimator_objective, is_estimator
@@ -83,8 +95,16 @@ def tune(
 
     options = RunOptions.of(options, kernel=kernel, timeout=check_limit("trial_timeout", trial_timeout), cell_timeout=cell_timeout, memory=memory,
                             secrets=secrets, tags=tags, progress=progress, fresh=fresh)
-    store, opened, given, estimator = store or current_store(), None, None, None
+    opened, given, estimator, judging = None, None, None, {}
+    if store is None:
+        store = current_store() if is_estimator(target) or callable(target) else store_of(open_notebook(target, options.kernel, options.secrets))
+    before = stored_facts(store, study, resume)
+    options, metric, direction = same_options(before, options), metric or before.get("metrics"), direction or before.get("directions")
+    experiment, share = experiment or before.get("experiment"), share and before.get("share", True)
     if is_estimator(target):
+        judging = same_values(before, "judging", {name: value for name, value in (("cv", cv), ("scoring", scoring)) if value is not None})
+        judging = {"cv": 5, **judging}
+        cv, scoring = judging["cv"], judging.get("scoring")
         score = scoring if isinstance(scoring, str) else "score"
         metrics, directions = goals(metric, direction, score, "maximize")
         estimator, target = target, estimator_objective(target, X, y, cv, scoring, groups, metrics[0])
@@ -94,14 +114,18 @@ def tune(
         title = getattr(target, "__name__", type(target).__name__)
     else:
         opened = open_notebook(target, options.kernel, options.secrets)
-        title, given = opened.name, _space_in(opened, space)
+        title, given, fixed = opened.name, _space_in(opened, space), opened.checked(fixed or {})
         if metric is None:
             raise UsageError(f"Which metric of {title} is the objective? --metric NAME, with --direction maximize where more is better.")
         metrics, directions = goals(metric, direction)
     given = to_space(space) if given is None else given
+    fixed = same_values(before, "params", fixed)
+    sampler, pruner, executor = _engines(before, sampler, pruner, executor)
     _check(trials, timeout, jobs, max_failures, sampler, resume, study)
     known = {"target": title, "metrics": list(metrics), "directions": directions, "space": json.loads(json.dumps(given.json())),
-             "sampler": _called(sampler), "pruner": _called(pruner), "seed": seed, "estimator": estimator is not None}
+             "sampler": _called(sampler), "pruner": _called(pruner), "seed": seed, "estimator": estimator is not None,
+             "params": stored_values(fixed), "executor": _called(executor), "options": stored_options(options), "share": share,
+             "experiment": experiment, "judging": stored_values(judging)}
     name = study or _free_name(store, Path(title).stem)
     if not given.dimensions and sampler == "grid" and not resume:
         raise UsageError("A grid is made of a space: give the values of each param, -s 'depth={2, 4, 8}'. Without one, take --sampler random.")
@@ -121,15 +145,16 @@ def tune(
             raise _endless()
         check_first(varied, enqueue, None, store)
         counts = count(optuna_study)
+        seed = before.get("seed") if seed is None and not counts.by["running"] else seed  # two processes at once must not try the same
         offset = sum(counts.by.values())
         violations = (lambda trial: varied.violations(trial.params)) if varied is not None and varied.constraints else None
         optuna_study.sampler = make_sampler(sampler, None if seed is None else seed + offset, len(metrics), jobs > 1, violations)
         optuna_study.pruner = make_pruner(pruner, len(metrics))
-        notes = try_first(optuna_study, varied, enqueue, from_study, store)
+        notes = [*_not_stored(before), *try_first(optuna_study, varied, enqueue, from_study, store)]
         total = varied.grid_size() if queued and trials is None else trials
         limits = {"trials": total, "timeout": timeout, "jobs": jobs}
         active = _begin(store, optuna_study, opened, title, before, limits, experiment, options.tags)
-        state = StudyState(title, metrics, count(optuna_study), total, timeout)
+        state = StudyState(name if opened is None else title, metrics, count(optuna_study), total, timeout)
         try:
             carrier = carry(active)
             stack.callback(carrier.close)
@@ -160,7 +185,28 @@ def _endless() -> UsageError:
 
 
 def _called(engine: Any) -> str:
-    return engine if isinstance(engine, str) else type(engine).__name__
+    "The name of a sampler, a pruner or an executor, as a study stores it."
+    from mlcycle.notebooks.sweep.executors import Executor, package_executor
+
+    if isinstance(engine, str):
+        return engine
+    return engine.name if isinstance(engine, Executor) else package_executor(engine) or type(engine).__name__
+
+
+def _engines(before: Mapping[str, Any], sampler: Any, pruner: Any, executor: Any) -> tuple[Any, Any, Any]:
+    "What chooses params, what ends trials early and where they run: what is given, what the study was made with, or the defaults."
+    from mlcycle.notebooks.sweep.executors import executors
+    from mlcycle.tune.engines import PRUNERS, SAMPLERS
+
+    return (same_engine(before, "sampler", sampler, "tpe", SAMPLERS, _called), same_engine(before, "pruner", pruner, "median", PRUNERS, _called),
+            same_engine(before, "executor", executor, "local", executors(), _called))
+
+
+def _not_stored(before: Mapping[str, Any]) -> list[str]:
+    "A remark on a study of a former version, which did not store what all trials are given."
+    if before.get("target") is None or "params" in before:
+        return []
+    return ["A former version made this study, and did not store the params that all trials are given. Where there were any, give them again."]
 
 # %% ../../nbs/tune/15_tuning.ipynb #suggests
 def _suggests(function: Callable[..., Any]) -> bool:

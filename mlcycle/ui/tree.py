@@ -66,6 +66,8 @@ class Command(click.Command):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        if any(isinstance(param, click.Argument) and param.name in ("run", "runs", "ref") for param in self.params) and self.name != "delete":
+            self.params.append(click.Option(["--strict"], is_flag=True, help="Refuse a name that fits several runs, in place of taking the newest."))
         self.params.append(click.Option(["--json", "as_json"], is_flag=True, help="Print the result as one line of JSON."))
 
     def get_help_option(self, ctx: click.Context) -> click.Option | None:
@@ -76,6 +78,10 @@ class Command(click.Command):
         ctx.ensure_object(Face).json = as_json
         if self.name not in NEED_NO_STORE:
             _check_store()
+        if ctx.params.pop("strict", False):
+            from mlcycle.store.refs import strict_names
+
+            ctx.with_resource(strict_names())
         return super().invoke(ctx)
 
 # %% ../../nbs/ui/03_tree.ipynb #check-store

@@ -39,6 +39,20 @@ def test_outputs_are_real() -> None:
     assert tool["shown"](tool["execute"](stored)) == tool["shown"](stored), "run python .ci/readme.py"
 
 
+def test_the_notebook_of_the_readme_is_executed_twice(tmp_path: Path) -> None:
+    "\"Restart and run all\" makes a second run of each name in the same store, and every cell goes on."
+    import nbformat
+    from nbclient import NotebookClient
+
+    sources = re.findall(r"```python\n(.*?)```", section("In a notebook"), re.S)
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+    (tmp_path / ".mlcycle").mkdir()
+    for _ in range(2):
+        NotebookClient(nb, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}).execute()
+    outputs = "".join(output.get("text", "") for cell in nb.cells for output in cell.outputs)
+    assert "forest-20~1 is" in outputs and "logistic~1 is" in outputs
+
+
 def test_set_up_is_two_commands() -> None:
     "The two commands are the ones that the project promises."
     assert re.findall(r"```sh\n(.*?)\n```", section("Set up"), re.S) == ["pip install . && mlcycle demo", 'pip install -e ".[dev]" && pytest']

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import delete, update
 
+from mlcycle.errors import NotFoundError
 from mlcycle.store import artifacts, events, facts, metrics, models, runs, schema
 from mlcycle.store.check import fsck
 from mlcycle.store.connect import Store
@@ -43,6 +44,41 @@ def test_a_version_with_lost_content_stays_on_record(store: Store) -> None:
     report = fsck(store, repair=True)
     assert not report.sound and any("churn/1" in p.subject for p in report.problems)
     assert models.get_version(store, "churn", 1).digest == manifest.digest
+
+
+def test_a_lost_model_is_said_wherever_its_run_is_listed(store: Store) -> None:
+    "After `fsck --repair` the run lists what is gone, cannot be registered, and one damaged file is one problem; logged again, it is whole."
+    from mlcycle.registry.loading import load_model
+    from mlcycle.registry.versions import register
+    from mlcycle.track.queries import runs_page
+    from mlcycle.ui.views.runs import run_view, runs_view
+    from mlcycle.ui.widgets.actions import logged_models
+
+    hurt, whole = runs.create(store, "care", "hurt"), runs.create(store, "care", "whole")
+    for run, text in ((hurt, b"weights"), (whole, b"others")):
+        artifacts.put_bytes(store, run, text, "model/model.skops", "model")
+        artifacts.put_bytes(store, run, b"{}" + text, "model/manifest.json", "model")
+    Path(store.blobs.path(artifacts.get(store, hurt, "model/model.skops").digest)).write_bytes(b"weightz")
+    (problem,) = fsck(store).problems
+    (again,) = fsck(store, repair=True).problems
+    assert (problem.kind, problem.repaired, problem.lost) == ("damaged", False, False) and (again.repaired, again.lost) == (False, True)
+    known = fsck(store)
+    assert known.sound and known.problems == () and known.lost == (f"model/model.skops of run {hurt.id[:8]} (hurt)",)
+    page = runs_page(store=store)
+    assert dict(zip(page.columns["name"], page.columns["lost"], strict=True)) == {"hurt": "model/model.skops", "whole": None}
+    assert {r["name"]: r.get("lost") for r in runs_view(page).data} == {"hurt": ["model/model.skops"], "whole": None}
+    assert "model.skops" in repr(runs_view(page)) and run_view(store, hurt).data["lost"] == ["model/model.skops"]
+    assert logged_models(store, hurt) == [] and logged_models(store, whole) == ["model"]
+    for refused, args in ((register, ("hurt", "churn")), (load_model, (hurt,))):
+        with pytest.raises(NotFoundError, match="is lost"):
+            refused(*args, store=store)
+    with pytest.raises(NotFoundError, match="is lost"):
+        models.create_version(store, "churn", hurt, "0" * 64, "sklearn")
+    with pytest.raises(NotFoundError, match="is lost"):
+        artifacts.get(store, hurt, "model/model.skops")
+    assert models.list_models(store) == []
+    artifacts.put_bytes(store, hurt, b"weights", "model/model.skops", "model")
+    assert artifacts.lost(store, hurt) == [] and logged_models(store, hurt) == ["model"] and fsck(store).lost == ()
 
 
 def test_gc_removes_only_what_nothing_names(store: Store) -> None:

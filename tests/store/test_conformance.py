@@ -22,7 +22,7 @@ from sqlalchemy import insert, select, text, update
 
 from mlcycle.entities import Dataset, RunError
 from mlcycle.errors import AmbiguousError, ArtifactNameError, DataError, MlcycleError, NotFoundError
-from mlcycle.store import artifacts, bulk, events, facts, inputs, metrics, models, runs, schema
+from mlcycle.store import artifacts, bulk, events, facts, inputs, metrics, models, refs, runs, schema
 from mlcycle.store.connect import Store, open_store
 from mlcycle.store.inheriting import TABLES, inherit, logged_tables
 from mlcycle.store.thinning import drawable, thinned
@@ -100,6 +100,29 @@ def test_reference_means_one_run(store: Store) -> None:
     for ref in ("", " ", "100%", "%", "_", "bas", "'; DROP TABLE runs; --", first.id + "0"):
         with pytest.raises(NotFoundError):
             runs.resolve(store, ref)
+
+
+def test_a_name_of_several_runs_means_the_newest(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    "Who asks to see a run gets the newest of its name, with a line that says so; `~1` is the one before; the beginning of an id stays exact."
+    same = [runs.create(store, "e", "base") for _ in range(3)][::-1]
+    tilde = runs.create(store, "e", "base~2")
+    for run in same[:2]:
+        runs.finish(store, run)
+    assert refs.newest(store, "base").id == same[0].id
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1 and f"base is {same[0].id[:8]} (finished, " in line and f"base~1 is {same[1].id[:8]}" in line and "base~2" in line
+    assert [refs.newest(store, ref).id for ref in ("base~0", "base~1", "base~2")] == [same[0].id, same[1].id, tilde.id]
+    assert refs.newest(store, same[2].id[:12]).id == same[2].id and capsys.readouterr().err == ""
+    assert refs.newest(store, "base", prefer=lambda run: run.status == "running").id == same[2].id
+    with pytest.raises(AmbiguousError):
+        refs.newest(store, "base", prefer=lambda run: run.status == "finished")
+    with pytest.raises(NotFoundError, match="3 runs of the name 'base'"):
+        refs.newest(store, "base~7")
+    with refs.strict_names(), pytest.raises(AmbiguousError, match=same[1].id[:8]):
+        refs.find_run("base", store)
+    several = [runs.create(store, "e").id[0] for _ in range(17)]
+    with pytest.raises(AmbiguousError):  # the beginning of several ids is nobody's name
+        refs.newest(store, next(first for first in several if several.count(first) > 1))
 
 
 def test_every_prefix_finds_its_run(store: Store) -> None:

@@ -132,6 +132,40 @@ def test_a_hopeless_study_ends(local: Store) -> None:
     assert [runs.get(local, each.run).status for each in (done, again)] == ["failed", "failed"]
 
 
+def test_what_a_study_cannot_store_is_asked_for_again(local: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    "Data, objects and secrets of a study are in no database; the study goes on when they are given again, and all else is remembered."
+    monkeypatch.setenv("MLCYCLE_SECRETS", "PASSWORD")
+    monkeypatch.setenv("PASSWORD", "xyzzy-plugh")
+    data, received = object(), []
+
+    def objective(x: float, **fixed: Any) -> float:
+        received.append(fixed)
+        return x
+
+    fixed = {"data": data, "password": "xyzzy-plugh", "rate": 0.5, "names": ["a", "b"]}
+    tune(objective, {"x": "uniform(0, 1)"}, trials=1, study="s", fixed=fixed, store=local)
+    assert "xyzzy" not in json.dumps(open_study(local, "s").user_attrs)
+    with pytest.raises(UsageError, match=r"data of the study 's'.*Give it again"):
+        tune(objective, trials=2, study="s", resume=True, store=local)
+    tune(objective, trials=2, study="s", resume=True, fixed={"data": data, "password": "xyzzy-plugh"}, store=local)
+    assert received == [fixed, fixed]
+
+
+def test_an_estimator_is_judged_as_before(local: Store) -> None:
+    "Scoring and folds go on; another scorer is refused, so that no two scores share one name."
+    from sklearn.datasets import load_iris
+    from sklearn.tree import DecisionTreeClassifier
+
+    X, y = load_iris(return_X_y=True)
+    made = {"X": X, "y": y, "study": "tree", "store": local, "trials": 1}
+    first = tune(DecisionTreeClassifier(), {"max_depth": [1]}, scoring="neg_log_loss", cv=3, **made)
+    again = tune(DecisionTreeClassifier(), resume=True, **{**made, "trials": 2})
+    assert again.metrics == ("neg_log_loss",) and len({row.values for row in again.rows}) == 1 and again.rows[0] == first.rows[0]
+    for other in ({"scoring": "accuracy"}, {"cv": 4}):
+        with pytest.raises(UsageError, match="of the study 'tree'"):
+            tune(DecisionTreeClassifier(), resume=True, **{**made, "trials": 3}, **other)
+
+
 WRONG: list[tuple[Any, dict[str, Any]]] = [
     ({"x": "loguniform(0, 1)"}, {}), ({"x": "int(1, 2) when y == 3"}, {}), ({"x": "uniform(0, 1)", "constraints": ["x < z"]}, {}), ({}, {}),
     ({"x": "uniform(0, 1)"}, {"sampler": "grid"}), ({"x": "uniform(0, 1)"}, {"sampler": "bayes"}), ({"x": "uniform(0, 1)"}, {"pruner": "best"}),

@@ -5,10 +5,19 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import nbformat
 import pytest
+
+import mlcycle as mlc
+from mlcycle.evaluate.comparison import compare
+from mlcycle.store import facts
+from mlcycle.store.connect import connect, open_store
+from mlcycle.store.query import page
+from mlcycle.store.runs import to_run
+from mlcycle.ui.widgets.comparison_parts import compare_view
 
 
 def mlcycle(*words: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
@@ -130,3 +139,62 @@ def test_completion_makes_no_store(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "mlcycle"], cwd=tmp_path, capture_output=True, timeout=60,
                    env={**os.environ, "_MLCYCLE_COMPLETE": "bash_complete", "COMP_WORDS": "mlcycle show x", "COMP_CWORD": "2"})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_runs_are_kept_in_the_project_of_their_notebook(tmp_path: Path) -> None:
+    "Whatever folder a command is started in: `run`, `map` and `tune` keep their runs beside the notebook, a new store says where it is, once."
+    project, elsewhere = tmp_path / "project", tmp_path / "elsewhere"
+    (project / "deep").mkdir(parents=True)
+    elsewhere.mkdir()
+    (project / "pyproject.toml").write_text("")
+    cells = [nbformat.v4.new_code_cell("x = 1  # tune: int(1, 9)", id="p", metadata={"tags": ["parameters"]}),
+             nbformat.v4.new_code_cell("import mlcycle as mlc; mlc.log_metric('m', x)", id="s")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), project / "deep" / "train.ipynb")
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), elsewhere / "alone.ipynb")
+    (elsewhere / "x.csv").write_text("x\n2\n")
+    there = str(Path("..", "project", "deep", "train.ipynb"))
+    first = mlcycle("run", there, cwd=elsewhere)
+    assert first.returncode == 0 and first.stderr.count(f"A new store: {project / '.mlcycle'}") == 1, first.stderr
+    for words in (("run", there), ("map", there, "x.csv"), ("tune", there, "-m", "m", "-n", "1")):
+        done = mlcycle(*words, cwd=elsewhere)
+        assert done.returncode == 0 and "A new store" not in done.stderr and f"project {project}" in done.stderr, (words, done.stderr)
+    assert not (elsewhere / ".mlcycle").exists() and mlcycle("runs", cwd=elsewhere).returncode == 2
+    with open_store(project / ".mlcycle" / "mlcycle.db") as store:
+        assert sorted(Counter(row.kind for row in page(store)).items()) == [("notebook", 4), ("study", 1), ("sweep", 1)]
+    alone = mlcycle("run", "alone.ipynb", cwd=elsewhere)  # no project: the folder it was started in, as before
+    assert f"A new store: {elsewhere / '.mlcycle'}" in alone.stderr and (elsewhere / ".mlcycle" / "mlcycle.db").exists()
+
+
+def test_the_demo_in_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    "One line that says where and what to do, and nothing is left behind."
+    (tmp_path / "file").write_text("")
+    done = mlcycle("demo", "--dir", "file/demo", cwd=tmp_path)
+    assert done.returncode == 2 and "cannot be written to file/demo" in done.stderr and "--dir" in done.stderr and done.stderr.count("\n") <= 2
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_rounding_is_no_difference(tmp_path: Path) -> None:
+    "Metrics that differ in their last digits are the same; a param that differs in them is another param, and is shown so."
+    store = connect(tmp_path / "mlcycle.db")
+    for name, auc, rate in (("a", 0.9974200206398349, 0.1), ("b", 1.0, 0.1), ("c", 0.9974200206398348, 0.10000000000000002)):
+        with mlc.run(name, params={"rate": rate}, capture=False) as run:
+            run.log_metric("auc", auc)
+            run.log_metric("tiny", {"a": 1e-9, "b": 2e-9, "c": 1e-9}[name])
+    compared = compare(store, "a", "b", "c")
+    (auc, tiny), (rate,) = compared.metrics, compared.params
+    assert auc.differs and tiny.differs and rate.differs and not compare(store, "a", "c").metrics[0].differs
+    text = repr(compare_view(store, compared))
+    row = next(line for line in text.splitlines() if line.strip().startswith("auc"))
+    assert row.split() == ["auc", "0.9974", "≠", "1.0", "0.9974"] and "0.10000000000000002" in text
+    assert [metric["differs"] for metric in compare(store, "a", "c").data()["metrics"]] == [False, False]
+
+
+def test_a_notebook_has_one_name_wherever_it_is_started(project: Path) -> None:
+    "Runs of one notebook that were started from two folders are runs of the same notebook: nothing of it differs."
+    (project / "deep").mkdir()
+    write_notebook(project / "deep" / "train.ipynb", "x = 1")
+    for folder, path in ((project, "deep/train.ipynb"), (project.parent, f"{project.name}/deep/train.ipynb"), (project / "deep", "train.ipynb")):
+        done = mlcycle("run", path, cwd=folder)
+        assert done.returncode == 0, done.stderr
+    with open_store(project / ".mlcycle" / "mlcycle.db") as store:
+        assert [facts.tags(store, to_run(row))["notebook"] for row in page(store)] == ["deep/train.ipynb"] * 3

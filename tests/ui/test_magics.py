@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import queue
+import re
 
 from tests.ui.kernels import Kernel, shown
 
@@ -152,3 +153,18 @@ def test_top_level_await_in_a_tracked_cell(kernel: Kernel) -> None:
     works = ("import asyncio, mlcycle as mlc\nwith mlc.run('waiting', 'churn') as run:\n"
              "    await asyncio.sleep(0.01)\n    mlc.log_metric('auc', 1)\nrun.run.status")
     assert shown(kernel.run(works)[1]) == "'finished'"
+
+
+def test_a_traceback_names_the_cell_and_its_lines(kernel: Kernel) -> None:
+    "An error below %%track says the number and the line that the notebook shows, as the same error in a plain cell does."
+    for below, line in (("x = 1\n\n1 / 0", 4), ("\n\n%time x = 1\n1 / 0", 5), ("x = = 1", 2),
+                        ("# a note\nfor i in [1]:\n    raise ValueError", 4)):
+        number = int(shown(kernel.run("print(get_ipython().execution_count)")[1]))
+        status, outputs = kernel.run(f"%%track cell\n{below}")
+        lines = [line for output in outputs if output["type"] == "error" for line in output["traceback"]]
+        text = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(lines))
+        assert status == "error" and re.search(rf"In\[{number}\], line {line}\b", text), (below, number, text)
+    number = int(shown(kernel.run("print(get_ipython().execution_count)")[1]))
+    _, outputs = kernel.run("%%track value\n40 + 2")
+    assert [(o["execution_count"], o["data"]["text/plain"]) for o in outputs if o["type"] == "execute_result"] == [(number, "42")]
+    assert int(shown(kernel.run("print(get_ipython().execution_count)")[1])) == number + 2

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import mlcycle as mlc
-from mlcycle.errors import AmbiguousError, NotFoundError
+from mlcycle.errors import NotFoundError
 from mlcycle.store.connect import connect
 from mlcycle.ui.completion import complete_line
 from mlcycle.ui.tree import Face, invoke
@@ -73,8 +74,7 @@ def test_a_name_that_a_study_and_runs_have(tmp_path: Path) -> None:
     assert call("show", "valley-3").data["kind"] == "trial"
     with mlc.run("valley", capture=False):
         pass
-    with pytest.raises(AmbiguousError, match="mlcycle show study:valley"):
-        call("show", "valley")
+    assert "mlcycle show study:valley" in repr(call("show", "valley")) and call("show", "valley").data["kind"] == "script"
     assert call("show", "study:valley").data["study"] == "valley"
     with pytest.raises(NotFoundError, match="Did you mean 'valley'"):
         call("show", "study:vallei")
@@ -147,6 +147,54 @@ def test_a_version_names_the_search_it_came_from(tmp_path: Path) -> None:
     assert shown.data["study"] == "search" and shown.data["trial"] == found.best.number
     assert shown.data["space"]["dimensions"][0]["name"] == "C" and "C loguniform(0.1, 10)" in repr(shown)
     assert f"study search, trial {found.best.number}" in repr(call("lineage", "hills/1"))
+
+
+KILLED = """
+import os, signal, mlcycle as mlc
+def fit(x):
+    if x > 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return x
+mlc.tune(fit, {"x": [0, 1, 2, 3]}, sampler="grid", study="killed", progress=False)
+"""
+
+
+def test_trials_of_a_killed_session_are_lost_everywhere(tmp_path: Path) -> None:
+    "Whoever asks for the study hears of a trial what `mlcycle runs` says of its run, at once and not when the next session looks."
+    (tmp_path / ".mlcycle").mkdir()
+    assert subprocess.run([sys.executable, "-c", KILLED], cwd=tmp_path, timeout=120).returncode == -signal.SIGKILL
+    (listed,) = json.loads(_cli("studies", "--json"))
+    assert listed["trials"] == {"finished": 2, "lost": 1} and listed["running"] == []
+    shown = json.loads(_cli("show", "killed", "--json"))
+    assert [trial["status"] for trial in shown["trials"]] == ["finished", "finished", "lost"]
+    assert "1 lost" in _cli("show", "killed") and "running" not in _cli("show", "killed") + _cli("studies")
+    assert [run["status"] for run in json.loads(_cli("runs", "name == 'killed-2'", "--json"))] == ["lost"]
+
+
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+def test_an_importance_is_the_same_wherever_it_is_shown(tmp_path: Path, direction: str) -> None:
+    "The line, the page's head and both pictures: for a goal that is maximized, the params count that make it large."
+    from mlcycle.tune.importances import importances
+    from mlcycle.tune.pictures import live_picture, picture
+    from mlcycle.tune.result import read_study
+    from mlcycle.tune.storage import open_study
+    from mlcycle.ui.widgets.study_parts import head_of
+
+    store = connect(tmp_path / "mlcycle.db")
+    sign = 1 if direction == "minimize" else -1
+    mlc.tune(lambda rate, leaves: sign * (abs(rate) if abs(rate) < 1 else 1 + abs(leaves)), {"rate": "uniform(-5, 5)", "leaves": "uniform(-5, 5)"},
+             trials=60, sampler="random", seed=1, direction=direction, study="s", progress=False)
+    study = open_study(store, "s")
+    shares = importances(study)
+    assert next(iter(shares)) == "rate"
+    assert head_of(study, read_study(study), [])["importances"] == [[name, round(share, 4)] for name, share in shares.items()]
+    axes = picture(study, "importances").axes[0]
+    drawn = dict(zip((label.get_text() for label in axes.get_yticklabels()), (patch.get_width() for patch in axes.patches), strict=True))
+    assert drawn == pytest.approx(shares)
+    (bars,) = live_picture(study, "importances").data
+    assert dict(zip(bars.y, bars.x, strict=True)) == pytest.approx(shares)
+    text = call("show", "s")
+    assert all(f"{name} {share:.2f}" in repr(text) for name, share in shares.items())
 
 
 def test_pictures_that_make_no_sense_have_a_reason(tmp_path: Path) -> None:

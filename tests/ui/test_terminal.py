@@ -1,13 +1,25 @@
-"The magics in IPython's terminal: a real one, on a pseudo-terminal."
+"What a terminal shows: the magics in a real one, on a pseudo-terminal, and tables in any width."
 from __future__ import annotations
 
+import io
 import os
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pexpect
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.cells import cell_len
+from rich.console import Console
+
+import mlcycle as mlc
+from mlcycle.display import Result, Table, cut_middle
+from mlcycle.store.connect import open_store
+from mlcycle.tune.tuning import tune
+from mlcycle.ui.tree import Face, invoke
 
 LINES = [
     ("%load_ext mlcycle", r"In \[2\]"),
@@ -58,3 +70,63 @@ def test_every_magic_in_a_terminal(terminal: pexpect.spawn) -> None:
     terminal.sendline("best.metrics")
     terminal.expect_exact("{'auc': 0.8}")
     assert "<div" not in seen and "Traceback" not in seen and "widget" not in seen
+
+
+def in_columns(result: Result, width: int) -> str:
+    out = io.StringIO()
+    result.print(Console(file=out, width=width, force_jupyter=False))
+    return out.getvalue()
+
+
+def test_runs_in_80_columns(tmp_path: Path) -> None:
+    "Autologged runs have dozens of params: the name, the status, the age and the number that counts are there, whole, and the rest is on request."
+    with open_store(tmp_path / "mlcycle.db"):
+        mlc.connect(tmp_path / "mlcycle.db")
+        for i in range(3):
+            with mlc.run(f"a-pipeline-with-a-forest-of-the-second-kind-{i}", capture=False,
+                         params={f"columntransformer__param_{n}": "drop" for n in range(40)} | {"randomforestclassifier__max_depth": i + 2}) as run:
+                run.log_metrics({"accuracy": 0.951648 + i / 1e5, "auc": 0.987654 + i / 1e6, "fit_seconds": 0.25})
+        tune(lambda x: {"zeta": x * 0.123456, "alpha": 1.0}, {"x": [1, 2, 3]}, metric="zeta", sampler="grid", study="hill", progress=False)
+        found = invoke(["runs", "kind == 'script'", "-o", "-metrics.auc"], Face())
+        text = in_columns(found, 80)
+        head, first = (line for line in text.splitlines() if "status" in line or "kind-2" in line)
+        assert head.split()[:4] == ["name", "status", "started", "auc"] and "0.9877" in first and "finished" in first and " ago" in first
+        assert "…" in first and max(map(len, text.splitlines())) <= 80 and re.search(r"\d+ columns more: --columns all", text)
+        everything = in_columns(invoke(["runs", "kind == 'script'", "--columns", "all"], Face()), 80)
+        assert max(map(len, everything.splitlines())) <= 80 and everything.count("drop") == 120 and "columns more" not in everything
+        asked = in_columns(invoke(["runs", "--columns", "took,auc,metrics.accuracy"], Face()), 80)
+        assert asked.split()[:4] == ["name", "took", "auc", "accuracy"]
+        with pytest.raises(mlc.MlcycleError, match="column 'aucc'"):
+            invoke(["runs", "--columns", "aucc"], Face())
+        trials = in_columns(invoke(["runs", "tags.study == 'hill' and kind != 'study'"], Face()), 80)
+        assert trials.split()[:4] == ["name", "status", "started", "zeta"]  # what the study optimizes
+        html = found._repr_html_()
+        assert "auc" in html and "columns more" in html and html.count("<th scope='col'") <= 16
+        study = invoke(["runs", "kind == 'study'", "--json"], Face()).data[0]["id"]
+        parts = in_columns(invoke(["show", study], Face()), 80)
+        assert "hill-0" in parts and "zeta" in parts
+
+
+WORDS = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z", "M"]), max_size=40)
+
+
+@given(st.lists(WORDS, min_size=1, max_size=12), st.lists(st.floats(allow_nan=False) | st.integers(-10**12, 10**12), min_size=12, max_size=12),
+       WORDS, st.integers(40, 200))
+def test_a_number_is_whole_or_not_there(heads: list[str], numbers: list[Any], name: str, width: int) -> None:
+    "In each width: no line is longer, no number of a column that is shown is cut, and what is not shown is counted."
+    table = Table(["name", *heads], [[name, *numbers[:len(heads)]]], ordered=True)
+    lines = in_columns(Result(None, [table]), width).splitlines()
+    numbers_shown = table.texts()[0][1:]
+    assert all(cell_len(line.rstrip()) <= width for line in lines)
+    more = re.search(r"(\d+) columns? more", lines[-1])
+    shown = len(heads) - (int(more[1]) if more else 0)
+    assert shown >= 1 and all(text in "\n".join(lines) for text in numbers_shown[:shown])
+
+
+@given(WORDS, st.integers(1, 30))
+def test_a_text_loses_its_middle(text: str, width: int) -> None:
+    "It fits, keeps both ends, and what fits anyhow stays as it is."
+    cut = cut_middle(text, width)
+    assert cell_len(cut) <= width and (cut == text if cell_len(text) <= width else "…" in cut)
+    before, _, after = cut.partition("…") if cut != text else (text, "", "")
+    assert text.startswith(before) and text.endswith(after)

@@ -13,8 +13,10 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from mlcycle.store import facts, runs
 from mlcycle.store.connect import open_store
 from mlcycle.store.query import page
+from mlcycle.tune.overview import sessions as study_sessions
 from mlcycle.tune.result import read_study
 from mlcycle.tune.storage import open_study, study_names
 from tests.ui.kernels import Kernel, shown
@@ -56,6 +58,31 @@ def test_a_study_from_the_command_line(project: Path) -> None:
     assert other.returncode == 2 and "another space" in other.stderr
     text = tune(project, "-s", "model={a, b}", "-s", "x={-1, 1}", "-m", "loss", "--sampler", "grid", "-j", "2").stdout
     assert "4 finished" in text and "best (the least) loss 0" in text
+
+
+def test_a_study_goes_on_as_it_was_made(project: Path) -> None:
+    "Params, metric, direction, sampler and limits need not be given again; given again, they agree or nothing runs."
+    made = ("-s", "x=uniform(-5, 5)", "-p", "model", "b", "-m", "loss", "-d", "maximize", "--sampler", "random", "--pruner", "none", "--seed", "3",
+            "--trial-timeout", "50", "-e", "hills")
+    assert tune(project, *made, "-n", "2", "--study", "s").returncode == 0
+    again = tune(project, "--resume", "--study", "s", "-n", "4")
+    assert again.returncode == 0 and "greatest" in again.stdout, (again.stdout, again.stderr)
+    same = tune(project, "--resume", "--study", "s", "-n", "5", "-p", "model", "b", "-m", "loss", "-d", "maximize", "--executor", "local")
+    assert same.returncode == 0, same.stderr
+    with open_store(project / ".mlcycle" / "mlcycle.db") as store:
+        rows = read_study(open_study(store, "s")).rows
+        each = [facts.params(store, runs.get(store, row.run)) for row in rows]
+        sessions = [facts.params(store, run) for run in study_sessions(store, "s")]
+        experiments = {runs.get(store, row.run).experiment for row in rows}
+    assert [params["model"] for params in each] == ["b"] * 5 and all(row.values[0] >= 1 for row in rows) and experiments == {"hills"}
+    assert {(params["sampler"], params["pruner"], params["seed"]) for params in sessions} == {("random", "none", 3)}
+    for other, named in ((("-p", "model", "a"), "params model"), (("-p", "wait", "0"), "params wait"), (("-m", "other"), "metrics"),
+                         (("-d", "minimize"), "directions"), (("--sampler", "tpe"), "sampler"), (("--pruner", "median"), "pruner"),
+                         (("--executor", "dask://127.0.0.1:1"), "executor")):
+        done = tune(project, "--resume", "--study", "s", "-n", "9", *other)
+        assert done.returncode == 2 and f"The {named} of the study 's'" in done.stderr, (other, done.stderr)
+    with open_store(project / ".mlcycle" / "mlcycle.db") as store:
+        assert len(read_study(open_study(store, "s")).rows) == 5
 
 
 def test_what_is_wrong_is_said_before_anything_runs(project: Path) -> None:
@@ -108,6 +135,18 @@ def test_a_cell_is_tuned(kernel: Kernel) -> None:
     status, outputs = kernel.run("%%tune\nx = suggest('x', 'int(0, 10)')")
     error = next(o for o in outputs if o["type"] == "error")
     assert status == "error" and "--trials" in error["evalue"] and len(error["traceback"]) == 1
+
+
+def test_the_progress_of_a_tuned_cell_tells_the_truth(kernel: Kernel) -> None:
+    "While its only trial runs in the kernel's own thread: one runs, it is the study that is named, and the clock has somebody to move it."
+    cell = ("%%tune hills --study hills -n 1\nimport threading\nx = suggest('x', 'int(0, 10)')\n"
+            "sum(thread.name == 'mlcycle-progress' for thread in threading.enumerate())")
+    status, outputs = kernel.run(cell)
+    lines = [o["data"]["text/plain"] for o in outputs if o["type"] in ("display_data", "update_display_data") and "trials" in o["data"]["text/plain"]]
+    assert status == "ok" and any(line.startswith("hills: 0 of 1 trials, 1 running") for line in lines), lines
+    assert "best (the least) objective 1" in shown(outputs)
+    status, outputs = kernel.run("%%tune hills --study valleys -n 1\n1")
+    assert status == "error" and "two names" in next(o for o in outputs if o["type"] == "error")["evalue"]
 
 
 def test_the_command_in_a_notebook(kernel: Kernel, project: Path) -> None:

@@ -37,7 +37,7 @@ from ..record.result import stop_error
 from ..warm.imports import warmable
 from ..warm.threads import limit_threads
 from ...redact import Redactor
-from ...store.connect import Store
+from ...store.connect import Store, store_beside
 from ...track.active import ActiveRun
 from ...track.begin import start
 from ...track.current import current_run
@@ -189,6 +189,8 @@ def begin(
     "Begin the run of a notebook and keep its source."
     if parent is None and (current := parent_in(store)) is not None:
         parent, experiment = current.id, experiment or current.experiment
+    elif parent is None:
+        store = store or store_beside(path)
     active = start(name, experiment, kind="notebook", params=params, parent=parent, store=store, redactor=redactor,
                    cwd=path.parent if path else None, label=path.stem if path else None)
     try:

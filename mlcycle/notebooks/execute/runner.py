@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from mlcycle.track.active import ActiveRun
 
 # %% auto #0
-__all__ = ['run_notebook', 'carry_out']
+__all__ = ['run_notebook', 'carry_out', 'store_of']
 
 # %% ../../../nbs/notebooks/execute/16_runner.ipynb #output
 def _output(out: str | Path | None, source: Path) -> str | None:
@@ -99,6 +99,7 @@ def run_notebook(
                             cached=cached, refresh=refresh, tags=tags, progress=progress, follow=follow, fresh=fresh, keep=keep, threads=threads,
                             env=env)
     opened = open_notebook(path, options.kernel, options.secrets)
+    store = store or store_of(opened)
     redactor = redactor_for(opened.secrets)
     check_conditions(opened.source.nb, opened.kernel.language)
     values = opened.checked(params or {})
@@ -162,6 +163,17 @@ def _execute(nb: Any, choice: KernelChoice, session: Session, output: str | None
     papermill_engines.execute_notebook_with_engine("mlcycle", nb, choice.name, output_path=output, session=session)
 
 # %% ../../../nbs/notebooks/execute/16_runner.ipynb #same
+def store_of(
+    opened: OpenedNotebook,  # A notebook that is to be run
+) -> Store:
+    "Where the run that is going on is kept, which a new one becomes a part of; without one, where the notebook's project is kept."
+    from mlcycle.notebooks.execute.engine import parent_in
+    from mlcycle.store.connect import store_beside
+
+    current = parent_in(None)
+    return current.store if current is not None else store_beside(opened.source.path)
+
+
 def _fingerprint(opened: OpenedNotebook, params: dict[str, Any], store: Store | None) -> Fingerprint:
     from mlcycle.notebooks.execute.fingerprint import fingerprint
     from mlcycle.notebooks.record.executed import notebook_tag

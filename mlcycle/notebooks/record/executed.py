@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...entities import Run
+from ...config import FOLDER, sqlite_path
 from ...errors import MlcycleError, NotFoundError
 from ...files import write_atomic
 from ..document.source import headings, numbers
@@ -51,7 +52,8 @@ def notebook_tag(
     store: Store,  # Where its runs are kept
 ) -> str:         # Relative to the project's root where it lies in it
     "What the runs of one notebook have in common."
-    root = store.settings.root
+    place = sqlite_path(store.settings.store)  # a store in a project's folder: the notebook has one name, wherever it was started from
+    root = place.parent.parent if place is not None and place.parent.name == FOLDER else store.settings.root
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
 
 # %% ../../../nbs/notebooks/record/02_executed.ipynb #last-times

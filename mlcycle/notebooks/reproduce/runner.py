@@ -18,7 +18,7 @@ from ..record.recorded import Recorded
 from .conditions import Condition
 from .reproduction import Reproduction
 from ...store import events, facts, models, runs
-from ...store.refs import find_run
+from ...store.refs import find_run, newest
 
 if TYPE_CHECKING:
     from mlcycle.notebooks.document.endings import Cause
@@ -44,7 +44,7 @@ def run_behind(
             return runs.get(store, version.run)
         except NotFoundError:
             raise NotFoundError(f"{version.ref} came from run {version.run[:8]}, which was deleted: there is nothing left to repeat.") from None
-    return runs.resolve(store, ref)
+    return newest(store, ref)
 
 # %% ../../../nbs/notebooks/reproduce/06_runner.ipynb #verdicts
 RUN, VERSION = "run.reproduce", "version.reproduce"  # What was done, in the log

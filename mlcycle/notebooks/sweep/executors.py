@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from mlcycle.store.connect import Store
 
 # %% auto #0
-__all__ = ['SHORT', 'GROUP', 'BUILT_IN', 'Executor', 'cores', 'Pace', 'LocalExecutor', 'executors', 'make_executor']
+__all__ = ['SHORT', 'GROUP', 'BUILT_IN', 'Executor', 'cores', 'Pace', 'LocalExecutor', 'executors', 'package_executor',
+           'make_executor']
 
 # %% ../../../nbs/notebooks/sweep/05_executors.ipynb #base
 class Executor:
@@ -176,6 +177,13 @@ def executors() -> dict[str, str]:  # Name to `module:attribute`
     return BUILT_IN | {name: target for name, target, _ in entry_points(GROUP) if name not in BUILT_IN}
 
 # %% ../../../nbs/notebooks/sweep/05_executors.ipynb #make-executor
+def package_executor(
+    connected: Any,  # An object of another package, such as Dask's `Client`
+) -> str | None:     # None where none is made from it
+    "The name of the executor that is made from an object that is connected already."
+    return _PACKAGES.get(type(connected).__module__.partition(".")[0])
+
+
 def make_executor(
     spec: Any = "local",      # `local`, `dask://HOST:PORT`, or an object that is connected already
     jobs: int | None = None,  # Runs at once; the executor's own choice by default
@@ -187,8 +195,7 @@ def make_executor(
         scheme, _, rest = spec.partition("://")
         name, address = scheme.partition("+")[0], (spec if rest else None)
     else:
-        package = type(spec).__module__.partition(".")[0]
-        name, address = _PACKAGES.get(package, package), spec
+        name, address = package_executor(spec) or type(spec).__module__.partition(".")[0], spec
     available = executors()
     if name not in available:
         raise UsageError(f"There is no executor {name!r}; there are {', '.join(available)}. Write --executor local or --executor dask://HOST:PORT.")

@@ -98,10 +98,11 @@ class Sweep:
     def _table(self) -> Table:
         params, metrics = _names(self.rows, "params"), _names(self.rows, "metrics")
         has_reasons, has_retries = any(row.reason for row in self.rows), any(row.attempts > 1 for row in self.rows)
-        columns = ["run", *params, *metrics, "status", "took", *(["attempts"] * has_retries), *(["why"] * has_reasons)]
-        rows = [[row.run[:8] if row.run else None, *(row.params.get(n) for n in params), *(row.metrics.get(n) for n in metrics), row.status,
+        params.sort(key=lambda name: len({repr(row.params.get(name)) for row in self.rows}) < 2)  # those that vary come first
+        columns = ["run", "status", *metrics, *params, "took", *(["attempts"] * has_retries), *(["why"] * has_reasons)]
+        rows = [[row.run[:8] if row.run else None, row.status, *(row.metrics.get(n) for n in metrics), *(row.params.get(n) for n in params),
                  show_seconds(row.seconds), *([row.attempts] * has_retries), *([row.reason] * has_reasons)] for row in self.rows]
-        return Table(columns, rows)
+        return Table(columns, rows, ordered=not has_reasons, rest=f"mlcycle show {self.run[:8]}")
 
     def __repr__(self) -> str:
         return repr(self.result())

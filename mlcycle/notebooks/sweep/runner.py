@@ -156,10 +156,10 @@ def run_many(
 ) -> Sweep:                                     # A row a run; a run that failed raises nothing
     "Execute a notebook once for each set of params. Raises `UsageError` before anything ran, `NotebookInterrupted` with what there is as `.result`."
     from mlcycle.notebooks.execute.opened import open_notebook
+    from mlcycle.notebooks.execute.runner import store_of
     from mlcycle.notebooks.execute.options import RunOptions
     from mlcycle.notebooks.params.secrets import redactor_for
     from mlcycle.notebooks.sweep.executors import make_executor
-    from mlcycle.store.connect import current_store
 
     options = RunOptions.of(options, kernel=kernel, timeout=timeout, cell_timeout=cell_timeout, memory=memory, scratch=scratch, secrets=secrets,
                             tags=tags, progress=progress, cached=cached, refresh=refresh, fresh=fresh)
@@ -171,7 +171,7 @@ def run_many(
     source = opened.source
     if out is not None:
         out_paths(out, [(f"run-{i}", i, row) for i, row in enumerate(rows, 1)], source.path)
-    store, executor = store or current_store(), make_executor(executor, jobs)
+    store, executor = store or store_of(opened), make_executor(executor, jobs)
     options = replace(options, threads=executor.threads)
     try:
         versions = executor.prepare(source, store)

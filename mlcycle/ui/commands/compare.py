@@ -54,11 +54,12 @@ def delete(face: Face, runs: tuple[str, ...], children: bool, yes: bool) -> Resu
     import sys
 
     from mlcycle.store import deletion
-    from mlcycle.store import runs as store_runs
     from mlcycle.store.connect import current_store
+    from mlcycle.store.refs import newest, strict_names
 
     store = current_store()
-    resolved = [store_runs.resolve(store, ref) for ref in runs]
+    with strict_names():
+        resolved = [newest(store, ref) for ref in runs]
     labels = _labels(resolved)
     if not yes:
         if face.notebook or face.json or not sys.stdin.isatty():

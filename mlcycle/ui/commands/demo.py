@@ -80,15 +80,18 @@ def demo(face: Face, folder: Path) -> Result:
     from mlcycle.ui.views.models import model_view
     from mlcycle.ui.views.runs import runs_view
 
-    if folder.exists() and any(folder.iterdir()):
+    if folder.is_file() or (folder.exists() and any(folder.iterdir())):
         raise UsageError(f"The folder {str(folder)!r} is not empty. Choose another one with --dir, or remove it.")
-    written = write_project(folder)
+    try:
+        written = write_project(folder)
+    except OSError as e:
+        raise UsageError(f"The sample project cannot be written to {folder}: {e.strerror or e}. Choose another folder with --dir.") from e
     _say(face, f"A project in {folder}/: train.ipynb, data/train.csv, data/holdout.csv", "", Result(None, [Facts(written)]))
     with open_store(folder / ".mlcycle" / "mlcycle.db") as store:
         _train(face, store, folder)
         page = runs_page(experiment=EXPERIMENT, order_by="-metrics.auc", store=store)
         shown = {name: values for name, values in page.columns.items() if not name.startswith("params.") and "fold_" not in name}
-        _say(face, "Compare", "mlcycle runs -o -metrics.auc", runs_view(RunsPage(shown, page.total)))
+        _say(face, "Compare", "mlcycle runs -o -metrics.auc", runs_view(RunsPage(shown, page.total), ["metrics.auc"]))
         best = page.records[0]
         version = register(best["id"], MODEL, store=store)
         _say(face, "Register the best", f"mlcycle register {best['id'][:8]} {MODEL}")

@@ -49,9 +49,10 @@ def logs(face: Face, run: str, following: bool) -> Result:
     from mlcycle.notebooks.follow.logs import follow, printed
     from mlcycle.store import runs
     from mlcycle.store.connect import current_store
+    from mlcycle.store.refs import newest
 
     store = current_store()
-    resolved = runs.resolve(store, run)
+    resolved = newest(store, run)
     pieces: list[Any] = []
     if following:
         out = None if face.json else Printer(sys.stdout)

@@ -23,9 +23,12 @@ __all__ = ['runs', 'artifacts']
 @click.option("-e", "--experiment", shell_complete=complete_experiment, help="Only this experiment.")
 @click.option("-o", "--order-by", default="-started", show_default=True, help="A field, - before it for descending: -metrics.auc")
 @click.option("-n", "--limit", default=20, show_default=True, type=click.IntRange(1), help="At most so many.")
-def runs(query: str | None, experiment: str | None, order_by: str, limit: int) -> Result:
+@click.option("-c", "--columns", metavar="all|NAME,…", help="Which columns to show; those that distinguish the runs by default.")
+def runs(query: str | None, experiment: str | None, order_by: str, limit: int, columns: str | None) -> Result:
     """List runs that fit QUERY, such as "metrics.auc > 0.9 and params.model == 'hgb'"."""
+    from mlcycle.store.connect import current_store
     from mlcycle.track.queries import runs_page
+    from mlcycle.ui.views.run_columns import judged_by
     from mlcycle.ui.views.runs import runs_view
 
     def live():
@@ -34,7 +37,8 @@ def runs(query: str | None, experiment: str | None, order_by: str, limit: int) -
         return RunsTable(query, experiment, order_by, limit)
 
     page = runs_page(query, experiment, order_by, limit)
-    table = runs_view(page)
+    wanted = [name.strip() for name in columns.split(",") if name.strip()] if columns else []
+    table = runs_view(page, judged_by(current_store(), order_by, page.records), wanted)
     rest = [Text(f"{len(page):,} of {page.total:,} runs; `-n {page.total}` shows all.", "dim")] if page.total > len(page) else []
     return Result(table.data, [*table.parts, *rest], live=live)
 
@@ -47,18 +51,20 @@ def artifacts(run: str, download: Path | None, only: str) -> Result:
     "List a run's artifacts, or copy them to a folder."
     from mlcycle.registry.names import near_misses
     from mlcycle.store import artifacts as store_artifacts
-    from mlcycle.store import runs as store_runs
     from mlcycle.store.connect import current_store
+    from mlcycle.store.refs import newest
 
     store = current_store()
-    resolved = store_runs.resolve(store, run)
-    files = store_artifacts.listing(store, resolved, only)
-    if only and not files:
+    resolved = newest(store, run)
+    files, lost = store_artifacts.listing(store, resolved, only), store_artifacts.lost(store, resolved, only)
+    if only and not files and not lost:
         names = [file.name for file in store_artifacts.listing(store, resolved)]
         raise NotFoundError(f"Run {resolved.id[:8]} ({resolved.name}) has no artifact whose name begins with {only!r}.{near_misses(only, names)}")
-    parts: list[Text | Table] = [Table(["artifact", "kind", "size", "digest"], [[a.name, a.kind, show_bytes(a.size), a.digest[:12]] for a in files],
-                                       empty="This run has no such artifacts.")]
+    rows = [[a.name, a.kind, show_bytes(a.size), a.digest[:12]] for a in (*files, *lost)]
+    parts: list[Text | Table] = [Table(["artifact", "kind", "size", "digest"], rows, empty="This run has no such artifacts.")]
     if download is not None:
         written = store_artifacts.download(store, resolved, download, only)
         parts.append(Text(f"{len(written)} files copied to {download}", "good"))
-    return Result([{"name": a.name, "digest": a.digest, "bytes": a.size, "kind": a.kind} for a in files], parts)
+    if lost:
+        parts.append(Text(f"{len(lost)} of them {'is' if len(lost) == 1 else 'are'} lost: the content was damaged or removed.", "bad"))
+    return Result([{"name": a.name, "digest": a.digest, "bytes": a.size, "kind": a.kind} for a in (*files, *lost)], parts)

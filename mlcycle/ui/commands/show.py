@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ...display import Result, Text
-from ...errors import AmbiguousError, NotFoundError
+from ...errors import NotFoundError
 from ..completion import complete_anything
 from ..tree import Command
 
@@ -67,26 +67,22 @@ def _study_page(name: str, store: Store) -> Any:
 
 # %% ../../../nbs/ui/commands/03_show.ipynb #run-or-study
 def _run_or_study(store: Store, ref: str) -> Result:
-    from mlcycle.store import runs
     from mlcycle.store.query import page
+    from mlcycle.store.refs import newest
     from mlcycle.tune.overview import sessions
     from mlcycle.tune.storage import study_names
     from mlcycle.ui.views.runs import run_view
 
     session_ids = {run.id for run in sessions(store, ref)}
+    if session_ids and {row.id for row in page(store, f"name == {ref!r}", None, "-started", None)} <= session_ids:
+        return _study(store, ref)
     try:
-        run = runs.resolve(store, ref)
+        run = newest(store, ref)
     except NotFoundError:
         if ref in study_names(store):
             return _study(store, ref)
         raise NotFoundError(f"There is no model, no run and no study {ref!r}. "
                             "`mlcycle models`, `mlcycle runs` and `mlcycle studies` list them.") from None
-    except AmbiguousError as e:
-        if not session_ids:
-            raise
-        if {row.id for row in page(store, f"name == {ref!r}", None, "-started", None)} <= session_ids:
-            return _study(store, ref)
-        raise AmbiguousError(f"{e} The study of that name is `mlcycle show {STUDY}{ref}`.") from None
     if run.id in session_ids and run.name == ref:
         return _study(store, ref)
     view = run_view(store, run)

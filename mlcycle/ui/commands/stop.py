@@ -20,12 +20,12 @@ __all__ = ['stop']
 @click.option("--wait", type=click.FloatRange(0), default=15.0, show_default=True, metavar="S", help="Seconds to wait for its end.")
 def stop(run: str, wait: float) -> Result:
     "Ask a RUN that goes on in another process or on another machine to end, with what it has."
-    from mlcycle.store import runs
     from mlcycle.store.connect import current_store
+    from mlcycle.store.refs import newest
     from mlcycle.track.stopping import stop_run
 
     store = current_store()
-    stopped = stop_run(store, runs.resolve(store, run), wait)
+    stopped = stop_run(store, newest(store, run, prefer=lambda each: each.status == "running"), wait)
     good = stopped.ended and stopped.run.status != "lost"
     data = {"run": stopped.run.id, "status": stopped.run.status, "ended": stopped.ended}
     return Result(data, [Text(stopped.message, "good" if good else "warn")], 0 if good else 1)

@@ -51,15 +51,18 @@ def fsck(repair: bool) -> Result:
 
         report = check(current_store(), repair, progress)
     data = {"sound": report.sound, "runs": report.runs, "contents": report.blobs, "bytes": report.bytes,
-            "problems": [{"kind": p.kind, "subject": p.subject, "what": p.what, "repaired": p.repaired} for p in report.problems]}
+            "problems": [{"kind": p.kind, "subject": p.subject, "what": p.what, "repaired": p.repaired, "lost": p.lost} for p in report.problems],
+            "lost": list(report.lost)}
     read = f"{report.runs} runs, {report.blobs} contents ({show_bytes(report.bytes)}) checked: "
+    known = [Text(f"Lost for good, and recorded with the run: {subject}", "warn") for subject in report.lost]
     if not report.problems:
-        return Result(data, [Text(f"{read}all sound", "good")])
-    mended = sum(p.repaired for p in report.problems)
-    advice = f", {mended} mended" if repair else ". `mlcycle fsck --repair` mends what can be."
-    rows = [[p.kind, p.subject, p.what, "mended" if p.repaired else ""] for p in report.problems]
-    summary = Text(f"{read}{len(report.problems)} problems{advice}", "good" if report.sound else "bad")
-    return Result(data, [Table(["problem", "where", "what", ""], rows), summary], 0 if report.sound else 1)
+        return Result(data, [Text(f"{read}{'nothing else is wrong' if known else 'all sound'}", "good"), *known])
+    mended, lost = sum(p.repaired for p in report.problems), sum(p.lost for p in report.problems)
+    advice = f", {mended} mended, {lost} lost for good" if repair else ". `mlcycle fsck --repair` mends what can be."
+    rows = [[p.kind, p.subject, p.what, "mended" if p.repaired else "lost for good" if p.lost else ""] for p in report.problems]
+    number = f"{len(report.problems)} problem{'' if len(report.problems) == 1 else 's'}"
+    summary = Text(f"{read}{number}{advice}", "bad" if lost or not report.sound else "good")
+    return Result(data, [Table(["problem", "where", "what", ""], rows), summary, *known], 0 if report.sound else 1)
 
 # %% ../../../nbs/ui/commands/06_store.ipynb #gc
 @click.command("gc", cls=Command)

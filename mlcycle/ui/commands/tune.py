@@ -50,10 +50,10 @@ PRUNERS = ("median", "hyperband", "percentile", "patient", "wilcoxon", "none")
 @click.option("-n", "--trials", type=click.IntRange(1), metavar="N", help="Trials of the whole study; a grid ends by itself.")
 @click.option("--timeout", metavar="TIME", help="Begin no trial after so long: 30m, 2h.")
 @click.option("-j", "--jobs", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Trials at once.")
-@click.option("--sampler", type=click.Choice(SAMPLERS), default="tpe", show_default=True, help="What chooses the next parameters.")
-@click.option("--pruner", type=click.Choice(PRUNERS), default="median", show_default=True, help="What ends a trial early, by what it reports.")
+@click.option("--sampler", type=click.Choice(SAMPLERS), help="What chooses the next parameters; tpe by default.")
+@click.option("--pruner", type=click.Choice(PRUNERS), help="What ends a trial early, by what it reports; median by default.")
 @click.option("--study", metavar="NAME", shell_complete=complete_study, help="What to call the study.")
-@click.option("--resume", is_flag=True, help="Go on with the study of that name.")
+@click.option("--resume", is_flag=True, help="Go on with the study of that name, with all that it was made with.")
 @click.option("--seed", type=int, metavar="N", help="The same seed and one job give the same trials.")
 @click.option("--enqueue", multiple=True, metavar="NAME=VALUE,…", help="Parameters to try first.")
 @click.option("--from-study", metavar="NAME", shell_complete=complete_study, help="Take over the finished trials of another study.")
@@ -62,7 +62,7 @@ PRUNERS = ("median", "hyperband", "percentile", "patient", "wilcoxon", "none")
 @click.option("-p", "--param", "pairs", nargs=2, multiple=True, metavar="NAME VALUE", help="A parameter of all trials, read as its declared type.")
 @run_options("--register", "--experiment", "--secret", "--kernel", "--trial-timeout", "--cell-timeout", "--memory", "--fresh", "--no-shared-prefix",
              kind="trials")
-@click.option("--executor", default="local", show_default=True, metavar="WHERE", help="Where trials run: local, or dask://HOST:PORT.")
+@click.option("--executor", metavar="WHERE", help="Where trials run: local (the default), or dask://HOST:PORT.")
 @click.pass_obj
 def tune(face: Face, notebook: Path, file: Path | None, varied: tuple[str, ...], pairs: tuple[tuple[str, str], ...], metric: tuple[str, ...],
          direction: tuple[str, ...], timeout: str | None, enqueue: tuple[str, ...], options: RunOptions, **settings: Any) -> Result:
@@ -74,7 +74,9 @@ def tune(face: Face, notebook: Path, file: Path | None, varied: tuple[str, ...],
     What varies may stand in the notebook too, beside the parameter: lr = 0.1  # tune: loguniform(1e-4, 1)"""
     from mlcycle.notebooks.checkpoints.keeper import seconds_of
     from mlcycle.notebooks.execute.opened import open_notebook
+    from mlcycle.notebooks.execute.runner import store_of
     from mlcycle.notebooks.params.values import parse_values
+    from mlcycle.tune.study_setup import same_options, stored_facts
     from mlcycle.tune.tuning import tune as search
 
     if is_this(notebook, face, "tune"):
@@ -84,11 +86,13 @@ def tune(face: Face, notebook: Path, file: Path | None, varied: tuple[str, ...],
         if in_batch():
             return Result({"study": None}, [Text("This is a batch run of the notebook itself: nothing is tuned in it.", "dim")])
         notebook = notebook_here()
+    store = store_of(open_notebook(notebook, options.kernel, options.secrets))
+    options = same_options(stored_facts(store, settings["study"], settings["resume"]), options)
     opened = open_notebook(notebook, options.kernel, options.secrets)
     space = [*([file] if file is not None else []), *varied]
     return search(opened, space, metric=_several(metric), direction=_several(direction), fixed=parse_values(opened.parameters, pairs),
                   timeout=seconds_of(timeout) if timeout else None, enqueue=[read_enqueued(text) for text in enqueue], options=options,
-                  **settings).result()
+                  store=store, **settings).result()
 
 # %% ../../../nbs/ui/commands/19_tune.ipynb #several
 def _several(given: tuple[str, ...]) -> list[str] | None:

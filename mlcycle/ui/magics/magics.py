@@ -48,7 +48,23 @@ def _quiet(hook: Any, cell: str) -> Iterator[None]:
         vars(hook).pop("quiet", None)
 
 # %% ../../../nbs/ui/magics/02_magics.ipynb #run-cell
-def _run_cell(shell: Any, cell: str, options: TrackOptions) -> None:
+@contextmanager
+def _numbered(shell: Any) -> Iterator[None]:
+    "Tracebacks give what runs inside a cell the cell's own number: IPython has counted on already."
+    compiler, count, number = shell.compile, shell.execution_count, getattr(shell.displayhook.exec_result, "execution_count", None)
+    cache = compiler.cache
+
+    def cache_as_this(code: str, at: int = 0, **rest: Any) -> str:
+        return cache(code, number if at == count and number is not None else at, **rest)
+
+    compiler.cache = cache_as_this
+    try:
+        yield
+    finally:
+        del compiler.cache
+
+
+def _run_cell(shell: Any, line: str, cell: str, options: TrackOptions) -> None:
     from mlcycle.track.current import run
 
     if not cell.strip():
@@ -66,8 +82,9 @@ def _run_cell(shell: Any, cell: str, options: TrackOptions) -> None:
     try:
         shell.user_ns.update(inline)
         run_display = RunDisplay(active, options.live)
-        with _quiet(shell.displayhook, cell):
-            execution = shell.run_cell(cell, store_history=False, silent=False)
+        below = cell if cell.lstrip().startswith("%%") else f"# %%track {line}\n{cell}"  # lines are counted as in the notebook
+        with _quiet(shell.displayhook, cell), _numbered(shell):
+            execution = shell.run_cell(below, store_history=False, silent=False)
         error = execution.error_before_exec or execution.error_in_exec
     finally:
         try:
@@ -202,7 +219,7 @@ class MlcycleMagics(Magics):
         if cell is not None:
             options = read_options(track_cell, split_words(line))
             if options is not None:
-                _run_cell(self.shell, cell, options)
+                _run_cell(self.shell, line, cell, options)
             return None
         verb_and_options = read_options(track_line, split_words(line) or ["--help"])
         try:

@@ -49,15 +49,15 @@ def cell_objective(
 
 # %% ../../../nbs/ui/magics/01_tune_cell.ipynb #options
 @click.command("%%tune", context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.argument("study", required=False)
+@click.argument("name", required=False, metavar="[STUDY]")
+@click.option("--study", metavar="NAME", help="What to call the study, as for `mlcycle tune`.")
 @click.option("-m", "--metric", multiple=True, metavar="NAME", help="What to call the objective; `objective` by default.")
 @click.option("-d", "--direction", multiple=True, type=click.Choice(["minimize", "maximize"]),
               help="Whether less or more is better; less by default.")
 @click.option("-n", "--trials", type=click.IntRange(1), metavar="N", help="Trials of the whole study.")
 @click.option("--timeout", metavar="TIME", help="Begin no trial after so long: 30m, 2h.")
-@click.option("--sampler", type=click.Choice([name for name in SAMPLERS if name != "grid"]), default="tpe", show_default=True,
-              help="What chooses the next params.")
-@click.option("--pruner", type=click.Choice(PRUNERS), default="median", show_default=True, help="What ends a trial early, by what it reports.")
+@click.option("--sampler", type=click.Choice([name for name in SAMPLERS if name != "grid"]), help="What chooses the next params; tpe by default.")
+@click.option("--pruner", type=click.Choice(PRUNERS), help="What ends a trial early, by what it reports; median by default.")
 @click.option("--resume", is_flag=True, help="Go on with the study of that name.")
 @click.option("--seed", type=int, metavar="N", help="The same seed gives the same trials.")
 @click.option("--max-failures", type=click.IntRange(1), metavar="N", help="Stop when so many trials failed.")
@@ -87,14 +87,19 @@ def run_tune_cell(
 ) -> Any:                    # The study
     "Tune a cell, and set the best params as variables. Raises `UsageError`."
     from mlcycle.notebooks.checkpoints.keeper import seconds_of
-    from mlcycle.tune.study_setup import goals
+    from mlcycle.store.connect import current_store
+    from mlcycle.tune.study_setup import goals, stored_facts
     from mlcycle.tune.tuning import tune
 
-    out, timeout = options.pop("out"), options.pop("timeout")
+    out, timeout, name = options.pop("out"), options.pop("timeout"), options.pop("name", None)
+    if name is not None and options.get("study") not in (None, name):
+        raise UsageError(f"The study has two names, {name!r} and {options['study']!r}. Give one.")
+    options["study"] = name or options.get("study")
     metric, direction = _split(options.pop("metric")), _split(options.pop("direction"))
     if out is not None and not out.isidentifier():
         raise UsageError(f"--out takes the name of a variable, such as best, not {out!r}.")
-    metrics, _ = goals(metric, direction)
+    before = stored_facts(current_store(), options["study"], options["resume"])
+    metrics, _ = goals(metric or before.get("metrics"), direction or before.get("directions"))
     objective = cell_objective(shell.transform_cell(cell), shell.user_ns, metrics)
     objective.__name__ = "cell"
     tuned = tune(objective, metric=list(metrics), direction=direction, timeout=seconds_of(timeout) if timeout else None, **options)

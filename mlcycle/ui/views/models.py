@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...display import Facts, Part, Result, Table, show_bytes, show_value
+from ...display import Age, Facts, Part, Result, Table, show_bytes, show_value
 from ...entities import AliasMove, Model, Version
 from ...errors import NotFoundError
 from ...notebooks.reproduce.runner import last_reproduction, reproductions
@@ -95,6 +95,17 @@ def move_data(
     return {"model": move.model, "alias": move.alias, "kind": move.kind, "from": move.before, "to": move.after, "time": move.time,
             "actor": move.actor, "why": move.why}
 
+# %% ../../../nbs/ui/views/03_models.ipynb #versions-table
+def _versions_table(versions: list[Version], title: str) -> Table:
+    "A column for each metric, so that versions can be compared by it."
+    names = list(dict.fromkeys(name for version in versions for name in version.metrics))
+    rows = [version_row(version) for version in versions]
+    heads = ["version", "aliases", "registered", *names[:1], "run", *names[1:], "flavour", "by"]
+    values = [[version.metrics.get(name) for name in names] for version in versions]
+    cells = [[ref, aliases, Age(version.created), *value[:1], run, *value[1:], flavour, who]
+             for value, version, (ref, aliases, flavour, run, _, _, who) in zip(values, versions, rows, strict=True)]
+    return Table(heads, cells, title, ordered=True, shown=min(len(heads), 12), rest="`mlcycle show VERSION` has all of one")
+
 # %% ../../../nbs/ui/views/03_models.ipynb #model-view
 def model_view(
     store: Store,
@@ -104,7 +115,7 @@ def model_view(
     versions = models.versions(store, model.name)
     moves = models.alias_history(store, model.name)
     data = {"name": model.name, "aliases": model.aliases, "versions": [version_data(v) for v in versions], "history": [move_data(m) for m in moves]}
-    parts: list[Part] = [Table(VERSION_COLUMNS, [version_row(v) for v in reversed(versions)], model.name)]
+    parts: list[Part] = [_versions_table(list(reversed(versions)), model.name)]
     if versions:
         named = next((v for v in versions if "champion" in v.aliases), versions[-1])  # as a bare name is resolved
         parts += lineage_parts(of_version(store, named), f"Lineage of {named.ref}")

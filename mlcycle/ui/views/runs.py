@@ -6,17 +6,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from ...display import STATES, Facts, Part, Result, Table, Text, show_bytes, show_seconds
+from ...display import STATES, Age, Facts, Part, Result, Table, Text, show_bytes, show_seconds
 from ...entities import Artifact, Run
-from ...errors import MlcycleError
+from ...errors import MlcycleError, UsageError
 from ...store import artifacts, facts, inputs, metrics, runs
 from ...store.connect import Store
 from ...track.queries import RunsPage
 from .evaluations import evaluation_parts
 from .metric_table import metric_table
 from .parts import Columns, Folded, Picture, lineage_parts
+from .run_columns import ordered_columns
 
 # %% auto #0
 __all__ = ['FIGURES', 'FIGURE_BYTES', 'figures', 'run_data', 'run_view', 'runs_view']
@@ -55,14 +58,16 @@ def run_data(
             "params": facts.params(store, run), "metrics": metrics.latest(store, run), "tags": facts.tags(store, run)}
 
 # %% ../../../nbs/ui/views/02_runs.ipynb #heading
-def _heading(run: Run) -> list[Part]:
-    "What became of a run, and its error."
+def _heading(run: Run, lost: Sequence[Artifact]) -> list[Part]:
+    "What became of a run, its error, and the files that were lost."
     took = f" in {show_seconds(run.seconds)}" if run.ended else ""
     parts: list[Part] = [Text(f"{run.name} ({run.id[:8]}) of {run.experiment}: {run.status}{took}", STATES.get(run.status, ""))]
     if run.reason:
         parts.append(Text(run.reason, "warn"))
     if run.error and run.error.traceback:
         parts.append(Text(run.error.traceback, "bad", block=True))
+    if lost:
+        parts.append(Text(f"lost: {', '.join(a.name for a in lost)}", "bad"))
     return parts
 
 # %% ../../../nbs/ui/views/02_runs.ipynb #given
@@ -94,25 +99,32 @@ def run_view(
     "One run: its results, its params, its origin."
     data = run_data(store, run)
     captures = facts.captures(store, run)
-    files = artifacts.listing(store, run)
+    files, lost = artifacts.listing(store, run), artifacts.lost(store, run)
     datasets = inputs.listing(store, run)
     children = runs.children(store, run)
     data |= {"artifacts": [{"name": a.name, "digest": a.digest, "bytes": a.size, "kind": a.kind} for a in files], "captured": captures,
              "inputs": [{"name": d.name, "role": d.role, "digest": d.digest, "rows": d.rows, "source": d.source} for d in datasets],
-             "warnings": facts.warnings(store, run), "children": [child.id for child in children]}
+             "lost": [a.name for a in lost], "warnings": facts.warnings(store, run), "children": [child.id for child in children]}
     table = metric_table(store, run)
-    parts: list[Part] = [*_heading(run), *([table] if table else []), *evaluation_parts(store, files)]
+    parts: list[Part] = [*_heading(run, lost), *([table] if table else []), *evaluation_parts(store, files)]
     if pictures := figures(store, files):
         parts += [Text("Figures", "head"), Columns(pictures)]
     parts += _given(data, captures)
     if children:
-        parts.append(Table(["run", "name", "status"], [[c.id[:8], c.name, c.status] for c in children], "Parts"))
+        parts.append(_children_table(store, run))
     tables = [Table(["data", "for", "rows", "digest"], [[d.name, d.role, d.rows, d.digest[:12]] for d in datasets], "Inputs"),
-              Table(["artifact", "kind", "size"], [[a.name, a.kind, show_bytes(a.size)] for a in files], "Artifacts")]
+              Table(["artifact", "kind", "size"], [[a.name, a.kind, show_bytes(a.size)] for a in (*files, *lost)], "Artifacts")]
     parts += [Columns([table for table in tables if table.rows])] if any(table.rows for table in tables) else []
     parts += _came_from(store, run, data, captures)
     parts += [Text(f"Warning: {w}", "warn") for w in data["warnings"]]
     return Result(data, parts)
+
+# %% ../../../nbs/ui/views/02_runs.ipynb #children
+def _children_table(store: Store, run: Run) -> Table:
+    from mlcycle.track.queries import runs_page
+
+    table = runs_view(runs_page(f"parent == {run.id!r}", None, "started", None, store=store)).parts[0]
+    return replace(table, title="Parts", rest=f"mlcycle runs \"parent == '{run.id}'\" --columns all")
 
 # %% ../../../nbs/ui/views/02_runs.ipynb #origin
 def _commit(git: dict[str, Any]) -> str | None:
@@ -136,27 +148,40 @@ def _origin(run: Run, tags: dict[str, str], captures: dict[str, dict[str, Any]])
 
 # %% ../../../nbs/ui/views/02_runs.ipynb #runs
 def runs_view(
-    page: RunsPage,  # What `track.queries.runs_page` returned
+    page: RunsPage,           # What `track.queries.runs_page` returned
+    first: Sequence[str] = (),  # Columns that come before the others, as `run_columns.judged_by` returns them
+    wanted: Sequence[str] = (),  # The columns to show, besides the name; `all` for every one
 ) -> Result:
-    "A table of runs, without the params that all of them share."
+    "A table of runs, the weightiest columns first. Raises `UsageError` for a column that no run has."
     columns = list(page.columns)
     records = [{name: None if value != value else value for name, value in record.items()} for record in page.records]  # NaN is no value
     data = [{**{c: r[c] for c in ("id", "name", "experiment", "status", "kind", "parent")}, "started": r["started"], "seconds": r["seconds"],
+             **({"lost": r["lost"].split(", ")} if r.get("lost") else {}),
              **{folder: {c.removeprefix(f"{folder}."): r[c] for c in columns if c.startswith(f"{folder}.") and r[c] is not None}
                 for folder in ("params", "metrics", "tags")}} for r in records]
-    names = [c for c in columns if c not in ("kind", "parent") and not c.startswith("tags.") and not _is_constant(c, records)]
-    heads = ["run" if c == "id" else c.removeprefix("params.").removeprefix("metrics.") for c in names]
+    names, shown = ordered_columns(columns, records, first)
+    whole = list(wanted) == ["all"]
+    if wanted and not whole:
+        names, shown = _chosen(wanted, columns), None
+    heads = [{"id": "run", "seconds": "took"}.get(c) or c.removeprefix("params.").removeprefix("metrics.") for c in names]
     rows = [[_cell(c, r[c]) for c in names] for r in records]
-    return Result(data, [Table(heads, rows, empty="No runs fit. `mlcycle run NOTEBOOK` makes one.")])
+    return Result(data, [Table(heads, rows, empty="No runs fit. `mlcycle run NOTEBOOK` makes one.", ordered=True, whole=bool(wanted),
+                               shown=None if whole else shown, rest="--columns all, or --columns NAME,NAME")])
 
 # %% ../../../nbs/ui/views/02_runs.ipynb #same
 def _cell(column: str, value: Any) -> Any:
     if column == "id":
         return value[:8]
+    if column == "started":
+        return Age(value)
     return show_seconds(value) if column == "seconds" else value
 
 
-def _is_constant(column: str, records: list[dict[str, Any]]) -> bool:
-    "Is this a param, or the experiment, with one value in all of several runs? Metrics are always shown."
-    may_be_left_out = column == "experiment" or column.startswith("params.")
-    return may_be_left_out and len(records) > 1 and len({repr(r[column]) for r in records}) == 1
+def _chosen(wanted: Sequence[str], columns: Sequence[str]) -> list[str]:
+    "The columns that a person has named, with or without what they are: `auc` or `metrics.auc`."
+    from mlcycle.registry.names import near_misses
+
+    by_name = {name: c for c in reversed(columns) for name in (c, c.partition(".")[2]) if name} | {"run": "id", "took": "seconds"}
+    if unknown := [name for name in wanted if name not in by_name]:
+        raise UsageError(f"No run that is shown has a column {unknown[0]!r}.{near_misses(unknown[0], list(by_name))}")
+    return list(dict.fromkeys(["name", *(by_name[name] for name in wanted)]))

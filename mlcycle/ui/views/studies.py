@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from ...display import Part, Result, Table, Text, show_seconds, show_value
 from ...registry.lineage import space_words
 from ...tune.importances import importances
-from ...tune.overview import Summary, progress, sessions, summaries
+from ...tune.overview import Summary, progress, seen_study, sessions, summaries
 from ...tune.pictures import KINDS, kinds, picture
-from ...tune.result import Tuned, read_study
+from ...tune.result import Tuned
 from ...tune.storage import open_study
 from .parts import Picture
 
@@ -117,8 +117,8 @@ def study_view(
 ) -> Result:
     "One study: its best trials, the importances of its params, its pictures, its sessions. Raises `NotFoundError`."
     study = open_study(store, name)
-    tuned = read_study(study)
     session_runs = sessions(store, study.study_name)
+    tuned = seen_study(store, study, session_runs)
     shares = importances(study)
     parts: list[Part] = [*tuned.result().parts]
     if state := progress(store, study, tuned, session_runs):

@@ -31,8 +31,9 @@ def logged_models(
     store: Store,
     run: Run,
 ) -> list[str]:
-    "The names of the models that a run logged."
-    return [file.name.removesuffix(_MANIFEST) for file in artifacts.listing(store, run) if file.kind == "model" and file.name.endswith(_MANIFEST)]
+    "The names of the models that a run logged and that are still stored."
+    logged = [file.name.removesuffix(_MANIFEST) for file in artifacts.listing(store, run) if file.kind == "model" and file.name.endswith(_MANIFEST)]
+    return [name for name in logged if not artifacts.lost(store, run, f"{name}/")]
 
 # %% ../../../nbs/ui/widgets/14_actions.ipynb #guess
 def _guess_name(store: Store, run: Run, names: Sequence[str]) -> str:

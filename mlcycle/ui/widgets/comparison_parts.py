@@ -34,7 +34,8 @@ def shown(
 ) -> list[str]:
     "Values as text that differs where they do; an empty text where a run has none."
     texts = [show_value(value) for value in line.values]
-    if len(set(texts)) < len({repr(value) for value in line.values}) and line.differs:
+    pairs = [(i, j) for i in range(len(texts)) for j in range(i)]
+    if any(texts[i] == texts[j] and not line.same(line.values[i], line.values[j]) for i, j in pairs):
         texts = [repr(value) if isinstance(value, float) else text for value, text in zip(line.values, texts, strict=True)]
     return texts
 
@@ -43,7 +44,7 @@ def marks(
     line: Line,  # Values side by side
 ) -> list[bool]:
     "Which values are not the baseline's."
-    return [False, *(Line("", (line.values[0], value)).differs for value in line.values[1:])]
+    return [False, *(not line.same(line.values[0], value) for value in line.values[1:])]
 
 # %% ../../../nbs/ui/widgets/08_comparison_parts.ipynb #grid
 @dataclass(frozen=True, slots=True)

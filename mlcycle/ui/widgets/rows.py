@@ -14,16 +14,17 @@ from ...display import STATES, show_seconds, show_value
 from ...store.fields import names
 from ...store.query import count
 from ...track.queries import runs
+from ..views.run_columns import judged_by, ordered_columns
 
 if TYPE_CHECKING:
     from mlcycle.store.connect import Store
 
 # %% auto #0
-__all__ = ['RUN_COLUMNS', 'MAX_SHOWN', 'field', 'heading', 'Request', 'chosen', 'read', 'choices']
+__all__ = ['RUN_COLUMNS', 'field', 'heading', 'Request', 'chosen', 'read', 'choices']
 
 # %% ../../../nbs/ui/widgets/10_rows.ipynb #field
-RUN_COLUMNS = {"id": "run", "name": "name", "experiment": "experiment", "kind": "kind", "status": "status", "started": "started", "seconds": "took"}
-MAX_SHOWN = 5  # Params, and metrics, that a page shows when no columns were chosen
+RUN_COLUMNS = {"id": "run", "name": "name", "experiment": "experiment", "kind": "kind", "status": "status", "started": "started", "seconds": "took",
+               "lost": "lost"}
 
 
 def field(
@@ -56,15 +57,11 @@ class Request:
 def chosen(
     columns: Sequence[str],          # Those that the runs of the page have
     records: list[dict[str, Any]],   # The runs of the page
+    first: Sequence[str] = (),       # Columns that come before the others
 ) -> list[str]:
     "The columns of a page when none were chosen."
-    def varies(column: str) -> bool:
-        return len(records) < 2 or len({repr(r.get(column)) for r in records}) > 1
-
-    params = [c for c in columns if c.startswith("params.") and varies(c)]
-    metrics = [c for c in columns if c.startswith("metrics.")]
-    experiment = ["experiment"] if varies("experiment") else []
-    return ["name", "id", *experiment, "status", "started", "seconds", *params[:MAX_SHOWN], *metrics[:MAX_SHOWN]]
+    names, number = ordered_columns(columns, records, first)
+    return names[:number]
 
 # %% ../../../nbs/ui/widgets/10_rows.ipynb #cell
 def _cell(column: str, value: Any) -> list[Any]:
@@ -93,7 +90,7 @@ def read(
     frame = runs(request.query, request.experiment, request.order_by, request.size, offset, store)
     keys = list(frame.columns)
     records = [dict(zip(keys, row, strict=True)) for row in frame.astype(object).where(frame.notna(), None).itertuples(index=False, name=None)]
-    columns = list(request.columns) or chosen(keys, records)
+    columns = list(request.columns) or chosen(keys, records, judged_by(store, request.order_by, records))
     rows = [{"id": r["id"], "name": r["name"], "cells": [_cell(c, r.get(c)) for c in columns]} for r in records]
     heads = [{"key": c, "title": heading(c), "field": field(c), "number": any(row["cells"][i][1] == "num" for row in rows)}
              for i, c in enumerate(columns)]

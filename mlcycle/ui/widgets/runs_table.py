@@ -17,6 +17,7 @@ from ...notebooks.record.executed import EXECUTED
 from ...store import artifacts, deletion, models, runs
 from ...store.connect import current_store
 from ...track.queries import runs_page
+from ..views.run_columns import judged_by
 from ..views.runs import runs_view
 from .rows import Request, choices, read
 from .view import View, asset
@@ -99,7 +100,7 @@ class PagedRuns(View):
         "The page as a table."
         r = self.request
         page = runs_page(r.query, r.experiment, r.order_by, r.size, r.offset, self.store)
-        table = runs_view(page)
+        table = runs_view(page, judged_by(self.store, r.order_by, page.records), r.columns)
         if page.total <= len(page):
             return table
         place = f"{r.offset + 1:,}–{r.offset + len(page):,} of {page.total:,} runs"

@@ -17,7 +17,7 @@ from ...display import Result
 from ...errors import MlcycleError, NotFoundError, UsageError
 from ...registry.versions import use_store
 from ...store import models, runs
-from ...tune.overview import progress, sessions, trial_run
+from ...tune.overview import progress, seen_study, sessions, trial_run
 from ...tune.pictures import KINDS, has_plotly, kinds
 from ...tune.result import Tuned, read_study
 from ...tune.running import tell_when_begun
@@ -112,8 +112,8 @@ class FollowedStudy(View):
     def refresh(self) -> bool:  # Whether trials go on
         "Read the study again, and send the changes."
         with self._lock:
-            tuned = read_study(self.study)
             session_runs = sessions(self.store, self.name)
+            tuned = seen_study(self.store, self.study, session_runs)
             state = (tuned.rows, [(run.id, run.status) for run in session_runs], self.table_request)
             changed = state != self._sent
             if changed or self._page.head.get("now"):  # the time that is left changes without a new trial
