@@ -59,7 +59,7 @@ def run_view(
 ) -> Result:
     "One run: its params and inputs, its results, its origin."
     from mlcycle.notebooks.checkpoints.keeper import CHECKPOINTS_CAPTURE, kept_line
-    from mlcycle.notebooks.reproduce.runner import last_reproduction
+    from mlcycle.notebooks.reproduce.log import last_reproduction
     from mlcycle.registry.lineage import of_run
 
     data = run_data(store, run)
