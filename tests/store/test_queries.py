@@ -124,7 +124,8 @@ ORDERS = ["started", "-started", "name", "status", "seconds", "metrics.m", "max(
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(order=st.sampled_from(ORDERS), text=st.sampled_from(["", "metrics.m > 5", "params.p != 5 or name == 'without'", "not tags.t == 'a'", "status == 'x'"]),
+@given(order=st.sampled_from(ORDERS),
+       text=st.sampled_from(["", "metrics.m > 5", "params.p != 5 or name == 'without'", "not tags.t == 'a'", "status == 'x'"]),
        experiment=st.sampled_from([None, "e", "other"]), limit=st.integers(1, 15), offset=st.integers(0, 16))
 def test_pages_are_pieces_of_the_whole(values_store: Store, order: str, text: str, experiment: str | None, limit: int, offset: int) -> None:
     "In every order each page is a piece of all runs in that order, which holds each run that fits once; a page with its number says the same."

@@ -62,7 +62,7 @@ def test_commands_show_what_is_there(project: Path) -> None:
     assert [row["name"] for row in rows] == ["run-3", "run-2", "run-1", "run-0", "goes-on"] and rows[0]["params"] == {"lr": 0.3, "model": "hgb"}
     assert "2 of 4 runs" in reading("runs", "status == 'finished'", "-n", "2", cwd=project)[0]
     shown = json.loads(reading("show", "churn/1", "--json", cwd=project)[0])
-    assert shown["aliases"] == ["champion"] and shown["metrics"] == {"auc": 0.8} and [file["name"] for file in shown["files"]] == ["model/model.skops"]
+    assert shown["aliases"] == ["champion"] and shown["metrics"] == {"auc": 0.8} and shown["files"][0]["name"] == "model/model.skops"
     assert json.loads(reading("show", "churn", "--json", cwd=project)[0])["history"][0]["why"] == "better"
 
 
