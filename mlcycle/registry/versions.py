@@ -9,11 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..entities import Run, Version
 from ..errors import NotFoundError
-from .asking import prove
-from .manifest import MANIFEST
 from .names import Ref, check_model_name, near_misses, parse_ref
-from .packaging import read_manifest
-from .signatures import to_dict
 from ..store import artifacts, metrics, models
 from ..store.refs import find_run
 
@@ -43,6 +39,8 @@ def run_model(
     artifact: str | None = None,  # Name that it logged the model under; its only one by default
 ) -> tuple[str, str]:  # The name, and the digest of the manifest
     "The model that a run logged. Raises `NotFoundError` that lists what it did log."
+    from mlcycle.registry.manifest import MANIFEST
+
     manifests = {file.name.removesuffix(f"/{MANIFEST}"): file.digest for file in artifacts.listing(store, run)
              if file.kind == "model" and file.name.endswith(f"/{MANIFEST}")}
     lost = artifacts.lost(store, run)
@@ -69,6 +67,10 @@ def register(
     store: Store | None = None,   # The store; the current one by default
 ) -> Version:        # The next version
     "Make a run's model the next version of a registered name. Raises `NotFoundError`, `AmbiguousError`, `UsageError`, `StoreError`, `ModelError`."
+    from mlcycle.registry.asking import prove
+    from mlcycle.registry.packaging import read_manifest
+    from mlcycle.registry.signatures import to_dict
+
     name = check_model_name(name)
     store, source = find_run(run, store)
     artifact, digest = run_model(store, source, artifact)

@@ -13,13 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import String, bindparam, literal_column, or_, select
-from sqlalchemy.dialects.postgresql import insert as postgresql_insert
-from sqlalchemy.dialects.sqlite import insert as sqlite_insert
-
 from ..entities import Artifact, Run
 from ..errors import ArtifactNameError, NotFoundError
-from . import schema
 
 if TYPE_CHECKING:
     from mlcycle.store.connect import Store
@@ -71,26 +66,19 @@ def fold(
     return unicodedata.normalize("NFC", name.casefold())
 
 # %% ../../nbs/store/10_artifacts.ipynb #clash
-_LOCK = select(schema.runs.c.pk).where(schema.runs.c.pk == bindparam("run")).with_for_update(key_share=True)
+_LOCK = "SELECT pk FROM runs WHERE pk = :run FOR NO KEY UPDATE"  # PostgreSQL's
 
 
 @functools.cache
-def _clash(depth: int) -> Any:
+def _clash(depth: int) -> str:
     "The query for names that clash with a new one, which lies in so many folders."
-    t, folded = schema.artifacts.c, bindparam("folded", type_=String)
-    inside = (t.folded > folded + literal_column("'/'")) & (t.folded < folded + literal_column("'0'"))  # '0' follows '/'
-    same = (t.folded == folded) & (t.name != bindparam("name"))
-    parents = [t.folded == bindparam(f"parent{i}") for i in range(depth)]
-    clashing_names = select(t.name).where(t.run == bindparam("run"), or_(same, *parents, inside))
-    return clashing_names.limit(literal_column("1")).offset(literal_column("0"))
+    inside = "(folded > CAST(:folded AS text) || '/' AND folded < CAST(:folded AS text) || '0')"  # '0' follows '/'
+    parents = "".join(f" OR folded = :parent{i}" for i in range(depth))
+    return f"SELECT name FROM artifacts WHERE run = :run AND ((folded = :folded AND name <> :name){parents} OR {inside}) LIMIT 1"
 
 # %% ../../nbs/store/10_artifacts.ipynb #insert
-@functools.cache
-def _insert(sqlite: bool) -> Any:
-    statement = (sqlite_insert if sqlite else postgresql_insert)(schema.artifacts)
-    statement = statement.values({c.name: bindparam(c.name) for c in schema.artifacts.c})
-    new_values = {c: statement.excluded[c] for c in ("digest", "size", "kind", "time")}
-    return statement.on_conflict_do_update(index_elements=["run", "name"], set_=new_values)
+_INSERT = ("INSERT INTO artifacts (run, name, folded, digest, size, kind, time) VALUES (:run, :name, :folded, :digest, :size, :kind, :time) "
+           "ON CONFLICT (run, name) DO UPDATE SET digest = excluded.digest, size = excluded.size, kind = excluded.kind, time = excluded.time")
 
 # %% ../../nbs/store/10_artifacts.ipynb #link-link
 def _link(store: Store, run: Run, artifact: Artifact) -> None:
@@ -107,7 +95,7 @@ def _link(store: Store, run: Run, artifact: Artifact) -> None:
             clash, = clashing_row
             how = "differs from it only in case" if fold(clash) == folded else "would be a file and a folder at once"
             raise ArtifactNameError(f"{artifact.name!r} cannot be stored next to {clash!r} of the same run: it {how}. Choose another name.")
-        cur.execute(db.sql(_insert(db.sqlite)), row)
+        cur.execute(db.sql(_INSERT), row)
 
     db.transact_with(work)
 
@@ -155,9 +143,9 @@ def listing(
     prefix: str = "",   # Only names that begin with this
 ) -> list[Artifact]:    # By name
     "A run's artifacts, without those whose content is lost."
-    t = schema.artifacts.c
-    rows = store.db.all(select(t.name, t.digest, t.size, t.kind).where(t.run == run.pk, t.kind != LOST).order_by(t.name))
-    return [Artifact(*row) for row in rows if row.name.startswith(prefix)]
+    rows = store.db.rows("SELECT name, digest, size, kind FROM artifacts WHERE run = :run AND kind <> :lost ORDER BY name",
+                         {"run": run.pk, "lost": LOST})
+    return [Artifact(*row) for row in rows if row[0].startswith(prefix)]
 
 # %% ../../nbs/store/10_artifacts.ipynb #lost
 def lost(
@@ -166,9 +154,9 @@ def lost(
     prefix: str = "",   # Only names that begin with this
 ) -> list[Artifact]:    # By name
     "A run's artifacts whose content was damaged or removed, as `fsck --repair` has recorded it."
-    t = schema.artifacts.c
-    rows = store.db.all(select(t.name, t.digest, t.size, t.kind).where(t.run == run.pk, t.kind == LOST).order_by(t.name))
-    return [Artifact(*row) for row in rows if row.name.startswith(prefix)]
+    rows = store.db.rows("SELECT name, digest, size, kind FROM artifacts WHERE run = :run AND kind = :lost ORDER BY name",
+                         {"run": run.pk, "lost": LOST})
+    return [Artifact(*row) for row in rows if row[0].startswith(prefix)]
 
 
 def lost_names(
@@ -176,9 +164,10 @@ def lost_names(
     keys: list[int],       # Row numbers of runs
 ) -> dict[int, list[str]]:  # Row number to names; without the runs that have lost nothing
     "The artifacts of several runs whose content is lost."
-    t, names = schema.artifacts.c, {}
+    names: dict[int, list[str]] = {}
     for start in range(0, len(keys), 5000):
-        rows = store.db.all(select(t.run, t.name).where(t.kind == LOST, t.run.in_(keys[start:start + 5000])).order_by(t.name))
+        among = ", ".join(map(str, map(int, keys[start:start + 5000])))
+        rows = store.db.rows(f"SELECT run, name FROM artifacts WHERE run IN ({among}) AND kind = :lost ORDER BY name", {"lost": LOST})
         for run, name in rows:
             names.setdefault(run, []).append(name)
     return names
@@ -190,9 +179,8 @@ def get(
     name: str,     # An artifact's name
 ) -> Artifact:
     "One artifact. Raises `NotFoundError`."
-    t = schema.artifacts.c
-    rows = store.db.all(select(t.name, t.digest, t.size, t.kind).where(t.run == run.pk, t.name == name))
-    if rows and rows[0].kind == LOST:
+    rows = store.db.rows("SELECT name, digest, size, kind FROM artifacts WHERE run = :run AND name = :name", {"run": run.pk, "name": name})
+    if rows and rows[0][3] == LOST:
         raise NotFoundError(f"{name!r} of run {run.id[:8]} ({run.name}) is lost: its content was damaged or removed. "
                             f"Restore the store from a backup, or make it again: `mlcycle rerun {run.id[:8]}`.")
     if not rows:
@@ -207,11 +195,11 @@ def makers(
     limit: int = 5,  # Runs at most
 ) -> list[tuple[Run, str]]:  # The runs that stored it, oldest first, each with the name it gave it
     "The runs that made a file of this content."
-    from mlcycle.store.runs import to_run
+    from mlcycle.store.runs import COLUMNS, Row, to_run
 
-    t, r = schema.artifacts.c, schema.runs
-    query = select(r, t.name.label("artifact")).join(schema.artifacts, t.run == r.c.pk).where(t.digest == digest).order_by(t.time).limit(limit)
-    return [(to_run(row), row.artifact) for row in store.db.all(query)]
+    made = f"SELECT a.name, {COLUMNS} FROM runs r JOIN artifacts a ON a.run = r.pk WHERE a.digest = :digest ORDER BY a.time LIMIT :limit"
+    rows = store.db.rows(made, {"digest": digest, "limit": limit})
+    return [(to_run(Row(*row)), name) for name, *row in rows]
 
 # %% ../../nbs/store/10_artifacts.ipynb #download
 def download(

@@ -7,28 +7,27 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
-
-from sqlalchemy import Connection, Engine, Executable, create_engine, event
-from sqlalchemy import text as sql_text
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError, NoSuchModuleError
-from sqlalchemy.pool import NullPool
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import unquote
 
 from ..config import ENV_RUN
 from ..errors import ConfigError, DataError, MlcycleError, StoreError, StoreFormatError, StoreFullError
 from .reconnecting import RECONNECT_SECONDS, ConnectionLostError, again, is_lost
 
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, Engine, Executable
+
 # %% auto #0
-__all__ = ['BUSY_SECONDS', 'FULL', 'CHECKPOINT_PAGES', 'T', 'explain', 'storable', 'mended', 'display_url', 'is_read_only',
-           'make_engine', 'Database']
+__all__ = ['BUSY_SECONDS', 'FULL', 'CHECKPOINT_PAGES', 'T', 'explain', 'storable', 'mended', 'sqlite_file', 'display_url',
+           'is_read_only', 'make_engine', 'Database']
 
 # %% ../../nbs/store/02_database.ipynb #no-room
 BUSY_SECONDS = 60.0  # How long a writer waits for the others before it gives up
@@ -94,13 +93,25 @@ def _encodes(text: str) -> bool:
         return False
     return True
 
+# %% ../../nbs/store/02_database.ipynb #sqlite-file
+def sqlite_file(
+    url: str,        # SQLAlchemy URL
+) -> str | None:     # None for a server
+    "The path of an SQLite store as its address has it, read without SQLAlchemy: importing that takes longer than most queries."
+    if not url.startswith("sqlite"):
+        return None
+    return unquote(url.partition("://")[2].removeprefix("/").partition("?")[0])
+
 # %% ../../nbs/store/02_database.ipynb #address
 def display_url(
     url: str,  # SQLAlchemy URL
 ) -> str:      # The same without its password; for SQLite just the path
     "The store's address as people may see it."
-    parsed = make_url(url)
-    return str(parsed.database) if parsed.get_backend_name() == "sqlite" else parsed.render_as_string(hide_password=True)
+    if (path := sqlite_file(url)) is not None:
+        return path
+    from sqlalchemy.engine import make_url
+
+    return make_url(url).render_as_string(hide_password=True)
 
 # %% ../../nbs/store/02_database.ipynb #sqlite-connect
 CHECKPOINT_PAGES = 4000  # Pages of WAL (16 MB) between two checkpoints, the only moments that wait for the disk
@@ -134,9 +145,11 @@ def make_engine(
     url: str,  # SQLAlchemy URL
 ) -> Engine:
     "A SQLAlchemy engine set up as the store needs it. Raises `ConfigError` where the driver is not installed."
-    parsed = make_url(url)
-    if parsed.get_backend_name() == "sqlite":
-        path = str(parsed.database)
+    from sqlalchemy import create_engine, event
+    from sqlalchemy.exc import NoSuchModuleError
+    from sqlalchemy.pool import NullPool
+
+    if (path := sqlite_file(url)) is not None:
         one_query = {"poolclass": NullPool} if is_read_only(path) else {}
         engine = create_engine(url, creator=lambda: _sqlite_connect(path), paramstyle="named", **one_query)
 
@@ -152,12 +165,12 @@ def make_engine(
         raise ConfigError("PostgreSQL needs its driver: pip install 'mlcycle[postgres]'") from e
 
 # %% ../../nbs/store/02_database.ipynb #database-constants
-_compiled: dict[tuple[bool, Executable], str] = {}  # Whether it is for SQLite, and statement, to the driver's text
+_compiled: dict[tuple[bool, Executable | str], str] = {}  # Whether it is for SQLite, and statement, to the driver's text
 T = TypeVar("T")
 # PostgreSQL numbers its transactions and remembers what became of each, so nobody has to guess whether a commit whose answer was lost was carried
 # out. A number that it has not given out yet is that of a transaction which a server that took over never had.
 _NUMBER = "SELECT txid_current()"
-_OUTCOME = sql_text("SELECT CASE WHEN :number >= txid_snapshot_xmax(txid_current_snapshot()) THEN 'aborted' ELSE txid_status(:number) END")
+_OUTCOME = ("SELECT CASE WHEN :number >= txid_snapshot_xmax(txid_current_snapshot()) THEN 'aborted' ELSE txid_status(:number) END")
 
 # %% ../../nbs/store/02_database.ipynb #database
 class Database:
@@ -168,15 +181,17 @@ class Database:
         url: str,  # SQLAlchemy URL of an existing store
     ):
         self.url, self.where = url, display_url(url)
-        self.sqlite = make_url(url).get_backend_name() == "sqlite"
+        self._file = sqlite_file(url)
+        self.sqlite = self._file is not None
         self._reached = self.sqlite  # Has the server answered once?
-        self.read_only = self.sqlite and is_read_only(str(make_url(url).database))
+        self.read_only = self._file is not None and is_read_only(self._file)
         self._open()
 
     def _open(self) -> None:
         self._pid = os.getpid()
         self._lock = threading.RLock()
         self._fast: Any = None  # The connection of `transact`
+        self._idle: list[sqlite3.Connection] = []  # Connections of `rows` that nobody uses now
         self._engine: Engine | None = None
 
     def _leave_parent(self) -> None:
@@ -198,6 +213,8 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[Connection]:
         "A connection for queries. Raises `StoreError`."
+        from sqlalchemy.exc import DBAPIError
+
         engine = self.engine
         try:
             with engine.connect().execution_options(reading=True) as con:
@@ -209,6 +226,8 @@ class Database:
     @contextmanager
     def write(self) -> Iterator[Connection]:
         "A transaction: committed at the end of the block, rolled back when it raises. Raises `StoreError`, `StoreFullError`."
+        from sqlalchemy.exc import DBAPIError
+
         engine, number = self.engine, None
         try:
             with engine.begin() as con:
@@ -284,9 +303,40 @@ class Database:
         "Every row of one query."
         return self.reading(lambda con: list(con.execute(statement, params).all()))
 
+    def rows(
+        self,
+        statement: str,                             # A SELECT in SQL that both databases know, with values as `:name`
+        values: Mapping[str, Any] | tuple[()] = (),  # Name to value
+    ) -> list[Any]:                                 # Its rows
+        "Every row of one query in SQL, on a connection that no transaction waits for. On SQLite SQLAlchemy is not imported. Raises `StoreError`."
+        if self._file is None:
+            return self.reading(lambda con: list(con.exec_driver_sql(self.sql(statement), dict(values)).all()))
+        self._leave_parent()
+        con = None
+        try:
+            with suppress(IndexError):  # none is idle
+                con = self._idle.pop()
+            if con is None:
+                con = _sqlite_connect(self._file)
+                con.execute("PRAGMA cache_size=-65536")  # 64 MiB at most: a query of many runs reads the same pages again and again
+            result = con.execute(statement, values).fetchall()
+        except BaseException as e:
+            if con is not None:
+                con.close()
+            if isinstance(e, sqlite3.Error | UnicodeEncodeError):
+                raise explain(e, self.where) from e
+            raise
+        if self.read_only:
+            con.close()
+        else:
+            self._idle.append(con)
+        return result
+
     def close(self) -> None:
         "Close every connection; on SQLite this also empties the WAL file."
         if self._pid == os.getpid():
+            while self._idle:
+                self._idle.pop().close()
             self._close_fast()
             if self._engine is not None:
                 self._engine.dispose()
@@ -298,10 +348,10 @@ class Database:
 
     def _fast_connection(self) -> Any:
         if self._fast is None:
-            engine = None if self.sqlite else self.engine
+            engine = None if self._file is not None else self.engine
             try:
                 if engine is None:
-                    self._fast = _sqlite_connect(str(make_url(self.url).database))
+                    self._fast = _sqlite_connect(self._file)
                 else:
                     args, options = engine.dialect.create_connect_args(engine.url)
                     self._fast = engine.dialect.connect(*args, **options, autocommit=True)
@@ -312,10 +362,14 @@ class Database:
 
     def sql(
         self,
-        statement: Executable,  # A Core statement with bound parameters
-    ) -> str:                   # The driver's SQL, with named parameters
+        statement: Executable | str,  # A Core statement with bound parameters, or SQL with values as `:name`
+    ) -> str:                         # The driver's SQL, with named parameters
         "The driver's text of a statement, compiled once for all databases of a kind."
+        if self.sqlite and isinstance(statement, str):
+            return statement
         if (text := _compiled.get((self.sqlite, statement))) is None:
+            if isinstance(statement, str):
+                return re.sub(r":(\w+)", r"%(\1)s", statement.replace("%", "%%"))  # not kept: a query of a person is a text of its own
             text = _compiled[self.sqlite, statement] = str(statement.compile(dialect=self.engine.dialect))
         return text
 
@@ -384,11 +438,11 @@ class Database:
         except Exception:
             self._fast = None
 
-    def fetch(self, statement: Executable, values: Mapping[str, Any]) -> list[tuple]:  # Rows as the driver gives them
+    def fetch(self, statement: Executable | str, values: Mapping[str, Any]) -> list[tuple]:  # Rows as the driver gives them
         "Every row of a query straight from the driver: for long results, and where every millisecond counts."
         return self._patiently(lambda: self._fetch(statement, values))
 
-    def _fetch(self, statement: Executable, values: Mapping[str, Any]) -> list[tuple]:
+    def _fetch(self, statement: Executable | str, values: Mapping[str, Any]) -> list[tuple]:
         self._leave_parent()
         with self._lock:
             try:

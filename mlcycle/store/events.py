@@ -10,11 +10,8 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, insert, select
-
 from ..config import actor
 from ..entities import Event
-from . import schema
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -32,7 +29,7 @@ def moment(
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
 
 # %% ../../nbs/store/06_events.ipynb #append
-APPEND = insert(schema.events).values({c: bindparam(c) for c in ("time", "actor", "action", "subject", "data")})
+APPEND = "INSERT INTO events (time, actor, action, subject, data) VALUES (:time, :actor, :action, :subject, :data)"
 
 
 def entry(
@@ -52,7 +49,9 @@ def append(
     **data: Any,           # Details, JSON-able
 ) -> None:
     "Add a line to the log."
-    con.execute(APPEND, entry(action, subject, data))
+    from sqlalchemy import text
+
+    con.execute(text(APPEND), entry(action, subject, data))
 
 # %% ../../nbs/store/06_events.ipynb #note
 def note(
@@ -76,10 +75,8 @@ def listing(
     limit: int = 100,            # Events at most
 ) -> list[Event]:                # Newest first
     "The events that fit, newest first."
-    t = schema.events.c
-    query = select(schema.events).order_by(t.pk.desc()).limit(limit)
-    if subject is not None:
-        query = query.where(t.subject == subject)
-    if action is not None:
-        query = query.where(t.action == action)
-    return [Event(moment(r.time), r.actor, r.action, r.subject, json.loads(r.data)) for r in store.db.all(query)]
+    wanted = {name: value for name, value in (("subject", subject), ("action", action)) if value is not None}
+    where = " AND ".join(f"{name} = :{name}" for name in wanted)
+    rows = store.db.rows(f"SELECT time, actor, action, subject, data FROM events {'WHERE ' * bool(where)}{where} ORDER BY pk DESC LIMIT :limit",
+                         {**wanted, "limit": limit})
+    return [Event(moment(time_), by, done, to, json.loads(data)) for time_, by, done, to, data in rows]

@@ -12,11 +12,8 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, insert, select
-
 from ..entities import Run
 from ..errors import DataError
-from . import schema
 from .database import mended, storable
 from ..values import plain
 
@@ -43,17 +40,13 @@ def encode(
 
 # %% ../../nbs/store/09_facts.ipynb #put
 @cache
-def _put(sqlite: bool, table: Any, *columns: str) -> Any:
-    if sqlite:
-        from sqlalchemy.dialects.sqlite import insert
-    else:
-        from sqlalchemy.dialects.postgresql import insert
-    statement = insert(table).values({c: bindparam(c) for c in ("run", *columns)})
-    changed = {c: statement.excluded[c] for c in columns if c not in ("name", "provider")}
-    return statement.on_conflict_do_update(index_elements=["run", columns[0]], set_=changed)
+def _put(table: str, *columns: str) -> str:
+    changed = ", ".join(f"{column} = excluded.{column}" for column in columns[1:])
+    return (f"INSERT INTO {table} (run, {', '.join(columns)}) VALUES (:run, {', '.join(':' + column for column in columns)}) "
+            f"ON CONFLICT (run, {columns[0]}) DO UPDATE SET {changed}")
 
 # %% ../../nbs/store/09_facts.ipynb #write
-_WARNING = insert(schema.warnings).values({c: bindparam(c) for c in ("run", "time", "message")})
+_WARNING = "INSERT INTO warnings (run, time, message) VALUES (:run, :time, :message)"
 
 
 def _number(value: Any) -> float | None:
@@ -84,7 +77,7 @@ def param_steps(
             raise DataError(f"Param names must be non-empty text, not {bad[0]!r}.")
         plain_values = {storable(name, "The param"): plain(value) for name, value in values.items()}
         rows += [{"run": run, "name": name, "value": encode(value), "number": _number(value)} for name, value in sorted(plain_values.items())]
-    return [(store.db.sql(_put(store.db.sqlite, schema.params, "name", "value", "number")), rows)] if rows else []
+    return [(store.db.sql(_put("params", "name", "value", "number")), rows)] if rows else []
 
 # %% ../../nbs/store/09_facts.ipynb #put-tags
 def put_tags(
@@ -96,7 +89,7 @@ def put_tags(
     texts = {storable(str(name), "The tag"): storable(str(value), "The tag's text") for name, value in values.items()}
     rows = [{"run": run, "name": name, "value": value} for name, value in sorted(texts.items())]
     if rows:
-        store.db.transact((store.db.sql(_put(store.db.sqlite, schema.tags, "name", "value")), rows))
+        store.db.transact((store.db.sql(_put("tags", "name", "value")), rows))
 
 # %% ../../nbs/store/09_facts.ipynb #put-captures
 def put_captures(
@@ -109,14 +102,14 @@ def put_captures(
     steps, db = [], store.db
     if captured:
         rows = [{"run": run, "provider": provider, "data": json.dumps(data)} for provider, data in captured.items()]
-        steps.append((db.sql(_put(db.sqlite, schema.captures, "provider", "data")), rows))
+        steps.append((db.sql(_put("captures", "provider", "data")), rows))
     if warnings:
         steps.append((db.sql(_WARNING), [{"run": run, "time": time.time(), "message": mended(message)} for message in warnings]))
     if steps:
         db.transact(*steps)
 
 # %% ../../nbs/store/09_facts.ipynb #read
-_PARAMS, _TAGS = (select(t.c.name, t.c.value).where(t.c.run == bindparam("run")).order_by(t.c.name) for t in (schema.params, schema.tags))
+_PARAMS, _TAGS = (f"SELECT name, value FROM {table} WHERE run = :run ORDER BY name" for table in ("params", "tags"))
 
 
 def params(
@@ -140,8 +133,8 @@ def captures(
     run: Run,
 ) -> dict[str, dict[str, Any]]:  # Provider to its result
     "The results of the capture providers of a run."
-    t = schema.captures.c
-    return {provider: json.loads(data) for provider, data in store.db.all(select(t.provider, t.data).where(t.run == run.pk))}
+    rows = store.db.rows("SELECT provider, data FROM captures WHERE run = :run", {"run": run.pk})
+    return {provider: json.loads(data) for provider, data in rows}
 
 # %% ../../nbs/store/09_facts.ipynb #warnings
 def warnings(
@@ -149,5 +142,4 @@ def warnings(
     run: Run,
 ) -> list[str]:     # Messages
     "The warnings of a run, oldest first."
-    t = schema.warnings.c
-    return [message for (message,) in store.db.all(select(t.message).where(t.run == run.pk).order_by(t.pk))]
+    return [message for (message,) in store.db.rows("SELECT message FROM warnings WHERE run = :run ORDER BY pk", {"run": run.pk})]

@@ -5,11 +5,8 @@
 # %% ../../nbs/store/18_fields.ipynb #imports
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
-
-from sqlalchemy import func, select
-
-from .query import FOLDERS
 
 if TYPE_CHECKING:
     from mlcycle.store.connect import Store
@@ -21,13 +18,13 @@ __all__ = ['names']
 def names(
     store: Store,
     limit: int = 1000,   # Names of each kind at most
+    folders: Sequence[str] = ("params", "metrics", "tags"),  # Which kinds
 ) -> dict[str, list[str]]:  # `params`, `metrics` and `tags` to their names, in order
     "Every param, metric and tag that any run has."
     fields: dict[str, list[str]] = {}
-    for folder in ("params", "metrics", "tags"):
-        t = FOLDERS[folder].c
-        first = select(func.min(t.name).label("name")).cte(recursive=True)
-        following = select(func.min(t.name)).where(t.name > first.c.name).scalar_subquery()
-        jumps = first.union_all(select(following).where(first.c.name.is_not(None)))
-        fields[folder] = sorted(row.name for row in store.db.all(select(jumps.c.name).where(jumps.c.name.is_not(None)).limit(limit)))
+    for folder in folders:
+        jumps = (f"WITH RECURSIVE jumps(name) AS (SELECT min(name) FROM {folder} UNION ALL "
+                 f"SELECT (SELECT min(t.name) FROM {folder} t WHERE t.name > jumps.name) FROM jumps WHERE jumps.name IS NOT NULL) "
+                 "SELECT name FROM jumps WHERE name IS NOT NULL LIMIT :limit")
+        fields[folder] = sorted(name for name, in store.db.rows(jumps, {"limit": limit}))
     return fields

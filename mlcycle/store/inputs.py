@@ -9,10 +9,8 @@ import json
 import time
 from typing import TYPE_CHECKING
 
-from sqlalchemy import select
-
 from ..entities import Dataset, Run
-from . import runs, schema
+from . import runs
 from .database import mended, storable
 
 if TYPE_CHECKING:
@@ -28,6 +26,8 @@ def put(
     dataset: Dataset,  # What it read
 ) -> None:
     "Record that a run read a dataset. Raises `DataError`, `StoreError`."
+    from mlcycle.store import schema
+
     row = {"run": run.pk, "name": storable(dataset.name, "The input"), "role": storable(dataset.role, "The role"), "digest": dataset.digest,
            "source": mended(dataset.source),
            "rows": dataset.rows, "schema": json.dumps(dataset.schema), "time": time.time()}
@@ -42,9 +42,8 @@ def listing(
     run: Run,
 ) -> list[Dataset]:
     "The datasets that a run read."
-    t = schema.inputs.c
-    rows = store.db.all(select(schema.inputs).where(t.run == run.pk).order_by(t.time))
-    return [Dataset(r.name, r.digest, r.source, r.rows, json.loads(r.schema), r.role) for r in rows]
+    rows = store.db.rows("SELECT name, digest, source, rows, schema, role FROM inputs WHERE run = :run ORDER BY time", {"run": run.pk})
+    return [Dataset(name, digest, source, count, json.loads(schema), role) for name, digest, source, count, schema, role in rows]
 
 # %% ../../nbs/store/11_inputs.ipynb #readers
 def readers(
@@ -52,6 +51,5 @@ def readers(
     digest: str,   # Digest of a dataset
 ) -> list[runs.Run]:  # Oldest first
     "Every run that read this data."
-    t = schema.inputs.c
-    query = select(schema.runs).where(schema.runs.c.pk.in_(select(t.run).where(t.digest == digest))).order_by(schema.runs.c.pk)
-    return [runs.to_run(r) for r in store.db.all(query)]
+    readers_of = "WHERE r.pk IN (SELECT run FROM inputs WHERE digest = :digest) ORDER BY r.pk"
+    return [runs.to_run(row) for row in runs.read_rows(store, readers_of, {"digest": digest})]

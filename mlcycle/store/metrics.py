@@ -8,13 +8,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Mapping
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, case, func, literal_column, select
-
 from ..entities import MetricPoint, Run
-from . import schema
 from .database import storable
 from .events import moment
 
@@ -27,36 +23,17 @@ if TYPE_CHECKING:
 __all__ = ['log', 'point_steps', 'history', 'frame', 'latest', 'next_step']
 
 # %% ../../nbs/store/08_metrics.ipynb #statements
-_ONE = literal_column("1")  # a literal, since `transact` binds only the values that it is called with
-
-
-def _point() -> Any:
-    t, values = schema.points.c, {c: bindparam(c) for c in ("run", "name", "step", "value", "time")}
-    same_step = [t[c] == values[c] for c in ("run", "name", "step")]
-    following = select(func.coalesce(func.max(t.seq) + _ONE, literal_column("0"))).where(*same_step).scalar_subquery()
-    return schema.points.insert().values({**values, "seq": following})
-
-
-_POINT = _point()
+_POINT = ("INSERT INTO points (run, name, step, value, time, seq) VALUES (:run, :name, :step, :value, :time, "
+          "(SELECT coalesce(max(p.seq) + 1, 0) FROM points p WHERE p.run = :run AND p.name = :name AND p.step = :step))")
 
 # %% ../../nbs/store/08_metrics.ipynb #summary
-@cache
-def _summary(sqlite: bool) -> Any:
-    if sqlite:
-        from sqlalchemy.dialects.sqlite import insert
-    else:
-        from sqlalchemy.dialects.postgresql import insert
-    t = schema.metrics.c
-    statement = insert(schema.metrics).values(
-        {c: bindparam(c) for c in ("run", "name", "step", "value")} | dict.fromkeys(("low", "high"), bindparam("value")) | {"count": _ONE})
-    new = statement.excluded
-    return statement.on_conflict_do_update(index_elements=["run", "name"], set_={
-        "value": case((new.step >= t.step, new.value), else_=t.value),
-        "step": case((new.step > t.step, new.step), else_=t.step),
-        "low": case((t.low.is_(None) | (new.value < t.low), func.coalesce(new.value, t.low)), else_=t.low),
-        "high": case((t.high.is_(None) | (new.value > t.high), func.coalesce(new.value, t.high)), else_=t.high),
-        "count": t.count + _ONE,
-    })
+_SUMMARY = """INSERT INTO metrics AS m (run, name, step, value, low, high, count) VALUES (:run, :name, :step, :value, :value, :value, 1)
+ON CONFLICT (run, name) DO UPDATE SET
+    value = CASE WHEN excluded.step >= m.step THEN excluded.value ELSE m.value END,
+    step = CASE WHEN excluded.step > m.step THEN excluded.step ELSE m.step END,
+    low = CASE WHEN m.low IS NULL OR excluded.value < m.low THEN coalesce(excluded.value, m.low) ELSE m.low END,
+    high = CASE WHEN m.high IS NULL OR excluded.value > m.high THEN coalesce(excluded.value, m.high) ELSE m.high END,
+    count = m.count + 1"""
 
 # %% ../../nbs/store/08_metrics.ipynb #log
 def log(
@@ -70,7 +47,7 @@ def log(
     rows = [{"run": run, "name": name, "step": steps[name], "value": None if value != value else value, "time": now}
             for name, value in sorted(values.items())]
     data = rows[0] if len(rows) == 1 else rows
-    db.transact((db.sql(_summary(db.sqlite)), data), (db.sql(_POINT), data))
+    db.transact((db.sql(_SUMMARY), data), (db.sql(_POINT), data))
 
 # %% ../../nbs/store/08_metrics.ipynb #many
 def point_steps(
@@ -81,16 +58,14 @@ def point_steps(
     now, db = time.time(), store.db
     rows = [{"run": run, "name": storable(name, "The metric"), "step": step, "value": None if value != value else float(value), "time": now}
             for run, name, step, value in points]
-    return [(db.sql(_summary(db.sqlite)), rows), (db.sql(_POINT), rows)] if rows else []
+    return [(db.sql(_SUMMARY), rows), (db.sql(_POINT), rows)] if rows else []
 
 # %% ../../nbs/store/08_metrics.ipynb #value
 def _value(stored: float | None) -> float:
     return math.nan if stored is None else float(stored)
 
 # %% ../../nbs/store/08_metrics.ipynb #read
-_HISTORY = (select(schema.points.c.step, schema.points.c.value, schema.points.c.time)
-            .where(schema.points.c.run == bindparam("run"), schema.points.c.name == bindparam("name"))
-            .order_by(schema.points.c.step, schema.points.c.seq))
+_HISTORY = "SELECT step, value, time FROM points WHERE run = :run AND name = :name ORDER BY step, seq"
 
 
 def history(
@@ -118,8 +93,7 @@ def frame(
                          "time": pd.DatetimeIndex(stamps).tz_localize("UTC")})
 
 # %% ../../nbs/store/08_metrics.ipynb #latest
-_LATEST = (select(schema.metrics.c.name, schema.metrics.c.value).where(schema.metrics.c.run == bindparam("run"))
-           .order_by(schema.metrics.c.name))
+_LATEST = "SELECT name, value FROM metrics WHERE run = :run ORDER BY name"
 
 
 def latest(
@@ -130,7 +104,7 @@ def latest(
     return {name: _value(value) for name, value in store.db.fetch(_LATEST, {"run": run.pk})}
 
 # %% ../../nbs/store/08_metrics.ipynb #next-step
-_STEP = select(schema.metrics.c.step).where(schema.metrics.c.run == bindparam("run"), schema.metrics.c.name == bindparam("name"))
+_STEP = "SELECT step FROM metrics WHERE run = :run AND name = :name"
 
 
 def next_step(

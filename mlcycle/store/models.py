@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections import namedtuple
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
-
-from sqlalchemy import insert, select, update
 
 from ..config import actor
 from ..entities import AliasMove, Artifact, Model, MoveKind, Run, Version
 from ..errors import NotFoundError
-from . import artifacts, schema
+from . import artifacts
 from .database import mended, storable
 from .events import append, moment
 
@@ -30,6 +29,10 @@ __all__ = ['create_version', 'versions', 'versions_of', 'get_version', 'version_
 
 # %% ../../nbs/store/12_models.ipynb #next-number
 def _next_number(con: Connection, store: Store, model: str, now: float) -> int:
+    from sqlalchemy import update
+
+    from mlcycle.store import schema
+
     con.execute(store.db.insert(schema.models).values(name=model, created=now, last_number=0).on_conflict_do_nothing())
     raised = update(schema.models).where(schema.models.c.name == model).values(last_number=schema.models.c.last_number + 1)
     return con.execute(raised.returning(schema.models.c.last_number)).scalar_one()
@@ -46,6 +49,10 @@ def create_version(
     metrics: Mapping[str, float] | None = None,  # The run's metrics now
 ) -> Version:
     "Register the next version of a model. Raises `NotFoundError` when the run has no such artifact, `StoreError`."
+    from sqlalchemy import insert, select
+
+    from mlcycle.store import schema
+
     files = artifacts.listing(store, run, f"{artifact}/")
     if lost := artifacts.lost(store, run, f"{artifact}/"):
         raise NotFoundError(f"The model {artifact!r} of run {run.id[:8]} ({run.name}) is lost: the content of {lost[0].name} was damaged or removed. "
@@ -71,15 +78,19 @@ def create_version(
 
 # %% ../../nbs/store/12_models.ipynb #aliases
 def _aliases(store: Store, model: str | None = None) -> dict[str, dict[str, int]]:
-    t = schema.aliases.c
-    query = select(schema.aliases).order_by(t.alias)
+    where = "" if model is None else "WHERE model = :model "
     numbers: dict[str, dict[str, int]] = {}
-    for row in store.db.all(query if model is None else query.where(t.model == model)):
-        numbers.setdefault(row.model, {})[row.alias] = row.number
+    for name, alias, number in store.db.rows(f"SELECT model, alias, number FROM aliases {where}ORDER BY alias", {"model": model} if where else {}):
+        numbers.setdefault(name, {})[alias] = number
     return numbers
 
 
-def _version(row: Any, aliases: Mapping[str, int]) -> Version:
+_Row = namedtuple("_Row", ("model", "number", "run", "digest", "flavour", "artifact", "signature", "metrics", "created", "actor"))
+_VERSIONS = f"SELECT {', '.join(_Row._fields)} FROM versions"
+
+
+def _version(fields: Sequence[Any], aliases: Mapping[str, int]) -> Version:
+    row = _Row(*fields)
     return Version(row.model, row.number, row.run, row.digest, row.flavour, moment(row.created), row.actor, row.artifact,
                    json.loads(row.signature) if row.signature else None, json.loads(row.metrics),
                    tuple(a for a, n in aliases.items() if n == row.number))
@@ -90,8 +101,8 @@ def versions(
     model: str,    # Registered name
 ) -> list[Version]:  # By number; empty for an unknown name
     "Every version of a model."
-    aliases, t = _aliases(store, model).get(model, {}), schema.versions.c
-    return [_version(r, aliases) for r in store.db.all(select(schema.versions).where(t.model == model).order_by(t.number))]
+    aliases = _aliases(store, model).get(model, {})
+    return [_version(row, aliases) for row in store.db.rows(f"{_VERSIONS} WHERE model = :model ORDER BY number", {"model": model})]
 
 # %% ../../nbs/store/12_models.ipynb #versions-of
 def versions_of(
@@ -99,9 +110,9 @@ def versions_of(
     run: Run,      # A run
 ) -> list[Version]:  # Oldest first
     "Every version that a run made."
-    aliases, t = _aliases(store), schema.versions.c
-    rows = store.db.all(select(schema.versions).where(t.run == run.id).order_by(t.created))
-    return [_version(r, aliases.get(r.model, {})) for r in rows]
+    aliases = _aliases(store)
+    rows = store.db.rows(f"{_VERSIONS} WHERE run = :run ORDER BY created", {"run": run.id})
+    return [_version(row, aliases.get(row[0], {})) for row in rows]
 
 # %% ../../nbs/store/12_models.ipynb #get-version
 def get_version(
@@ -110,8 +121,7 @@ def get_version(
     number: int,   # Version number
 ) -> Version:
     "One version. Raises `NotFoundError`."
-    t = schema.versions.c
-    rows = store.db.all(select(schema.versions).where(t.model == model, t.number == number))
+    rows = store.db.rows(f"{_VERSIONS} WHERE model = :model AND number = :number", {"model": model, "number": number})
     if not rows:
         raise NotFoundError(f"There is no version {model}/{number}. `mlcycle models` lists what is registered.")
     return _version(rows[0], _aliases(store, model).get(model, {}))
@@ -122,8 +132,8 @@ def version_files(
     version: Version,  # A version
 ) -> list[Artifact]:
     "The files that a version consists of."
-    t = schema.version_files.c
-    rows = store.db.all(select(t.name, t.digest, t.size).where(t.model == version.model, t.number == version.number).order_by(t.name))
+    rows = store.db.rows("SELECT name, digest, size FROM version_files WHERE model = :model AND number = :number ORDER BY name",
+                         {"model": version.model, "number": version.number})
     return [Artifact(*row, "model") for row in rows]
 
 # %% ../../nbs/store/12_models.ipynb #list-models
@@ -131,11 +141,12 @@ def list_models(
     store: Store,  # The store
 ) -> list[Model]:  # By name
     "Every registered model."
-    aliases, t, numbers = _aliases(store), schema.versions.c, {}
-    for model, number in store.db.all(select(t.model, t.number).order_by(t.number)):
+    aliases: dict[str, dict[str, int]] = _aliases(store)
+    numbers: dict[str, list[int]] = {}
+    for model, number in store.db.rows("SELECT model, number FROM versions ORDER BY number"):
         numbers.setdefault(model, []).append(number)
-    rows = store.db.all(select(schema.models).order_by(schema.models.c.name))
-    return [Model(r.name, moment(r.created), tuple(numbers.get(r.name, ())), aliases.get(r.name, {})) for r in rows]
+    rows = store.db.rows("SELECT name, created FROM models ORDER BY name")
+    return [Model(name, moment(created), tuple(numbers.get(name, ())), aliases.get(name, {})) for name, created in rows]
 
 # %% ../../nbs/store/12_models.ipynb #get-model
 def get_model(
@@ -156,13 +167,17 @@ def change_alias(
     choose: Callable[[list[AliasMove]], tuple[int | None, str, MoveKind] | None],  # From its history, oldest first: a version, why, what is done
 ) -> AliasMove | None:  # The move, None where `choose` returned None
     "Move an alias to where its history leads, in one transaction. Raises what `choose` raises, `NotFoundError`, `StoreError`."
+    from sqlalchemy import insert, select, text
+
+    from mlcycle.store import schema
+
     alias, t = storable(alias, "The alias"), schema.aliases.c
     now, who = time.time(), actor()
 
     def work(con: Connection) -> AliasMove | None:
         con.execute(select(schema.models.c.name).where(schema.models.c.name == model).with_for_update())
         before = con.execute(select(t.number).where(t.model == model, t.alias == alias)).scalar()
-        if (chosen := choose(_moves(con, model, alias))) is None:
+        if (chosen := choose(_moves(lambda sql, values: con.execute(text(sql), values).all(), model, alias))) is None:
             return None
         number, why, kind = chosen
         why = mended(why)
@@ -180,14 +195,18 @@ def change_alias(
     return store.db.in_transaction(work)
 
 # %% ../../nbs/store/12_models.ipynb #alias-moves
-def _moves(con: Connection, model: str, alias: str | None) -> list[AliasMove]:
-    t = schema.alias_moves.c
-    query = select(schema.alias_moves).where(t.model == model).order_by(t.pk)
-    rows = con.execute(query if alias is None else query.where(t.alias == alias)).all()
-    return [AliasMove(r.model, r.alias, r.before, r.after, moment(r.time), r.actor, r.why, r.kind) for r in rows]
+def _moves(read: Callable[[str, dict[str, Any]], Sequence[Any]], model: str, alias: str | None) -> list[AliasMove]:
+    wanted = {"model": model} if alias is None else {"model": model, "alias": alias}
+    where = " AND ".join(f"{name} = :{name}" for name in wanted)
+    rows = read(f"SELECT model, alias, before, after, time, actor, why, kind FROM alias_moves WHERE {where} ORDER BY pk", wanted)
+    return [AliasMove(of, name, before, after, moment(time_), who, why, kind) for of, name, before, after, time_, who, why, kind in rows]
 
 
 def _require_version(con: Connection, model: str, number: int) -> None:
+    from sqlalchemy import select
+
+    from mlcycle.store import schema
+
     t = schema.versions.c
     if con.execute(select(t.number).where(t.model == model, t.number == number)).scalar() is None:
         raise NotFoundError(f"There is no version {model}/{number}. `mlcycle models` lists what is registered.")
@@ -212,4 +231,4 @@ def alias_history(
     alias: str | None = None,  # Only this alias
 ) -> list[AliasMove]:          # Oldest first
     "Who moved which alias, when, from where to where, why, and by which kind of move."
-    return store.db.reading(lambda con: _moves(con, model, alias))
+    return _moves(store.db.rows, model, alias)

@@ -15,15 +15,15 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-
-from sqlalchemy import Connection, event, inspect, text
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import DBAPIError
+from typing import TYPE_CHECKING
 
 from ..config import sqlite_url
 from ..errors import StoreError, StoreFormatError, StoreFullError, StoreVersionError
-from .database import BUSY_SECONDS, FULL, Database, explain, make_engine
-from .schema import HEAD, VERSION_TABLE, metadata
+from .database import BUSY_SECONDS, FULL, Database, explain, make_engine, sqlite_file
+from .version import HEAD, VERSION_TABLE
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
 
 # %% auto #0
 __all__ = ['APPLICATION_ID', 'MIGRATIONS', 'check_file', 'create_sqlite', 'stored_version', 'backup', 'migrate', 'open_database']
@@ -75,6 +75,10 @@ def create_sqlite(
     path: Path,  # Where no store is yet
 ) -> None:
     "Make a new SQLite store in one step: complete, or not there. Raises `StoreError`."
+    from sqlalchemy import text
+
+    from mlcycle.store.schema import metadata
+
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.parent.name == ".mlcycle" and not (ignore := path.parent / ".gitignore").exists():
         try:
@@ -120,7 +124,7 @@ def _link(temporary: Path, path: Path) -> None:
             os.rename(temporary, path)
 
 # %% ../../nbs/store/03_opening.ipynb #version
-_VERSION = text(f"SELECT version_num FROM {VERSION_TABLE}")
+_VERSION = f"SELECT version_num FROM {VERSION_TABLE}"
 
 
 def stored_version(
@@ -130,6 +134,8 @@ def stored_version(
     try:
         rows = db.fetch(_VERSION, {})
     except StoreError:
+        from sqlalchemy import inspect
+
         if VERSION_TABLE not in db.reading(lambda con: inspect(con).get_table_names()):
             return None
         rows = db.fetch(_VERSION, {})  # another process has just made it
@@ -141,7 +147,7 @@ def backup(
     version: str,   # The version it is at, for the copy's name
 ) -> Path:          # Where the copy is
     "Copy an SQLite store while it is in use, with SQLite's own backup."
-    path = Path(str(make_url(db.url).database))
+    path = Path(sqlite_file(db.url))
     target = path.with_name(f"{path.name}.v{version}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}.backup")
     partial = target.with_name(f"{target.name}.part")
     try:
@@ -167,6 +173,8 @@ _alembic_lock = threading.Lock()  # Alembic keeps its state in global variables
 @contextlib.contextmanager
 def _upgrading(db: Database) -> Iterator[Connection]:
     "The transaction of an upgrade, on a connection of its own."
+    from sqlalchemy import event, text
+
     engine = make_engine(db.url)
     if db.sqlite:
         event.listen(engine, "connect", lambda raw, _: raw.execute("PRAGMA foreign_keys=OFF"))
@@ -190,6 +198,10 @@ def migrate(
     from alembic.config import Config
     from alembic.runtime.environment import EnvironmentContext
     from alembic.script import ScriptDirectory
+    from sqlalchemy import text
+    from sqlalchemy.exc import DBAPIError
+
+    from mlcycle.store.schema import metadata
 
     config, copy = Config(), None
     config.set_main_option("script_location", str(scripts).replace("%", "%%"))
@@ -201,7 +213,7 @@ def migrate(
             if version == head:
                 return None
             if db.sqlite and version is not None:
-                _remove_partial_backups(Path(str(make_url(db.url).database)))
+                _remove_partial_backups(Path(sqlite_file(db.url)))
                 copy = backup(db, version)
             env.configure(connection=con, version_table=VERSION_TABLE, target_metadata=metadata)
             env.run_migrations()
@@ -222,8 +234,8 @@ def open_database(
     head: str = HEAD,            # Version to open it at
 ) -> Database:
     "Open a store, made if there is none. Raises `StoreFormatError`, `StoreVersionError`, `StoreError`, `ConfigError`."
-    if make_url(url).get_backend_name() == "sqlite":
-        path = Path(str(make_url(url).database))
+    if (file := sqlite_file(url)) is not None:
+        path = Path(file)
         try:
             if not path.exists() or path.stat().st_size == 0:
                 create_sqlite(path)
@@ -255,6 +267,10 @@ def _check_version(db: Database, scripts: Path, head: str) -> None:
 
 # %% ../../nbs/store/03_opening.ipynb #create-postgres
 def _create_postgres(db: Database) -> None:
+    from sqlalchemy import inspect, text
+
+    from mlcycle.store.schema import metadata
+
     def work(con: Connection) -> None:
         con.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _UPGRADE_LOCK})
         existing = set(inspect(con).get_table_names())

@@ -9,17 +9,14 @@ import json
 import secrets
 import time
 from collections import namedtuple
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import and_, bindparam, func, insert, literal_column, or_, select, update
-
 from ..config import actor
 from ..entities import Kind, Process, Run, RunError, Status
 from ..errors import AmbiguousError, NotFoundError
-from . import schema
 from .database import mended, storable
 from .events import APPEND, append, entry, moment
 
@@ -29,8 +26,8 @@ if TYPE_CHECKING:
     from mlcycle.store.connect import Store
 
 # %% auto #0
-__all__ = ['this_process', 'is_gone', 'to_run', 'lost_keys', 'create', 'finish', 'has_ended', 'open_in', 'settle', 'get', 'named',
-           'resolve', 'children']
+__all__ = ['Row', 'COLUMNS', 'this_process', 'is_gone', 'read_rows', 'to_run', 'lost_keys', 'create', 'finish', 'has_ended',
+           'open_in', 'settle', 'get', 'named', 'resolve', 'children']
 
 # %% ../../nbs/store/07_runs.ipynb #process
 @cache
@@ -80,6 +77,20 @@ def is_gone(
     except psutil.Error:
         return False
 
+# %% ../../nbs/store/07_runs.ipynb #rows
+Row = namedtuple("Row", ("pk", "id", "name", "experiment", "kind", "status", "started", "ended", "parent", "actor", "host", "pid", "process_started",
+                         "error", "reason"))
+COLUMNS = ", ".join(f"r.{column}" for column in Row._fields)  # Of `runs r`, in SQL
+
+
+def read_rows(
+    store: Store,
+    rest: str,                           # What follows `FROM runs r`, with values as `:name`
+    values: Mapping[str, Any] | None = None,  # Name to value
+) -> list[Row]:
+    "Rows of the runs table, read with SQL. Raises `StoreError`."
+    return [Row(*row) for row in store.db.rows(f"SELECT {COLUMNS} FROM runs r {rest}", values or {})]
+
 # %% ../../nbs/store/07_runs.ipynb #read
 def to_run(
     row: Any,  # A row of the runs table
@@ -96,17 +107,16 @@ def lost_keys(
     store: Store,
 ) -> list[int]:    # Row numbers
     "Runs that are stored as `running` and whose process has ended."
-    rows = store.db.all(select(schema.runs).where(schema.runs.c.status == "running"))
-    return [row.pk for row in rows if to_run(row).status == "lost"]
+    return [row.pk for row in read_rows(store, "WHERE r.status = 'running'") if to_run(row).status == "lost"]
 
 # %% ../../nbs/store/07_runs.ipynb #create-constants
 _COLUMNS = ("id", "name", "experiment", "kind", "status", "started", "parent", "actor", "host", "pid", "process_started")
-_INSERT = insert(schema.runs).values({c: bindparam(c) for c in _COLUMNS})
+_INSERT = f"INSERT INTO runs ({', '.join(_COLUMNS)}) VALUES ({', '.join(':' + c for c in _COLUMNS)})"
 # SQLite would give the number of a deleted run to the next one, and code that still holds the deleted run would read the new one. Every run
 # adds to the log, which only grows, so a number greater than the log's was never used. PostgreSQL's sequences never go back.
-_NEXT = func.max(*(select(func.coalesce(func.max(t.c.pk), literal_column("0"))).scalar_subquery() for t in (schema.runs, schema.events)))
-_INSERT_SQLITE = _INSERT.values(pk=_NEXT + literal_column("1"))
-_KEY_BY_ID = select(schema.runs.c.pk).where(schema.runs.c.id == bindparam("id"))
+_NEXT = "max((SELECT coalesce(max(pk), 0) FROM runs), (SELECT coalesce(max(pk), 0) FROM events)) + 1"
+_INSERT_SQLITE = f"INSERT INTO runs (pk, {', '.join(_COLUMNS)}) VALUES ({_NEXT}, {', '.join(':' + c for c in _COLUMNS)})"
+_KEY_BY_ID = "SELECT pk FROM runs WHERE id = :id"
 
 # %% ../../nbs/store/07_runs.ipynb #create
 def create(
@@ -131,10 +141,8 @@ def create(
     return Run(pk, run_id, name, experiment, kind, "running", moment(now), None, parent, started_by, process)
 
 # %% ../../nbs/store/07_runs.ipynb #finish
-_UNSEEN = and_(schema.runs.c.status == literal_column("'lost'"), schema.runs.c.error.is_(None))
-_OPEN = or_(schema.runs.c.status == literal_column("'running'"), _UNSEEN)
-_END = (update(schema.runs).where(schema.runs.c.pk == bindparam("key"), _OPEN)
-        .values(status=bindparam("status"), ended=bindparam("ended"), error=bindparam("error"), reason=bindparam("reason")))
+_END = ("UPDATE runs SET status = :status, ended = :ended, error = :error, reason = :reason "
+        "WHERE pk = :key AND (status = 'running' OR (status = 'lost' AND error IS NULL))")
 
 
 def finish(
@@ -151,7 +159,7 @@ def finish(
     db.transact((db.sql(_END), values), (db.sql(APPEND), entry("run.end", run.id, {"status": status, "reason": reason}, now)))
 
 # %% ../../nbs/store/07_runs.ipynb #has-ended
-_STATUS = select(schema.runs.c.status, schema.runs.c.error).where(schema.runs.c.pk == bindparam("run"))
+_STATUS = "SELECT status, error FROM runs WHERE pk = :run"
 
 
 def has_ended(
@@ -168,9 +176,8 @@ def open_in(
     process: Process,  # A process that tracks runs
 ) -> list[Run]:        # Oldest first
     "The runs that a process has begun and not ended, without those that still have open parts. Raises `StoreError`."
-    t = schema.runs.c
-    of_process = (t.host == process.host) & (t.pid == process.pid) & (t.process_started == process.started)
-    begun = [to_run(row) for row in store.db.all(select(schema.runs).where(of_process, t.status == "running").order_by(t.pk))]
+    of_process = "WHERE r.host = :host AND r.pid = :pid AND r.process_started = :started AND r.status = 'running' ORDER BY r.pk"
+    begun = [to_run(row) for row in read_rows(store, of_process, {"host": process.host, "pid": process.pid, "started": process.started})]
     return [run for run in begun if all(part.parent != run.id for part in begun)]
 
 # %% ../../nbs/store/07_runs.ipynb #settle
@@ -179,6 +186,10 @@ def settle(
     keys: Iterable[int],  # Row numbers from `lost_keys`
 ) -> None:
     "Store the status `lost` for runs whose process has ended, as `fsck --repair` does."
+    from sqlalchemy import func, select, update
+
+    from mlcycle.store import schema
+
     def work(con: Connection) -> None:
         for pk in keys:
             ended = con.execute(select(func.max(schema.points.c.time)).where(schema.points.c.run == pk)).scalar()
@@ -191,31 +202,24 @@ def settle(
     store.db.in_transaction(work)
 
 # %% ../../nbs/store/07_runs.ipynb #resolve
-_ROW_BY_ID = select(schema.runs).where(schema.runs.c.id == bindparam("id"))
-_Row = namedtuple("_Row", schema.runs.c.keys())
-
-
 def get(
     store: Store,
     run_id: str,   # Full id
 ) -> Run:
     "A run by its id. Raises `NotFoundError`."
-    rows = store.db.fetch(_ROW_BY_ID, {"id": run_id})
+    rows = read_rows(store, "WHERE r.id = :id", {"id": run_id})
     if not rows:
         raise NotFoundError(f"There is no run {run_id!r}. `mlcycle runs` lists them.")
-    return to_run(_Row(*rows[0]))
+    return to_run(rows[0])
 
 # %% ../../nbs/store/07_runs.ipynb #named
-_NAMED = select(schema.runs).where(schema.runs.c.parent == bindparam("parent"), schema.runs.c.name == bindparam("name")).order_by(schema.runs.c.pk)
-
-
 def named(
     store: Store,
     parent: str,   # Id of a run
     name: str,     # Name of its parts
 ) -> list[Run]:    # Oldest first
     "The parts of a run that have this name."
-    return [to_run(_Row(*row)) for row in store.db.fetch(_NAMED, {"parent": parent, "name": name})]
+    return [to_run(row) for row in read_rows(store, "WHERE r.parent = :parent AND r.name = :name ORDER BY r.pk", {"parent": parent, "name": name})]
 
 # %% ../../nbs/store/07_runs.ipynb #resolve-resolve
 def resolve(
@@ -223,13 +227,14 @@ def resolve(
     ref: str,      # Beginning of an id, or a name
 ) -> Run:
     "The one run that a person means. Raises `NotFoundError`, `AmbiguousError`."
-    t, ref = schema.runs.c, ref.strip()
+    ref = ref.strip()
     prefix = ref.lower()
-    conditions = [t.id == prefix, t.name == ref]  # the first one that a run fulfils decides: a name may look like the beginning of an id
+    conditions = ["r.id = :prefix", "r.name = :name"]  # the first one that a run fulfils decides: a name may look like the beginning of an id
     if prefix and all(c in "0123456789abcdef" for c in prefix):
-        conditions.append((t.id >= prefix) & (t.id <= prefix + "g"))
-    queries = [select(schema.runs).where(condition).order_by(t.started.desc()).limit(6) for condition in conditions] if ref else []
-    rows = next((fitting for query in queries if (fitting := store.db.all(query))), [])
+        conditions.append("r.id >= :prefix AND r.id <= :last")
+    values = {"prefix": prefix, "name": ref, "last": prefix + "g"}
+    queries = [f"WHERE {condition} ORDER BY r.started DESC LIMIT 6" for condition in conditions] if ref else []
+    rows = next((fitting for query in queries if (fitting := read_rows(store, query, values))), [])
     if len(rows) == 1:
         return to_run(rows[0])
     if not rows:
@@ -243,5 +248,4 @@ def children(
     run: Run,
 ) -> list[Run]:    # Oldest first
     "The runs that are part of this one."
-    t = schema.runs.c
-    return [to_run(r) for r in store.db.all(select(schema.runs).where(t.parent == run.id).order_by(t.pk))]
+    return [to_run(row) for row in read_rows(store, "WHERE r.parent = :parent ORDER BY r.pk", {"parent": run.id})]

@@ -8,10 +8,12 @@ from __future__ import annotations
 from sqlalchemy import BLOB, BigInteger, Column, Double, ForeignKey, ForeignKeyConstraint, Index, Integer, MetaData, Table, Text, UniqueConstraint
 from sqlalchemy.types import TypeDecorator
 
+from .version import HEAD, VERSION_TABLE
+
 # %% auto #0
-__all__ = ['Words', 'Key', 'metadata', 'HEAD', 'VERSION_TABLE', 'runs', 'points', 'metrics', 'params', 'tags', 'captures',
-           'warnings', 'artifacts', 'inputs', 'models', 'versions', 'version_files', 'aliases', 'alias_moves', 'events',
-           'outputs', 'requests', 'fingerprints', 'Float64']
+__all__ = ['Words', 'Key', 'metadata', 'runs', 'points', 'metrics', 'params', 'tags', 'captures', 'warnings', 'artifacts',
+           'inputs', 'models', 'versions', 'version_files', 'aliases', 'alias_moves', 'events', 'outputs', 'requests',
+           'fingerprints', 'Float64', 'HEAD', 'VERSION_TABLE']
 
 # %% ../../nbs/store/01_schema.ipynb #types
 class Float64(TypeDecorator):
@@ -32,8 +34,7 @@ class Float64(TypeDecorator):
 Words = Text().with_variant(Text(collation="C"), "postgresql")
 Key = BigInteger().with_variant(Integer, "sqlite")
 metadata = MetaData(naming_convention={"ix": "ix_%(table_name)s_%(column_0_N_name)s"})
-HEAD = "0003"                       # Newest migration; what a store made now has
-VERSION_TABLE = "mlcycle_version"   # Alembic's own default name is taken by Optuna's storage
+_all_ = ["HEAD", "VERSION_TABLE"]
 Table(VERSION_TABLE, metadata, Column("version_num", Words, primary_key=True))
 
 # %% ../../nbs/store/01_schema.ipynb #runs
@@ -82,14 +83,17 @@ metrics = Table(
     Column("high", Float64),                     # Greatest value that is no NaN
     Column("count", BigInteger, nullable=False),
     Index(None, "name", "value"),
+    Index(None, "name", "low"),
+    Index(None, "name", "high"),
     sqlite_with_rowid=False,
 )
 params = Table(
     "params", metadata,
     _run_key(),
-    Column("name", Words, primary_key=True, index=True),
+    Column("name", Words, primary_key=True),
     Column("value", Words, nullable=False),  # JSON, so that a type comes back as it went in
     Column("number", Float64),              # The value where it is a number, for comparisons
+    Index(None, "name", "number"),
     sqlite_with_rowid=False,
 )
 tags = Table(

@@ -9,16 +9,12 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import bindparam, select
-
 from ..errors import NotFoundError
-from ..registry.names import near_misses
 from ..store import metrics as points
 from ..store import runs as store_runs
-from ..store import schema
 from ..store.artifacts import lost_names
 from ..store.connect import Store, current_store
-from ..store.query import count, page
+from ..store.query import page, page_and_count
 from ..store.refs import find_run
 
 if TYPE_CHECKING:
@@ -28,13 +24,13 @@ if TYPE_CHECKING:
 __all__ = ['LIMIT', 'escaped', 'RunsPage', 'runs_page', 'runs', 'history']
 
 # %% ../../nbs/track/05_queries.ipynb #wide
-def _columns(store: Store, table: Any, value: Any, keys: list[int], prefix: str) -> dict[str, dict[int, Any]]:
+def _columns(store: Store, folder: str, keys: list[int]) -> dict[str, dict[int, Any]]:
     "Column name to the values by run, for the names that these runs have."
-    query = select(table.c.run, table.c.name, value).where(table.c.run.in_(bindparam("keys", expanding=True)))
     columns: dict[str, dict[int, Any]] = {}
     for start in range(0, len(keys), 5000):
-        for run, name, value_of_run in store.db.all(query, {"keys": keys[start:start + 5000]}):
-            columns.setdefault(f"{prefix}.{name}", {})[run] = value_of_run
+        among = ", ".join(map(str, keys[start:start + 5000]))
+        for run, name, value in store.db.rows(f"SELECT run, name, value FROM {folder} WHERE run IN ({among})"):
+            columns.setdefault(f"{folder}.{name}", {})[run] = value
     return dict(sorted(columns.items()))
 
 # %% ../../nbs/track/05_queries.ipynb #escaped
@@ -55,7 +51,7 @@ def _params(store: Store, keys: list[int]) -> dict[str, list[Any]]:
 
     decoded: dict[str, Any] = {}
     columns: dict[str, list[Any]] = {}
-    for name, by_run in _columns(store, schema.params, schema.params.c.value, keys, "params").items():
+    for name, by_run in _columns(store, "params", keys).items():
         by_key = {run: decoded[text] if text in decoded else decoded.setdefault(text, json.loads(text)) for run, text in by_run.items()}
         columns[name] = [escaped(by_key.get(key)) for key in keys]
     return columns
@@ -111,20 +107,24 @@ def runs_page(
 ) -> RunsPage:
     "One page of the runs that fit. Raises `QueryError`."
     store = store or current_store()
-    rows = page(store, query, experiment, order_by, limit, offset)
+    total = None
+    if counted and limit is not None:
+        rows, total = page_and_count(store, query, experiment, order_by, limit, offset)
+    else:
+        rows = page(store, query, experiment, order_by, limit, offset)
+        if limit is None or (len(rows) < limit and (rows or not offset)):  # a page that is not full is the last one
+            total = offset + len(rows)
     entities = [store_runs.to_run(row) for row in rows]
     keys = [run.pk for run in entities]
     names = ("id", "name", "experiment", "status", "kind", "started", "seconds", "parent")
     columns: dict[str, list[Any]] = {name: [getattr(run, name) for run in entities] for name in names}
     columns |= _params(store, keys)
-    for table, prefix in ((schema.metrics, "metrics"), (schema.tags, "tags")):
-        for name, by_run in _columns(store, table, table.c.value, keys, prefix).items():
+    for folder in ("metrics", "tags"):
+        for name, by_run in _columns(store, folder, keys).items():
             columns[name] = [by_run.get(key) for key in keys]
     if lost := lost_names(store, keys):
         columns["lost"] = [", ".join(lost[key]) if key in lost else None for key in keys]
-    # a page that is not full is the last one
-    last = limit is None or (len(rows) < limit and (rows or not offset))
-    return RunsPage(columns, offset + len(rows) if last else count(store, query, experiment) if counted else None)
+    return RunsPage(columns, total)
 
 # %% ../../nbs/track/05_queries.ipynb #all-runs
 def runs(
@@ -150,6 +150,8 @@ def history(
     store: Store | None = None,  # Where it is; by default where the object's run is, else the store in use
 ) -> pd.DataFrame:               # Columns step, value, time
     "Every point of a metric, as a DataFrame. Raises `NotFoundError` with what is close, `AmbiguousError`, `UsageError`."
+    from mlcycle.registry.names import near_misses
+
     store, run = find_run(run, store)
     points_of_metric = points.frame(store, run, metric)
     if points_of_metric.empty:

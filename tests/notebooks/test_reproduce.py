@@ -20,7 +20,8 @@ import pytest
 from mlcycle.errors import NotebookRunError, ReproductionError
 from mlcycle.notebooks.execute.runner import run_notebook
 from mlcycle.notebooks.reproduce.rebuild import build, environment_in, plan_for
-from mlcycle.notebooks.reproduce.runner import reproduce, reproductions
+from mlcycle.notebooks.reproduce.log import reproductions
+from mlcycle.notebooks.reproduce.runner import reproduce
 from mlcycle.store import artifacts, events, facts, models, runs
 from mlcycle.track.begin import start
 from mlcycle.ui.tree import Face, invoke

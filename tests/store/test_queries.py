@@ -118,3 +118,32 @@ def test_a_name_that_looks_like_an_id_is_found(store: Store) -> None:
     runs.create(store, "e", "a")
     with pytest.raises(AmbiguousError, match="fits 2 runs"):
         runs.resolve(store, "a")
+
+
+ORDERS = ["started", "-started", "name", "status", "seconds", "metrics.m", "max(metrics.m)", "-count(metrics.m)", "params.p", "-params.p", "tags.t"]
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(order=st.sampled_from(ORDERS),
+       text=st.sampled_from(["", "metrics.m > 5", "params.p != 5 or name == 'without'", "not tags.t == 'a'", "status == 'x'"]),
+       experiment=st.sampled_from([None, "e", "other"]), limit=st.integers(1, 15), offset=st.integers(0, 16))
+def test_pages_are_pieces_of_the_whole(values_store: Store, order: str, text: str, experiment: str | None, limit: int, offset: int) -> None:
+    "In every order each page is a piece of all runs in that order, which holds each run that fits once; a page with its number says the same."
+    whole = [row.name for row in query.page(values_store, text, experiment, order, None)]
+    assert sorted(whole) == sorted(names(values_store, text) if experiment != "other" else [])
+    assert query.count(values_store, text, experiment) == len(whole)
+    assert [row.name for row in query.page(values_store, text, experiment, order, limit, offset)] == whole[offset:offset + limit]
+    rows, total = query.page_and_count(values_store, text, experiment, order, limit, offset)
+    assert [row.name for row in rows] == whole[offset:offset + limit] and total == len(whole)
+
+
+def test_params_and_metrics_are_ordered_by_value(values_store: Store) -> None:
+    "Numbers by number, text after them by text, and whatever has none at the end, in both directions."
+    for order in ("params.p", "-params.p"):
+        ordered = [row.name for row in query.page(values_store, order_by=order)]
+        numbers = [VALUES[name] for name in ordered if type(VALUES.get(name)) in (int, float) and VALUES[name] == VALUES[name]]
+        assert numbers == sorted(numbers, reverse=order[0] == "-") and ordered[:len(numbers)] == [n for n in ordered if VALUES.get(n) in numbers
+                                                                                                 and type(VALUES[n]) in (int, float)]
+        assert ordered[-1] == "without"
+    lowest = [row.name for row in query.page(values_store, order_by="min(metrics.m)", limit=2)]
+    assert lowest == ["infinite", "five"]

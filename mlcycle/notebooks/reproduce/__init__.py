@@ -12,5 +12,5 @@ __all__ = []
 
 # %% ../../../nbs/notebooks/reproduce/99_init.ipynb #names
 __getattr__, __dir__, __all__ = lazy_names(__name__, {
-    "reproduce": "runner", "reproductions": "runner", "last_reproduction": "runner", "Reproduction": "reproduction", "Verdict": "verdict",
+    "reproduce": "runner", "reproductions": "log", "last_reproduction": "log", "Reproduction": "reproduction", "Verdict": "verdict",
 })

@@ -11,11 +11,10 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from ...display import show_value
-from ...entities import Event, Run, Version
+from ...entities import Run
 from ...errors import NotFoundError, ReproductionError, UsageError
-from ..record.recorded import Recorded
 from .conditions import Condition
+from .log import RUN, VERSION
 from .reproduction import Reproduction
 from ...store import events, facts, models, runs
 from ...store.refs import find_run, newest
@@ -24,11 +23,12 @@ if TYPE_CHECKING:
     from mlcycle.notebooks.document.endings import Cause
     from mlcycle.notebooks.execute.engine import Session
     from mlcycle.notebooks.execute.options import RunOptions
+    from mlcycle.notebooks.record.recorded import Recorded
     from mlcycle.notebooks.reproduce.checkout import Place
     from mlcycle.store.connect import Store
 
 # %% auto #0
-__all__ = ['RUN', 'VERSION', 'TAG_OF', 'TAG_VERDICT', 'run_behind', 'reproductions', 'last_reproduction', 'reproduce']
+__all__ = ['TAG_OF', 'TAG_VERDICT', 'run_behind', 'reproduce']
 
 # %% ../../../nbs/notebooks/reproduce/06_runner.ipynb #which
 def run_behind(
@@ -46,28 +46,8 @@ def run_behind(
             raise NotFoundError(f"{version.ref} came from run {version.run[:8]}, which was deleted: there is nothing left to repeat.") from None
     return newest(store, ref)
 
-# %% ../../../nbs/notebooks/reproduce/06_runner.ipynb #verdicts
-RUN, VERSION = "run.reproduce", "version.reproduce"  # What was done, in the log
+# %% ../../../nbs/notebooks/reproduce/06_runner.ipynb #tags
 TAG_OF, TAG_VERDICT = "reproduces", "reproduction"   # Tags of the new run
-
-
-def reproductions(
-    store: Store,          # Where it is
-    of: Run | Version,     # A run or a version
-) -> list[Event]:          # Newest first; `data` has `verdict`, `run`, `first`, `tolerance` and `environment`
-    "What became of it when it was reproduced."
-    return events.listing(store, of.ref, VERSION) if isinstance(of, Version) else events.listing(store, of.id, RUN)
-
-# %% ../../../nbs/notebooks/reproduce/06_runner.ipynb #last-reproduction
-def last_reproduction(
-    store: Store,       # Where it is
-    of: Run | Version,  # A run or a version
-) -> str | None:        # None when nobody tried
-    "The newest verdict in a line."
-    for event in reproductions(store, of)[:1]:
-        first = f"; {event.data['first']}" if event.data.get("first") else ""
-        return f"{event.data['verdict']} on {show_value(event.time)} by {event.actor} (run {event.data['run'][:8]}){first}"
-    return None
 
 # %% ../../../nbs/notebooks/reproduce/06_runner.ipynb #write-down
 def _write_down(store: Store, run: Run, after: Run, reproduction: Reproduction, environment: str) -> list[str]:  # The versions that it stands at

@@ -10,8 +10,6 @@ from typing import Any
 from ...display import Age, Facts, Part, Result, Table, show_bytes, show_value
 from ...entities import AliasMove, Model, Version
 from ...errors import NotFoundError
-from ...notebooks.reproduce.runner import last_reproduction, reproductions
-from ...registry.lineage import of_version, space_words, study_of
 from ...store import models, runs
 from ...store.connect import Store
 from .parts import Columns, lineage_parts
@@ -57,6 +55,8 @@ def _signature(signature: Any) -> Table:
 
 def _search(store: Store, version: Version) -> dict[str, Any]:
     "`study`, `trial` and `space` of a version from a search; empty for any other."
+    from mlcycle.registry.lineage import study_of
+
     try:
         return study_of(store, runs.get(store, version.run))
     except NotFoundError:  # the run was deleted
@@ -68,6 +68,9 @@ def version_view(
     version: Version,
 ) -> Result:
     "One version: its origin, its signature, its files."
+    from mlcycle.notebooks.reproduce.log import last_reproduction, reproductions
+    from mlcycle.registry.lineage import of_version, space_words
+
     files = models.version_files(store, version)
     repeats = [{"verdict": e.data["verdict"], "run": e.data["run"], "first": e.data["first"], "tolerance": e.data["tolerance"],
                 "environment": e.data["environment"], "time": e.time, "actor": e.actor} for e in reproductions(store, version)]
@@ -112,6 +115,8 @@ def model_view(
     model: Model,
 ) -> Result:
     "One model: its versions, the lineage of the version that the bare name refers to, and who moved its aliases."
+    from mlcycle.registry.lineage import of_version
+
     versions = models.versions(store, model.name)
     moves = models.alias_history(store, model.name)
     data = {"name": model.name, "aliases": model.aliases, "versions": [version_data(v) for v in versions], "history": [move_data(m) for m in moves]}

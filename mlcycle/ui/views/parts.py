@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...display import Part
-from ...registry.lineage import Lineage
-from ...registry.lineage_picture import LineagePart
 from ...terminal import one_line
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+
+    from mlcycle.registry.lineage import Lineage
 
 # %% auto #0
 __all__ = ['Columns', 'Picture', 'Folded', 'lineage_parts']
@@ -88,4 +88,6 @@ def lineage_parts(
     title: str = "Lineage",   # Heading of the picture
 ) -> list[Part]:
     "The picture of a lineage; nothing where it has no edges."
+    from mlcycle.registry.lineage_picture import LineagePart
+
     return [LineagePart(lineage, title)] if lineage.edges else []

@@ -84,7 +84,7 @@ def _given(data: dict[str, Any], captures: dict[str, dict[str, Any]]) -> list[Pa
 def _came_from(store: Store, run: Run, data: dict[str, Any], captures: dict[str, dict[str, Any]]) -> list[Part]:
     "Who made a run, from which code, in which environment."
     from mlcycle.notebooks.checkpoints.keeper import CHECKPOINTS_CAPTURE, kept_line
-    from mlcycle.notebooks.reproduce.runner import last_reproduction
+    from mlcycle.notebooks.reproduce.log import last_reproduction
     from mlcycle.registry.lineage import of_run
 
     values = {"started": run.started, "by": run.actor, "part of": run.parent and run.parent[:8], **_origin(run, data["tags"], captures),
