@@ -22,8 +22,8 @@ def fill(store: Store, count: int) -> None:
     rng, keys = random.Random(7), range(1, count + 1)
     with store.db.write() as con:
         con.execute(schema.runs.insert(), [
-            {"pk": i, "id": f"{i:016x}", "name": f"churn-{i}", "experiment": f"e{i % 5}", "kind": "script", "status": "finished" if i % 10 else "failed",
-             "started": 1.8e9 + i, "ended": 1.8e9 + i + 1, "actor": "me"} for i in keys])
+            {"pk": i, "id": f"{i:016x}", "name": f"churn-{i}", "experiment": f"e{i % 5}", "kind": "script",
+             "status": "finished" if i % 10 else "failed", "started": 1.8e9 + i, "ended": 1.8e9 + i + 1, "actor": "me"} for i in keys])
         for name in ("auc", "loss", "f1"):
             values = [rng.random() for _ in keys]
             con.execute(schema.metrics.insert(), [{"run": i, "name": name, "step": 0, "value": v, "low": v, "high": v, "count": 1}
