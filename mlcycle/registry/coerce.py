@@ -213,10 +213,13 @@ def cast(
 
 
 def _cast(series: pd.Series, column: Column, first_row: int) -> pd.Series:
+    import numpy as np
     import pandas as pd
 
     if isinstance(series.dtype, pd.SparseDtype):
         series = series.sparse.to_dense()
+    if series.dtype.name == column.dtype and series.dtype.kind in "biuf" and isinstance(series.dtype, np.dtype) and column.categories is None:
+        return series  # as it should be already, which a large file mostly is
     if column.dtype == "object":
         return series
     if column.dtype == "category":

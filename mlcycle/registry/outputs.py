@@ -24,6 +24,8 @@ def copied(
     "A copy of some rows, for whatever may work in place."
     from copy import deepcopy
 
+    if type(X).__name__ == "ndarray":
+        return X.copy(order="K")  # in another order of its cells, sums come out with other last digits
     return X.copy() if callable(getattr(X, "copy", None)) and hasattr(X, "shape") else deepcopy(X)
 
 # %% ../../nbs/registry/02_outputs.ipynb #names
@@ -59,6 +61,21 @@ def _probabilities(
     names = _names(list(classes), answer.shape[1])
     return {name: answer[:, i] for i, name in enumerate(names)}
 
+# %% ../../nbs/registry/02_outputs.ipynb #once
+def _taken_apart(
+    model: Any,  # A loaded model
+    X: Any,      # Checked rows
+) -> tuple[Any, Any]:  # What predicts, and what it predicts for: of a pipeline the last step, and what the others make of the rows
+    kind = type(model)
+    is_pipeline = kind.__qualname__ == "Pipeline" and kind.__module__ == "sklearn.pipeline"
+    if not is_pipeline or len(model.steps) < 2 or not callable(getattr(model, "predict_proba", None)) or model.memory is not None:
+        return model, X
+    import sklearn
+
+    if sklearn.get_config().get("enable_metadata_routing"):
+        return model, X
+    return model.steps[-1][1], model[:-1].transform(copied(X))
+
 # %% ../../nbs/registry/02_outputs.ipynb #outputs
 def outputs(
     model: Any,  # A loaded model: whatever has `predict`
@@ -71,10 +88,11 @@ def outputs(
     if not callable(getattr(model, "predict", None)):
         raise ModelError(f"{type(model).__name__} has no `predict`: mlcycle can store it, but not predict with it. "
                          "Put a transformer into a pipeline that ends in a predictor.")
+    rows = X.shape[0] if hasattr(X, "shape") else len(X)
+    named, (model, X) = type(model).__name__, _taken_apart(model, X)
     answer = np.asarray(model.predict(copied(X)))
     columns = {"prediction": answer} if answer.ndim == 1 else {f"prediction_{i}": answer[:, i] for i in range(answer.shape[1])}
     table = pd.DataFrame({**columns, **_probabilities(model, X)})
-    rows = X.shape[0] if hasattr(X, "shape") else len(X)
     if len(table) != rows:
-        raise ModelError(f"{type(model).__name__} answered {len(table)} rows to {rows}: mlcycle needs one prediction for each row.")
+        raise ModelError(f"{named} answered {len(table)} rows to {rows}: mlcycle needs one prediction for each row.")
     return table

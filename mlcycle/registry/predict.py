@@ -18,6 +18,7 @@ from ..errors import DataError, MlcycleError, ModelError, UsageError
 from .check import check
 from .loading import OpenModel, open_model
 from .outputs import outputs
+from .overlap import ahead, behind
 from .signatures import Signature
 from .sinks import check_sink, open_sink
 from .sources import UNNAMED_INDEX, open_source
@@ -97,13 +98,16 @@ def _with_extra_columns(
     return pd.concat([chunk[names].set_axis([str(name) for name in names], axis=1), answers.set_axis(chunk.index)], axis=1)
 
 # %% ../../nbs/registry/16_predict.ipynb #predict-file
+_CELLS = 1_500_000  # Values of a piece at most: 12 MB of numbers
+
+
 def predict_file(
     ref: str | Version | Run | OpenModel,  # `name`, `name/3`, `name@alias`, a run, or a model that is open already
     source: str | Path,  # CSV, Parquet or JSON lines file to read
     out: str | Path,     # CSV, Parquet or JSON lines file to write, by its ending
     *,
     extra: Literal["error", "drop", "keep"] = "error",  # What to do about columns that the model does not take
-    chunk_rows: int = 20_000,    # Rows in memory at a time
+    chunk_rows: int = 100_000,   # Rows of a piece at most; fewer of a wide table. A few pieces are in memory at a time
     allow_pickle: bool = False,  # Whether a pickle may be loaded, which runs the code in it
     store: Store | None = None,  # The store; the current one by default
     progress: Callable[[int, int | None], None] | None = None,  # Called after each chunk with the rows done, and all of them where known
@@ -119,10 +123,11 @@ def predict_file(
         raise UsageError(f"{out} is the input as well: the output would replace it. Name another output.")
     opened = ref if isinstance(ref, OpenModel) else open_model(ref, allow_pickle=allow_pickle, store=store)
     signature = opened.stored.signature
-    input_file = open_source(source, signature, chunk_rows)
+    columns = len(signature.names) if signature else 0
+    input_file = open_source(source, signature, max(1, min(chunk_rows, _CELLS // max(1, columns))))
     rows_done, taken = 0, signature.names if signature else ()
-    with open_sink(out) as write:
-        for chunk in input_file.chunks:
+    with open_sink(out) as write_now, behind(write_now) as write, ahead(input_file.chunks) as chunks:
+        for chunk in chunks:
             if len(chunk) == 0:  # a CSV file with nothing but its header
                 continue
             if extra == "error":  # the numbers that pandas gave the rows are no column of the table

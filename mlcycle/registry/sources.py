@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError, NotFoundError, UsageError
+from .number_csv import NotRead, read_numbers
 from .signatures import Column, Signature, Tensor
 
 # %% auto #0
@@ -142,14 +143,46 @@ def _csv(
     signature: Signature | None,  # What the model takes
     rows: int,                    # Rows of a chunk
 ) -> Iterator[pd.DataFrame]:
-    import pandas as pd
-
     names, fits = _header(path)
     if not fits:
         _check_widths(path, names)
     if signature:
         _check_separator(path, names, signature)
-    columns = _columns_of(names, signature)
+    columns, done = _columns_of(names, signature), 0
+    if (numbers := _numbers(columns)) is not None:
+        try:
+            for chunk in read_numbers(path, names, numbers, sorted(_NULLS), rows):
+                yield chunk
+                done += len(chunk)
+            return
+        except NotRead:  # pandas reads the rest, or says what is wrong
+            pass
+    for chunk in _any_csv(path, names, columns, rows):
+        seen = min(done, len(chunk))
+        done -= seen
+        if not seen or seen < len(chunk):
+            yield chunk.iloc[seen:]
+
+# %% ../../nbs/registry/14_sources.ipynb #numbers-of
+def _numbers(
+    columns: dict[str, Column | None],  # What each column of a file is for the model
+) -> dict[str, bool] | None:            # Those that it takes and whether they are whole; None unless all of them are plain numbers
+    import numpy as np
+
+    taken = {name: column for name, column in columns.items() if column is not None}
+    if not taken or any(column.categories or not column.dtype.startswith(("int", "uint", "float")) for column in taken.values()):
+        return None
+    return {name: np.dtype(column.dtype).kind in "iu" for name, column in taken.items()}
+
+# %% ../../nbs/registry/14_sources.ipynb #any-csv
+def _any_csv(
+    path: Path,                         # A CSV file
+    names: list[str],                   # Its columns
+    columns: dict[str, Column | None],  # What each of them is for the model; empty without a signature
+    rows: int,                          # Rows of a chunk
+) -> Iterator[pd.DataFrame]:
+    import pandas as pd
+
     options: dict[str, Any] = {}
     ends_are_seen = False
     if columns:

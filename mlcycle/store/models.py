@@ -85,8 +85,9 @@ def _aliases(store: Store, model: str | None = None) -> dict[str, dict[str, int]
     return numbers
 
 
-_Row = namedtuple("_Row", ("model", "number", "run", "digest", "flavour", "artifact", "signature", "metrics", "created", "actor"))
-_VERSIONS = f"SELECT {', '.join(_Row._fields)} FROM versions"
+_COLUMNS = ("model", "number", "run", "digest", "flavour", "artifact", "signature", "metrics", "created", "actor")
+_Row = namedtuple("_Row", _COLUMNS)
+_VERSIONS = f"SELECT {', '.join(_COLUMNS)} FROM versions"
 
 
 def _version(fields: Sequence[Any], aliases: Mapping[str, int]) -> Version:

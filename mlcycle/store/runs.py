@@ -78,9 +78,10 @@ def is_gone(
         return False
 
 # %% ../../nbs/store/07_runs.ipynb #rows
-Row = namedtuple("Row", ("pk", "id", "name", "experiment", "kind", "status", "started", "ended", "parent", "actor", "host", "pid", "process_started",
-                         "error", "reason"))
-COLUMNS = ", ".join(f"r.{column}" for column in Row._fields)  # Of `runs r`, in SQL
+_NAMES = ("pk", "id", "name", "experiment", "kind", "status", "started", "ended", "parent", "actor", "host", "pid", "process_started", "error",
+          "reason")
+Row = namedtuple("Row", _NAMES)
+COLUMNS = ", ".join(f"r.{column}" for column in _NAMES)  # Of `runs r`, in SQL
 
 
 def read_rows(

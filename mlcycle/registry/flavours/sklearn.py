@@ -10,6 +10,7 @@ from typing import Any
 
 from ...errors import ModelError, UnsafeModelError
 from .base import Flavour
+from ..safety.estimators import skops_io
 from ..safety.nodes import check_nodes, check_once, read_schema
 from ..safety.sizes import check_sizes
 from ..safety.soundness import check_sound
@@ -34,7 +35,7 @@ def _checked_types(
     path: Path,     # A skops file
     recorded: Any,  # Types that were recorded when it was logged
 ) -> list[str]:     # Types that it needs trusted
-    import skops.io
+    skops = skops_io()
 
     if not (isinstance(recorded, list) and all(isinstance(name, str) for name in recorded)):
         raise ModelError("The model's manifest does not list the types of its file. It was not written by mlcycle; log the model again.")
@@ -42,7 +43,7 @@ def _checked_types(
         check_sizes(path)
         schema = read_schema(path)
         check_once(schema)
-        types = skops.io.get_untrusted_types(file=path)
+        types = skops.get_untrusted_types(file=path)
         if bad := refused(types, recorded):
             raise UnsafeModelError(f"The model's file asks for types that were refused: {', '.join(bad)}. They were not recorded when it "
                                    "was logged, or are not on mlcycle's list of trusted types. If this surprises you, do not use the file.")
@@ -77,12 +78,11 @@ class SklearnFlavour(Flavour):
         "Write a skops file. Raises `ModelError`, `UnsafeModelError` when it would need a type that is not on our list."
         from zipfile import ZIP_DEFLATED
 
-        import skops.io
-
+        skops = skops_io()
         try:
             # level 1: a forest of 100 trees shrinks from 11.7 to 2.6 MB for half as much time again; higher levels only cost time
-            skops.io.dump(model, path := folder / self.file, compression=ZIP_DEFLATED, compresslevel=1)
-            types = skops.io.get_untrusted_types(file=path)
+            skops.dump(model, path := folder / self.file, compression=ZIP_DEFLATED, compresslevel=1)
+            types = skops.get_untrusted_types(file=path)
         except Exception as e:  # skops meets arbitrary attributes and fails in as many ways
             raise ModelError(f"skops cannot store this {type(model).__name__}: {e} "
                              'Store it as a pickle with log_model(…, flavour="pickle", allow_pickle=True).') from e
@@ -96,11 +96,11 @@ class SklearnFlavour(Flavour):
         facts: dict[str, Any],  # The types recorded at log time
     ) -> Any:                   # The estimator
         "Read a skops file through all gates. Raises `UnsafeModelError` naming what was refused, `ModelError`."
-        import skops.io
+        skops = skops_io()
 
         types = _checked_types(path := folder / self.file, facts.get("types", []))
         try:
-            model = skops.io.load(path, trusted=types)
+            model = skops.load(path, trusted=types)
         except Exception as e:
             raise ModelError(f"The model cannot be restored: {type(e).__name__}: {e}. It may come from another version of scikit-learn: "
                              "its manifest names the versions.") from e

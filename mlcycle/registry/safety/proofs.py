@@ -18,7 +18,7 @@ from typing import Literal
 from ...config import actor
 
 # %% auto #0
-__all__ = ['Cause', 'libraries_key', 'Refusal', 'Proof', 'proofs_folder', 'write_proof', 'read_proof']
+__all__ = ['Cause', 'libraries_key', 'Refusal', 'Proof', 'proofs_folder', 'is_own', 'write_proof', 'read_proof']
 
 # %% ../../../nbs/registry/safety/11_proofs.ipynb #libraries-key
 _LIBRARIES = ("mlcycle", "numpy", "pandas", "pyarrow", "scikit-learn", "scipy", "skops")  # What loads a model and is asked
@@ -67,9 +67,10 @@ def proofs_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlcycle" / "proofs"
 
 
-def _is_own(
+def is_own(
     path: Path,  # A file or folder
-) -> bool:       # Whether it belongs to this user, and nobody else may write to it
+) -> bool:
+    "Does it belong to this user, and may nobody else write to it? Raises `OSError`."
     status = path.stat()
     return os.name == "nt" or (status.st_uid == os.getuid() and not status.st_mode & 0o022)
 
@@ -102,7 +103,7 @@ def read_proof(
     "The note about a stored model, if it was written by this user with these libraries."
     path = _note(digest)
     try:
-        if not (_is_own(proofs_folder()) and _is_own(path.parent) and _is_own(path)):
+        if not (is_own(proofs_folder()) and is_own(path.parent) and is_own(path)):
             return None
         fields = json.loads(path.read_text(encoding="utf-8"))
         proof = Proof(**{**fields, "refusal": Refusal(**fields["refusal"]) if fields["refusal"] else None})
