@@ -5,6 +5,7 @@
 # %% ../../nbs/ui/03_tree.ipynb #imports
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
@@ -145,6 +146,8 @@ def invoke(
     face: Face,       # Where the result goes
 ) -> Result:
     "Run one command. Raises `CommandError`, `NothingToShow`, and the errors of the command."
+    if "_MLCYCLE_COMPLETE" in os.environ:  # the shell asks, not a person
+        import mlcycle.ui.bash_completion  # noqa: F401
     try:
         result = tree.main(args, prog_name="mlcycle", standalone_mode=False, obj=face)
     except click.exceptions.NoArgsIsHelpError as e:

@@ -13,7 +13,7 @@ import pytest
 
 import mlcycle as mlc
 from mlcycle.evaluate.comparison import compare
-from mlcycle.store import facts
+from mlcycle.store import artifacts, facts, models, runs
 from mlcycle.store.connect import connect, open_store
 from mlcycle.store.query import page
 from mlcycle.store.runs import to_run
@@ -132,6 +132,33 @@ def test_the_shell_completes_from_the_store(project: Path) -> None:
     assert "churn" in complete("mlcycle runs -e ch")
     assert "rollback" in complete("mlcycle rol")
     assert not (project / "elsewhere").exists()
+
+
+def test_bash_completes_beyond_an_at_sign(project: Path, tmp_path: Path) -> None:
+    "In a real bash: an alias after `@`, a version after `/`, and the words after such a reference as ever."
+    pexpect = pytest.importorskip("pexpect")
+    with connect(project / ".mlcycle" / "mlcycle.db") as store:
+        run = runs.create(store, "e", "baseline")
+        manifest = artifacts.put_bytes(store, run, b"{}", "model/manifest.json", "model")
+        models.create_version(store, "biopsy", run, manifest.digest, "sklearn")
+        models.move_alias(store, "biopsy", "champion", 1)
+    (project / "samples").mkdir()
+    (project / "complete.sh").write_text(mlcycle("completion", "bash", cwd=project).stdout)
+    folder = Path(sys.executable).parent
+    bash = pexpect.spawn("bash", ["--norc", "--noprofile"], cwd=str(project), encoding="utf-8", timeout=20,
+                         env={**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "PS1": "ready> ", "INPUTRC": "/dev/null"})
+    bash.expect_exact("ready> ")
+    bash.sendline("bind 'set enable-bracketed-paste off'; source complete.sh; PS1='re''ady2> '")
+    bash.expect_exact("ready2> ")
+    for typed, whole in (("predict biopsy@", "biopsy@champion"), ("predict biopsy@ch", "biopsy@champion"), ("show biopsy/", "biopsy/1"),
+                         ("predict biopsy@champion samp", "biopsy@champion samples/"), ("promote bio", "promote biopsy"),
+                         ("artifacts --only=x base", "--only=x baseline")):
+        bash.send(f"mlcycle {typed}\t")
+        bash.expect_exact(whole)
+        bash.sendcontrol("u")
+        bash.sendline("")
+        bash.expect_exact("ready2> ")
+    bash.close(force=True)
 
 
 def test_completion_makes_no_store(tmp_path: Path) -> None:
