@@ -2207,6 +2207,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'mlcycle/registry/lineage_picture.py'),
                                                   'mlcycle.registry.lineage_picture.svg': ( 'registry/lineage_picture.html#svg',
                                                                                             'mlcycle/registry/lineage_picture.py'),
+                                                  'mlcycle.registry.lineage_picture.text_width': ( 'registry/lineage_picture.html#text_width',
+                                                                                                   'mlcycle/registry/lineage_picture.py'),
                                                   'mlcycle.registry.lineage_picture.words': ( 'registry/lineage_picture.html#words',
                                                                                               'mlcycle/registry/lineage_picture.py')},
             'mlcycle.registry.loading': { 'mlcycle.registry.loading.Found': ('registry/loading.html#found', 'mlcycle/registry/loading.py'),

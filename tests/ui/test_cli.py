@@ -110,6 +110,32 @@ def test_wrong_use_says_what_to_do(project: Path, words: list[str]) -> None:
     assert len(done.stderr.strip()) > 20
 
 
+@pytest.mark.parametrize(("typed", "meant"), [("rusn", "runs"), ("rnu", "run"), ("promot", "promote"), ("shwo", "show"), ("fcsk", "fsck")])
+def test_a_slip_of_the_fingers_is_understood(typed: str, meant: str) -> None:
+    "Letters in another order are the commonest slip: the command of the same letters is the one that is meant."
+    from mlcycle.ui.tree import CommandError, Face, invoke
+
+    with pytest.raises(CommandError, match=f"Did you mean '{meant}'"):
+        invoke([typed], Face())
+
+
+def test_one_problem_is_one(project: Path) -> None:
+    "The line of `fsck` counts as a person does, and never calls a loss mended."
+    with connect(project / ".mlcycle" / "mlcycle.db") as store:
+        run = runs.create(store, "e", "m")
+        artifacts.put_bytes(store, run, b"{}", "model/manifest.json", "model")
+        kept = artifacts.put_bytes(store, run, b"weights", "model/model.skops", "model")
+        Path(store.blobs.path(kept.digest)).write_bytes(b"weightz")
+        runs.finish(store, run)
+    found = mlcycle("fsck", cwd=project)
+    assert found.returncode == 1 and "1 problem." in found.stdout
+    again = mlcycle("fsck", "--repair", cwd=project)
+    assert again.returncode == 0 and "1 problem, 0 mended, 1 lost for good" in again.stdout and "Lost for good" in again.stdout
+    after = mlcycle("fsck", cwd=project)
+    assert after.returncode == 0 and "all sound" not in after.stdout and "model/model.skops of run" in after.stdout
+    assert "model/model.skops" in mlcycle("runs", cwd=project).stdout and "is lost" in mlcycle("register", "m", "churn", cwd=project).stderr
+
+
 def test_a_closed_pipe_is_no_error(project: Path) -> None:
     "`mlcycle --help | head -1` and the like."
     done = subprocess.run(f"{sys.executable} -m mlcycle runs | true; exit ${{PIPESTATUS[0]}}", shell=True, executable="/bin/bash", cwd=project,
