@@ -61,6 +61,10 @@ def _parse_alias(ref: str) -> tuple[str, str]:
 def _last_two(name: str, alias: str, moves: list[AliasMove]) -> tuple[int | None, int | None]:
     "Where an alias is, and where it was before."
     places = _places(moves)
+    if len(places) < 2 and (later := {move.after for move in moves if move.after not in (None, places[0])}):
+        undone = ", ".join(f"{name}/{number}" for number in sorted(later))
+        raise NotFoundError(f"{name}@{alias} is back where it began, at {name}/{places[0]}: what came later ({undone}) was rolled back, and it was "
+                            f"never anywhere before {name}/{places[0]}. Promote the version that you want: `mlcycle promote {name}/N {alias}`.")
     if len(places) < 2:
         raise NotFoundError(f"{name}@{alias} was never anywhere before {name}/{places[0]}. Promote another version instead: "
                             f"`mlcycle promote {name}/N {alias}`.")

@@ -14,7 +14,7 @@ from .lineage import Lineage, Node
 from ..terminal import printable
 
 # %% auto #0
-__all__ = ['BOX', 'GAP', 'ROW', 'STEP', 'MAX_BOXES', 'Placed', 'place', 'words', 'svg', 'LineagePart', 'live_parts']
+__all__ = ['BOX', 'GAP', 'ROW', 'STEP', 'MAX_BOXES', 'Placed', 'place', 'text_width', 'words', 'svg', 'LineagePart', 'live_parts']
 
 # %% ../../nbs/registry/18_lineage_picture.ipynb #lazy
 if TYPE_CHECKING:
@@ -91,12 +91,34 @@ _ICONS = {  # In a square of 16
     "study": "M7 2.5a4.5 4.5 0 1 0 .01 0M10.2 10.2L14 14M5 7h4M7 5v4",
     "version": "M2 2h6l6 6-6 6-6-6zM5 5h.01",
 }
-_WIDE = 20  # Letters of a label that fit into a box
-_FINE = 24  # Letters of the smaller line
+_ROOM = BOX - 42  # Pixels of a line in a box, right of its icon
+_WIDTHS = {**dict.fromkeys("ijlI|.,:;!'` ", 0.42), **dict.fromkeys("frt()[]{}-/\\", 0.55), **dict.fromkeys("mwMWQ@%&", 1.12)}
 
 
-def _cut(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1].rstrip() + "…"
+def text_width(
+    text: str,    # One line
+    size: float,  # Pixels of its font
+) -> float:       # Pixels
+    "How wide a text may be, in the widest of the fonts that a page may have, in bold: the picture is drawn before anybody knows the font."
+    from unicodedata import east_asian_width
+
+    def width(letter: str) -> float:
+        if letter in _WIDTHS:
+            return _WIDTHS[letter]
+        if not letter.isascii():
+            return 1.15 if east_asian_width(letter) not in "WF" else 1.05
+        return 0.85 if letter.isupper() else 0.73
+
+    return size * sum(map(width, text))
+
+
+def _cut(text: str, size: float) -> str:
+    "A text in the width of a box: without its end, if need be."
+    if text_width(text, size) <= _ROOM:
+        return text
+    while text and text_width(f"{text}…", size) > _ROOM:
+        text = text[:-1]
+    return f"{text.rstrip()}…"
 
 # %% ../../nbs/registry/18_lineage_picture.ipynb #icons
 def words(
@@ -136,8 +158,8 @@ def _box(placed: Placed, subject: str) -> str:
             f"<title>{description}</title>"
             f"<rect x='{x}' y='{y}' width='{BOX - 2}' height='{ROW}' rx='4'/>"
             f"<path class='lin-icon' transform='translate({x + 8} {y + 14})' d='{_ICONS.get(node.kind, _ICONS['source'])}'/>"
-            f"<text x='{x + 32}' y='{y + (19 if small else 26)}' font-size='12' font-weight='600'>{html.escape(_cut(name, _WIDE))}</text>"
-            f"<text class='{look}' x='{x + 32}' y='{y + 35}' font-size='11'>{html.escape(_cut(small, _FINE))}</text></g>")
+            f"<text x='{x + 32}' y='{y + (19 if small else 26)}' font-size='12' font-weight='600'>{html.escape(_cut(name, 12))}</text>"
+            f"<text class='{look}' x='{x + 32}' y='{y + 35}' font-size='11'>{html.escape(_cut(small, 11))}</text></g>")
 
 # %% ../../nbs/registry/18_lineage_picture.ipynb #lines
 def _lines(lineage: Lineage, boxes: list[Placed]) -> str:

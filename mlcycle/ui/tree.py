@@ -5,6 +5,7 @@
 # %% ../../nbs/ui/03_tree.ipynb #imports
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
@@ -111,7 +112,8 @@ class Tree(click.Group):
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
-            near = get_close_matches(args[0], COMMANDS, 1)
+            swapped = [name for name in COMMANDS if sorted(name) == sorted(args[0])]  # the commonest slip: all letters, in another order
+            near = swapped or get_close_matches(args[0], COMMANDS, 1)
             hint = f" Did you mean {near[0]!r}?" if near else " `mlcycle --help` lists them."
             raise click.UsageError(f"There is no command {args[0]!r}.{hint}", ctx)
         return super().resolve_command(ctx, args)
@@ -145,6 +147,8 @@ def invoke(
     face: Face,       # Where the result goes
 ) -> Result:
     "Run one command. Raises `CommandError`, `NothingToShow`, and the errors of the command."
+    if "_MLCYCLE_COMPLETE" in os.environ:  # the shell asks, not a person
+        import mlcycle.ui.bash_completion  # noqa: F401
     try:
         result = tree.main(args, prog_name="mlcycle", standalone_mode=False, obj=face)
     except click.exceptions.NoArgsIsHelpError as e:

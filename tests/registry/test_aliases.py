@@ -122,3 +122,21 @@ def test_a_bent_history_of_a_former_version_is_read(store: Store) -> None:
     promote("churn/2", store=store)
     answer: Any = rollback("churn", store=store)
     assert answer.before == 2 and answer.after is None
+
+
+def test_what_was_rolled_back_is_named(store: Store) -> None:
+    "After 1, 2, back, 2, back the history shows 2 twice: the refusal says that those were undone, not that they never were."
+    from mlcycle.store import artifacts
+
+    run = runs.create(store, "e", "source")
+    manifest = artifacts.put_bytes(store, run, b"{}", "model/manifest.json", "model")
+    for _ in range(2):
+        models.create_version(store, "churn", run, manifest.digest, "sklearn")
+    promote("churn/1", store=store)
+    with pytest.raises(NotFoundError, match=r"^churn@champion was never anywhere before churn/1\."):
+        rollback("churn", store=store)
+    for _ in range(2):
+        promote("churn/2", store=store)
+        rollback("churn", store=store)
+    with pytest.raises(NotFoundError, match=r"back where it began, at churn/1: what came later \(churn/2\) was rolled back"):
+        rollback("churn", store=store)

@@ -13,7 +13,7 @@ import pytest
 
 import mlcycle as mlc
 from mlcycle.evaluate.comparison import compare
-from mlcycle.store import facts
+from mlcycle.store import artifacts, facts, models, runs
 from mlcycle.store.connect import connect, open_store
 from mlcycle.store.query import page
 from mlcycle.store.runs import to_run
@@ -110,6 +110,32 @@ def test_wrong_use_says_what_to_do(project: Path, words: list[str]) -> None:
     assert len(done.stderr.strip()) > 20
 
 
+@pytest.mark.parametrize(("typed", "meant"), [("rusn", "runs"), ("rnu", "run"), ("promot", "promote"), ("shwo", "show"), ("fcsk", "fsck")])
+def test_a_slip_of_the_fingers_is_understood(typed: str, meant: str) -> None:
+    "Letters in another order are the commonest slip: the command of the same letters is the one that is meant."
+    from mlcycle.ui.tree import CommandError, Face, invoke
+
+    with pytest.raises(CommandError, match=f"Did you mean '{meant}'"):
+        invoke([typed], Face())
+
+
+def test_one_problem_is_one(project: Path) -> None:
+    "The line of `fsck` counts as a person does, and never calls a loss mended."
+    with connect(project / ".mlcycle" / "mlcycle.db") as store:
+        run = runs.create(store, "e", "m")
+        artifacts.put_bytes(store, run, b"{}", "model/manifest.json", "model")
+        kept = artifacts.put_bytes(store, run, b"weights", "model/model.skops", "model")
+        Path(store.blobs.path(kept.digest)).write_bytes(b"weightz")
+        runs.finish(store, run)
+    found = mlcycle("fsck", cwd=project)
+    assert found.returncode == 1 and "1 problem." in found.stdout
+    again = mlcycle("fsck", "--repair", cwd=project)
+    assert again.returncode == 0 and "1 problem, 0 mended, 1 lost for good" in again.stdout and "Lost for good" in again.stdout
+    after = mlcycle("fsck", cwd=project)
+    assert after.returncode == 0 and "all sound" not in after.stdout and "model/model.skops of run" in after.stdout
+    assert "model/model.skops" in mlcycle("runs", cwd=project).stdout and "is lost" in mlcycle("register", "m", "churn", cwd=project).stderr
+
+
 def test_a_closed_pipe_is_no_error(project: Path) -> None:
     "`mlcycle --help | head -1` and the like."
     done = subprocess.run(f"{sys.executable} -m mlcycle runs | true; exit ${{PIPESTATUS[0]}}", shell=True, executable="/bin/bash", cwd=project,
@@ -132,6 +158,33 @@ def test_the_shell_completes_from_the_store(project: Path) -> None:
     assert "churn" in complete("mlcycle runs -e ch")
     assert "rollback" in complete("mlcycle rol")
     assert not (project / "elsewhere").exists()
+
+
+def test_bash_completes_beyond_an_at_sign(project: Path, tmp_path: Path) -> None:
+    "In a real bash: an alias after `@`, a version after `/`, and the words after such a reference as ever."
+    pexpect = pytest.importorskip("pexpect")
+    with connect(project / ".mlcycle" / "mlcycle.db") as store:
+        run = runs.create(store, "e", "baseline")
+        manifest = artifacts.put_bytes(store, run, b"{}", "model/manifest.json", "model")
+        models.create_version(store, "biopsy", run, manifest.digest, "sklearn")
+        models.move_alias(store, "biopsy", "champion", 1)
+    (project / "samples").mkdir()
+    (project / "complete.sh").write_text(mlcycle("completion", "bash", cwd=project).stdout)
+    folder = Path(sys.executable).parent
+    bash = pexpect.spawn("bash", ["--norc", "--noprofile"], cwd=str(project), encoding="utf-8", timeout=20,
+                         env={**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "PS1": "ready> ", "INPUTRC": "/dev/null"})
+    bash.expect_exact("ready> ")
+    bash.sendline("bind 'set enable-bracketed-paste off'; source complete.sh; PS1='re''ady2> '")
+    bash.expect_exact("ready2> ")
+    for typed, whole in (("predict biopsy@", "biopsy@champion"), ("predict biopsy@ch", "biopsy@champion"), ("show biopsy/", "biopsy/1"),
+                         ("predict biopsy@champion samp", "biopsy@champion samples/"), ("promote bio", "promote biopsy"),
+                         ("artifacts --only=x base", "--only=x baseline")):
+        bash.send(f"mlcycle {typed}\t")
+        bash.expect_exact(whole)
+        bash.sendcontrol("u")
+        bash.sendline("")
+        bash.expect_exact("ready2> ")
+    bash.close(force=True)
 
 
 def test_completion_makes_no_store(tmp_path: Path) -> None:

@@ -152,7 +152,9 @@ def test_top_level_await_in_a_tracked_cell(kernel: Kernel) -> None:
     assert status == "error" and "with mlc.run(" in error["evalue"]
     works = ("import asyncio, mlcycle as mlc\nwith mlc.run('waiting', 'churn') as run:\n"
              "    await asyncio.sleep(0.01)\n    mlc.log_metric('auc', 1)\nrun.run.status")
-    assert shown(kernel.run(works)[1]) == "'finished'"
+    _, outputs = kernel.run(works)
+    assert [o["data"]["text/plain"] for o in outputs if o["type"] == "execute_result"] == ["'finished'"]
+    assert "A new store: " in shown(outputs)  # it was the first write in this folder
 
 
 def test_a_traceback_names_the_cell_and_its_lines(kernel: Kernel) -> None:

@@ -1,4 +1,4 @@
-"What a terminal shows: the magics in a real one, on a pseudo-terminal, and tables in any width."
+"What fits: the magics in a real terminal, tables in any width, labels in the boxes of a picture."
 from __future__ import annotations
 
 import io
@@ -130,3 +130,27 @@ def test_a_text_loses_its_middle(text: str, width: int) -> None:
     assert cell_len(cut) <= width and (cut == text if cell_len(text) <= width else "…" in cut)
     before, _, after = cut.partition("…") if cut != text else (text, "", "")
     assert text.startswith(before) and text.endswith(after)
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z", "M"]), min_size=1, max_size=60) | st.sampled_from(
+    ["RandomForestClassifier", "W" * 60, "MMMM-wwww-@@@@-mmmm", "i" * 60, "模型的名字很长很长很长很长很长"]))
+def test_a_label_stays_in_its_box(label: str) -> None:
+    "A lineage is drawn before anybody knows the font: in the widest that is about, in bold, no label passes the edge of its box."
+    import html
+
+    import matplotlib
+    from PIL import ImageFont
+
+    from mlcycle.registry.lineage import Lineage, Node
+    from mlcycle.registry.lineage_picture import BOX, svg, text_width
+
+    drawn = svg(Lineage("run:1", (Node("run:1", "run", label, label),), ()))
+    fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans-Bold.ttf"
+    texts = re.findall(r"<text[^>]*x='(\d+)'[^>]*font-size='(\d+)'[^>]*>(.*?)</text>", drawn)
+    assert texts
+    for x, size, text in texts:
+        shown = html.unescape(text)
+        if all(letter.isascii() or letter == "…" for letter in shown):  # this font has no others
+            assert int(x) + ImageFont.truetype(str(fonts), int(size)).getlength(shown) <= BOX, shown
+        else:
+            assert int(x) + text_width(shown, float(size)) <= BOX, shown

@@ -16,7 +16,7 @@ from ..document.source import headings, numbers, runnable
 from ...terminal import one_line
 
 # %% auto #0
-__all__ = ['clock', 'RunState', 'plan', 'NoBar', 'TerminalBar', 'NotebookBar', 'in_notebook', 'bar_for']
+__all__ = ['PARAMETERS', 'clock', 'RunState', 'plan', 'NoBar', 'TerminalBar', 'NotebookBar', 'in_notebook', 'bar_for']
 
 # %% ../../../nbs/notebooks/follow/01_progress.ipynb #clock
 def clock(
@@ -28,6 +28,9 @@ def clock(
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 # %% ../../../nbs/notebooks/follow/01_progress.ipynb #state
+PARAMETERS = "(parameters)"  # Label of the cell that is injected, which has no number
+
+
 @dataclass
 class RunState:
     "Which cells of a run are done, which one is running, and since when."
@@ -69,7 +72,9 @@ class RunState:
         "The state in one line of text."
         if self.status != "running":
             reason = f": {self.reason}" if self.reason else ""
-            return one_line(f"{self.title}: {self.status} after {len(self.took)} of {len(self.ids)} cells, {clock(self.elapsed())}{reason}")
+            numbered = [cell for cell in self.ids if self.labels.get(cell) != PARAMETERS]  # counted as while it ran
+            done = sum(cell in self.took for cell in numbered)
+            return one_line(f"{self.title}: {self.status} after {done} of {len(numbered)} cells, {clock(self.elapsed())}{reason}")
         left = self.remaining()
         where = f"cell {self.labels[self.current]}" if self.current else "starting the kernel"
         if len(self.took) == len(self.ids):
@@ -92,7 +97,7 @@ def plan(
     "The state of a run before its first cell."
     cells = [(cell, number, heading) for cell, number, heading in zip(nb.cells, numbers(nb), headings(nb), strict=True) if runnable(cell)]
     total = sum(number is not None for number in numbers(nb))
-    labels = {cell["id"]: f"{number}/{total}" + (f" · {heading}" if heading else "") if number else "(parameters)"
+    labels = {cell["id"]: f"{number}/{total}" + (f" · {heading}" if heading else "") if number else PARAMETERS
               for cell, number, heading in cells}
     return RunState(title, [cell["id"] for cell, _, _ in cells], labels, dict(known or {}))
 

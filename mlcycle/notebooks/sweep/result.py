@@ -125,6 +125,7 @@ class SweepState:
     took: list[float] = field(default_factory=list)  # Seconds of each that is done
     failed: int = 0              # How many of those did not finish
     pruned: int = 0              # How many of those were ended early by their study
+    cancelled: int = 0           # How many of those were stopped before they were done
     began: float = field(default_factory=time.monotonic)  # When it began
     ended: float | None = None   # When it ended
     status: str = "running"      # What became of it
@@ -149,7 +150,7 @@ class SweepState:
         "One line for a person."
         failed = "".join(f", {count} {what}" for count, what in ((self.pruned, "pruned"), (self.failed, "failed")) if count)
         if self.status != "running":
-            return f"{self.title}: {self.status}, {len(self.took)} of {self.total} done{failed}, {clock(self.elapsed())}"
+            return f"{self.title}: {self.status}, {len(self.took) - self.cancelled} of {self.total} done{failed}, {clock(self.elapsed())}"
         left = self.remaining()
         running = f"{self.running} running" if self.slots else "no worker at the moment"
         if self.preparing:

@@ -102,6 +102,7 @@ class _SweepLoop:
         self.outcomes[outcome.row] = outcome
         self.state.took.append(outcome.result.seconds if outcome.result else 0.0)
         self.state.pruned += outcome.status == "pruned"
+        self.state.cancelled += outcome.status == "cancelled"
         self.state.failed += outcome.status not in ("finished", "pruned", "cancelled")
         for text in outcome.result.warnings if outcome.result else ():
             if text not in self.problems:

@@ -20,6 +20,7 @@ def completion(shell: str) -> Result:
     "Print the completion script of a SHELL; for bash: eval \"$(mlcycle completion bash)\" in ~/.bashrc."
     from click.shell_completion import get_completion_class
 
+    import mlcycle.ui.bash_completion  # noqa: F401 -- in place of click's own
     from mlcycle.ui.tree import tree
 
     script = get_completion_class(shell)(tree, {}, "mlcycle", "_MLCYCLE_COMPLETE").source()

@@ -97,7 +97,8 @@ def _run_cell(shell: Any, line: str, cell: str, options: TrackOptions) -> None:
     if isinstance(error, TrialPruned):
         raise error
     if error is not None:
-        raise MagicError(f"the run {active.name} ({active.id[:8]}) {active.run.status}: {active.run.reason}") from None
+        ended = {"failed": "failed", "finished": "finished"}.get(active.run.status, f"was {active.run.status}")
+        raise MagicError(f"the run {active.name} ({active.id[:8]}) {ended}: {active.run.reason}") from None
 
 # %% ../../../nbs/ui/magics/02_magics.ipynb #session-display
 _display: RunDisplay | None = None  # Of the open session

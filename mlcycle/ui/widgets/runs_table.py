@@ -39,8 +39,11 @@ def open_executed(
     "Put a run's executed notebook where it can be opened. Raises `NotFoundError` when it has none."
     try:
         artifact = artifacts.get(store, run, EXECUTED)
-    except NotFoundError:
-        raise NotFoundError(f"The run {run.name} ({run.id[:8]}) has no executed notebook: it is a {run.kind} run.") from None
+    except NotFoundError as e:
+        if run.kind == "notebook":  # it was not stored, or is lost
+            raise NotFoundError(f"The run {run.name} ({run.id[:8]}) has no executed notebook. {e}") from None
+        raise NotFoundError(f"The run {run.name} ({run.id[:8]}) has no executed notebook: only a run of a whole notebook keeps one, "
+                            "and this one was begun in the midst of code. `mlcycle run NOTEBOOK` executes a whole one.") from None
     folder = store.settings.root / FOLDER
     folder.mkdir(exist_ok=True)
     if not (ignore := folder / ".gitignore").exists():
