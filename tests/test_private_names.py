@@ -26,7 +26,7 @@ class Use(NamedTuple):
 
 
 CHECKPOINTING, IDENTITY, KERNEL, POOL = (f"notebooks/warm/{name}" for name in ("checkpointing", "identity", "kernel", "pool"))
-WAITING = " ".join(f"notebooks/warm/waiting_{name}" for name in ("client", "command", "server"))
+WAITING = " ".join(f"notebooks/warm/waiting_{name}" for name in ("client", "command", "loop", "server"))
 CLIENT, BUSY, TREES, BUFFERS = "notebooks/execute/client", "ui/widgets/busy", "registry/safety/trees", "registry/safety/buffers"
 STREAM, APP, BASE = "ipykernel.iostream:OutStream", "ipykernel.kernelapp:IPKernelApp", "ipykernel.kernelbase:Kernel"
 RDB, STUDY, TRIAL = "optuna.storages:RDBStorage", "optuna:Study", "optuna:Trial"
