@@ -439,7 +439,7 @@ def test_a_checkpoint_forks_for_its_user_only() -> None:
     "A kept checkpoint holds a run's variables: another user who reaches its socket gets no fork of it."
     ours, theirs = pair()
     with tempfile.TemporaryDirectory(dir="/tmp") as folder, subprocess.Popen([sys.executable, "-c", SERVE, str(theirs.fileno())],
-                                                                             pass_fds=[theirs.fileno()]) as process:
+                                                                             pass_fds=[theirs.fileno()]):
         theirs.close()
         path = Path(folder) / "place" / "s"
         path.parent.mkdir()
