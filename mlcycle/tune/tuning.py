@@ -78,7 +78,8 @@ def tune(
     from mlcycle.tune.engines import UNINFORMED, make_pruner, make_sampler
     from mlcycle.tune.estimators import estimator_objective, is_estimator
     from mlcycle.tune.progress import StudyState
-    from mlcycle.tune.session import Budget, Session
+    from mlcycle.tune.budget import Budget
+    from mlcycle.tune.session import Session
     from mlcycle.tune.spaces.space import Space
 
     options = RunOptions.of(options, kernel=kernel, timeout=check_limit("trial_timeout", trial_timeout), cell_timeout=cell_timeout, memory=memory,
