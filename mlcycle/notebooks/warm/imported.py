@@ -65,7 +65,7 @@ class WarmProcess(ImportedProcess):
         imports: tuple[str, ...],  # What to import, as `warmable` gives it
         folder: str,               # Where it is imported
         env: Mapping[str, str],    # Environment that imports may read
-        idle: float = IDLE,        # Seconds without a kernel after which it ends
+        idle: float | None = None,  # Seconds without a kernel after which it ends; `IDLE` by default
         record: int | None = None,  # Descriptor of a file that gets the names of variables that imports ask for
     ):
         control, theirs = pair()
@@ -73,7 +73,7 @@ class WarmProcess(ImportedProcess):
         self._lock = threading.Lock()
         self.process = _start_warm(theirs, folder, env, record)
         theirs.close()
-        send(control, {"imports": imports, "idle": idle})
+        send(control, {"imports": imports, "idle": IDLE if idle is None else idle})
 
     @functools.cached_property
     def _report(self) -> dict[str, Any]:
