@@ -105,7 +105,15 @@ class DataError(MlcycleError):
 
 # %% ../nbs/02_errors.ipynb #signature-error
 class SignatureError(DataError):
-    "Input columns that do not match a model's signature."
+    "Input columns that do not match a model's signature; `problems` names them one by one."
+
+    def __init__(
+        self,
+        message: str,  # What is wrong, in full
+        problems: list[tuple[str, str]] | None = None,  # A column, empty for the data as a whole, and what is wrong with it
+    ):
+        super().__init__(message)
+        self.problems = problems or []
 
 # %% ../nbs/02_errors.ipynb #gate-error
 class GateError(MlcycleError):

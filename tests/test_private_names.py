@@ -26,7 +26,7 @@ class Use(NamedTuple):
 
 
 CHECKPOINTING, IDENTITY, KERNEL, POOL = (f"notebooks/warm/{name}" for name in ("checkpointing", "identity", "kernel", "pool"))
-WAITING = " ".join(f"notebooks/warm/waiting_{name}" for name in ("client", "command", "server"))
+WAITING = " ".join(f"notebooks/warm/waiting_{name}" for name in ("client", "command", "loop", "server"))
 CLIENT, BUSY, TREES, BUFFERS = "notebooks/execute/client", "ui/widgets/busy", "registry/safety/trees", "registry/safety/buffers"
 STREAM, APP, BASE = "ipykernel.iostream:OutStream", "ipykernel.kernelapp:IPKernelApp", "ipykernel.kernelbase:Kernel"
 RDB, STUDY, TRIAL = "optuna.storages:RDBStorage", "optuna:Study", "optuna:Trial"
@@ -76,8 +76,9 @@ USES: dict[str, list[Use]] = {
         Use(f"{RDB}._build_frozen_trial_from_trial_model", "tune/trial_storage", "rows of the database cannot be turned into trials"),
         Use("optuna.storages._rdb.models:TrialModel._datetime_start_utc", "tune/trial_storage", "trials read this way have no start time"),
         Use("optuna.storages._rdb.models:TrialModel._datetime_complete_utc", "tune/trial_storage", "trials read this way have no end time"),
-        Use(f"{STUDY}._storage", "tune/session ui/views/studies", "trials cannot be handed back or kept alive; pictures of studies are not cached"),
-        Use(f"{TRIAL}._trial_id", "tune/session", "trials cannot be handed back or kept alive"),
+        Use(f"{STUDY}._storage", "tune/asking tune/heartbeats ui/views/studies",
+            "trials cannot be handed back or kept alive; pictures of studies are not cached"),
+        Use(f"{TRIAL}._trial_id", "tune/asking tune/heartbeats", "trials cannot be handed back or kept alive"),
     ],
     "Python": [
         Use("atexit:_run_exitfuncs", KERNEL, "exit handlers of a notebook do not run"),

@@ -13,7 +13,7 @@ from .coerce import Misfit, cast
 from .signatures import Column, Signature, Tensor
 
 # %% auto #0
-__all__ = ['check']
+__all__ = ['refuse_problems', 'check']
 
 # %% ../../nbs/registry/04_check.ipynb #lazy
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def _names(
     signature: Signature,    # What is wanted
     given: list[str | int],  # Names of the columns that came
     extra: str,              # Whether other columns are an error
-) -> list[str]:              # Problems with the names
+) -> list[tuple[str, str]]:  # Problems with the names, each with its column
     from difflib import get_close_matches
 
     missing = [name for name in signature.names if name not in given]
@@ -34,40 +34,42 @@ def _names(
     for name in missing:
         near = [other for other in spare if str(other).strip().lower() == str(name).strip().lower()] or \
             get_close_matches(str(name), [str(other) for other in spare], n=1, cutoff=0.7)
-        problems.append(f"{name}: missing" + (f" (is it {near[0]!r}?)" if near else ""))
+        problems.append((str(name), "missing" + (f" (is it {near[0]!r}?)" if near else "")))
     if extra == "error":
-        problems += [f"{name}: extra, the model does not take it" for name in spare]
+        problems += [(str(name), "extra, the model does not take it") for name in spare]
     twice = sorted({str(name) for name in given if given.count(name) > 1})
-    return problems + [f"{name}: given twice" for name in twice]
+    return problems + [(name, "given twice") for name in twice]
 
 # %% ../../nbs/registry/04_check.ipynb #column
 def _column(
     series: pd.Series,  # One column of the data
     column: Column,     # What is wanted there
     first_row: int,     # Number of its first row
-    problems: list[str],  # Problems so far; this column's are added
+    problems: list[tuple[str, str]],  # Problems so far; this column's are added
 ) -> pd.Series:         # The column in its type, as it was where that failed
     null = series.isna().to_numpy()
     if null.any() and not column.nullable:
         where = null.nonzero()[0]
         more = f" and {len(where) - 1:,} more" if len(where) > 1 else ""
-        problems.append(f"{column.name}: null in row {first_row + int(where[0]):,}{more}, and the model takes no nulls there")
+        problems.append((str(column.name), f"null in row {first_row + int(where[0]):,}{more}, and the model takes no nulls there"))
     try:
         return cast(series, column, first_row)
     except Misfit as e:
-        problems.append(f"{column.name}: {e}")
+        problems.append((str(column.name), str(e)))
         return series
 
 # %% ../../nbs/registry/04_check.ipynb #report
-def _raise(
-    problems: list[str],  # What is wrong, a line each
+def refuse_problems(
+    problems: list[tuple[str, str]],  # A column, empty for the data as a whole, and what is wrong with it
+    subject: str = "data",            # What does not fit
 ) -> None:
+    "Raise `SignatureError` where there are problems."
     if not problems:
         return
     count = f"{len(problems)} problems" if len(problems) > 1 else "1 problem"
-    shown = problems[:50] + ([f"and {len(problems) - 50} more"] if len(problems) > 50 else [])
-    lines = "\n".join(f"- {problem}" for problem in shown)
-    raise SignatureError(f"The data does not fit the model's signature, {count}:\n{lines}")
+    lines = [f"{column}: {problem}" if column else problem for column, problem in problems[:50]]
+    lines += [f"and {len(problems) - 50} more"] if len(problems) > 50 else []
+    raise SignatureError(f"The {subject} does not fit the model's signature, {count}:\n" + "\n".join(f"- {line}" for line in lines), problems)
 
 # %% ../../nbs/registry/04_check.ipynb #tensor
 def _tensor(
@@ -84,21 +86,21 @@ def _tensor(
     if not isinstance(data, (pd.DataFrame, pd.Series, np.ndarray)):
         data = pd.Series(list(data)) if flat else np.asarray(data)
     if len(data.shape) != len(tensor.shape) or any(want not in (None, has) for want, has in zip(tensor.shape, data.shape, strict=True)):
-        _raise([f"shape {list(data.shape)} where the model takes {tensor.summary}"])
+        refuse_problems([("", f"shape {list(data.shape)} where the model takes {tensor.summary}")])
     if tensor.dtype == "object":
         return np.asarray(data)
-    problems: list[str] = []
+    problems: list[tuple[str, str]] = []
     if len(tensor.shape) > 2:
         array = np.asarray(data)
         if not np.can_cast(array.dtype, tensor.dtype, "same_kind"):
-            problems.append(f"{array.dtype} where the model takes {tensor.summary}")
+            problems.append(("", f"{array.dtype} where the model takes {tensor.summary}"))
         elif array.dtype.kind == "f" and not tensor.nullable and np.isnan(array).any():
-            problems.append("NaN, and the model takes none")
-        _raise(problems)
+            problems.append(("", "NaN, and the model takes none"))
+        refuse_problems(problems)
         return array.astype(tensor.dtype)
     table = data.to_frame() if isinstance(data, pd.Series) else pd.DataFrame(data)
     columns = [_column(table.iloc[:, i], Column(name, tensor.dtype, tensor.nullable), first_row, problems) for i, name in enumerate(table)]
-    _raise(problems)
+    refuse_problems(problems)
     if flat:
         return columns[0].to_numpy(dtype=object if tensor.dtype == "str" else None)
     return np.column_stack([part.to_numpy() for part in columns])
@@ -126,5 +128,5 @@ def check(
     for column in signature.columns:
         if given.count(column.name) == 1:
             fitted[column.name] = _column(data[column.name], column, first_row, problems)
-    _raise(problems)
+    refuse_problems(problems)
     return pd.DataFrame(fitted, index=data.index, columns=list(signature.names))

@@ -6,14 +6,12 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import Any
 
 from ..errors import ModelError
+from ..import_folders import distributions_by_module, folder_times
 from .signatures import Signature, from_dict, to_dict
 from ..store.blobs import is_digest
 
@@ -91,32 +89,13 @@ def from_bytes(
 _ALWAYS = ("mlcycle", "numpy", "pandas", "scikit-learn", "scipy", "skops")  # What scikit-learn models stand on
 
 
-def _folders() -> tuple[tuple[str, int], ...]:
-    "The folders on `sys.path` with their modification times: equal as long as nothing was installed, upgraded or removed."
-    times = []
-    for folder in dict.fromkeys(folder or os.getcwd() for folder in sys.path):
-        try:
-            times.append((folder, os.stat(folder).st_mtime_ns))
-        except OSError:
-            continue
-    return tuple(times)
-
-
-@lru_cache(maxsize=1)
-def _by_package(folders: tuple[tuple[str, int], ...]) -> Mapping[str, list[str]]:
-    "The distributions that each importable package comes from."
-    from importlib.metadata import packages_distributions
-
-    return packages_distributions()
-
-
 @lru_cache(maxsize=16)
-def _versions(package: str, folders: tuple[tuple[str, int], ...]) -> dict[str, str]:
+def _versions(package: str, times: tuple[tuple[str, int], ...]) -> dict[str, str]:
     "Versions of what every model stands on, and of the distributions of a package."
     from importlib.metadata import PackageNotFoundError, version
 
     versions = {}
-    for name in (*_ALWAYS, *(() if package == "sklearn" else _by_package(folders).get(package, ()))):
+    for name in (*_ALWAYS, *(() if package == "sklearn" else distributions_by_module().get(package, ()))):
         try:
             versions[name] = version(name)
         except PackageNotFoundError:
@@ -130,4 +109,4 @@ def library_versions(
     "Versions of Python, of what every model stands on, and of the package that this model's class comes from."
     import platform
 
-    return {"python": platform.python_version(), **_versions(kind.split(".")[0], _folders())}
+    return {"python": platform.python_version(), **_versions(kind.split(".")[0], folder_times())}

@@ -66,30 +66,30 @@ def carry_through(
     register: Callable[[], str | None],  # Called when it has finished; returns the model version
 ) -> Tuned:
     "Run a session to its end. Raises `NotebookInterrupted`, `NotebookTerminated` with the trials so far as `.result`."
-    from mlcycle.notebooks.document.endings import stop_cause
     from mlcycle.notebooks.execute.drive import stop_on_signals
     from mlcycle.notebooks.follow.progress import bar_for
     from mlcycle.notebooks.record.result import NotebookInterrupted, NotebookTerminated, stop_error
+    from mlcycle.tune.session import ending_of, run_session
 
     state, target, active = session.state, session.target, session.active
     bar = bar_for(state, progress)
     inline = target.kind == "function" and target.jobs == 1  # trials run in this thread, where Ctrl-C raises
     ended: tuple[str, str | None] = ("failed", "the study itself failed")
     try:
-        with nullcontext() if inline else stop_on_signals(session.asked.append):
+        with nullcontext() if inline else stop_on_signals(session.stops.asked.append):
             bar.open()
             _begun(session)
             state.preparing = True
             target.open(bar.tick)
             state.preparing = False
             with _drawn_meanwhile(bar) if inline else nullcontext():
-                session.go(bar)
-        ended = session.ending()
+                run_session(session, bar)
+        ended = ending_of(session)
     except BaseException as e:  # a bug, or an exception thrown into this thread
         stopped = isinstance(e, KeyboardInterrupt)
         ended = ("cancelled" if stopped else "failed", f"{type(e).__name__}: {e}".rstrip(": "))
         if stopped and not isinstance(e, (NotebookInterrupted, NotebookTerminated)):
-            session.asked.append(signal.SIGINT)
+            session.stops.asked.append(signal.SIGINT)
         else:
             raise
     finally:
@@ -101,8 +101,7 @@ def carry_through(
     tuned = read_study(session.study, status=ended[0], reason=ended[1], seconds=state.elapsed(), run=active.id, version=version, notes=notes,
                        warnings=warnings)
     if ended[0] == "cancelled":
-        cause = stop_cause(session.asked[0] if session.asked else None)
-        raise stop_error(cause, f"The study {tuned.study} was {ended[1]}. --resume --study {tuned.study} goes on with it.", tuned)
+        raise stop_error(session.stops.cause(), f"The study {tuned.study} was {ended[1]}. --resume --study {tuned.study} goes on with it.", tuned)
     return tuned
 
 # %% ../../nbs/tune/14_running.ipynb #flat

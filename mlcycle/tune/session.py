@@ -5,46 +5,29 @@
 # %% ../../nbs/tune/10_session.ipynb #imports
 from __future__ import annotations
 
-import contextlib
 import signal
-import threading
 import time
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from ..errors import StoreError, UsageError
 from ..track.active import ActiveRun
+from .asking import TrialSource, tell
+from .budget import Budget
+from .grid_order import GridOrder
+from .heartbeats import Heartbeats
 from .progress import StudyState
-from .storage import FACTS, HEARTBEAT, fail_stale_trials, quietly
+from .stop_requests import StopRequests
+from .storage import HEARTBEAT, fail_stale_trials, quietly
 from .targets import Ended
-from .trials import to_row, trial_rows
+from .trials import count, to_row
 
 if TYPE_CHECKING:
     from optuna import Study, Trial
-    from optuna.trial import FrozenTrial
 
     from mlcycle.tune.spaces.space import Space
 
 # %% auto #0
-__all__ = ['Budget', 'Session']
-
-# %% ../../nbs/tune/10_session.ipynb #limits
-@dataclass(frozen=True, slots=True)
-class Budget:
-    "The limits at which a session stops."
-    trials: int | None = None        # Trials of the whole study that count
-    seconds: float | None = None     # Seconds of this session, after which no trial is begun
-    failures: int | None = None      # Failed trials of this session
-    flat: int | None = None          # Finished trials without a better one
-
-# %% ../../nbs/tune/10_session.ipynb #own
-_HOPELESS = 1000  # Params in a row that break a constraint
-
-
-def _chosen_by_sampler(trial: FrozenTrial) -> bool:
-    "Whether the sampler chose a trial's params: they were neither enqueued nor tried again."
-    return "fixed_params" not in trial.system_attrs and "retry_history" not in trial.system_attrs
+__all__ = ['Session', 'run_session', 'ending_of']
 
 # %% ../../nbs/tune/10_session.ipynb #session
 @dataclass
@@ -58,219 +41,128 @@ class Session:
     state: StudyState            # What is shown
     queued: bool = False         # Whether it is a grid, whose combinations are tried in order
     running: dict[int, Trial] = field(default_factory=dict)  # By number
-    asked: list[int | None] = field(default_factory=list)    # Signals that asked it to stop; None for `mlcycle stop`
+    stops: StopRequests = field(default_factory=StopRequests)  # Who asked it to stop
     notes: list[str] = field(default_factory=list)           # Warnings for the result
     why: str = ""                # Which limit ended it, in words
-    by: str | None = None        # Who asked with `mlcycle stop`
     failed: int = 0              # Trials that failed in this session
-    last: int = -1               # The highest number that this session has seen
-    crowd: bool = False          # Whether other processes work on the study
-    bar: Any = None              # Shows `state`
+    source: TrialSource = field(init=False)                  # Where its trials come from
 
-    def go(
-        self,
-        bar: Any,  # Shows `state`
-    ) -> None:
-        "Run trials until a limit is reached, or until somebody asks to stop."
-        from optuna.trial import TrialState
+    def __post_init__(self) -> None:
+        grid = GridOrder(self.study, self.space) if self.queued else None
+        self.source = TrialSource(self.study, self.space, self.budget, grid)
 
-        self.bar = bar
-        fail_stale_trials(self.study, self.active.store, self.active.id)
-        self._recount()  # trials of dead workers have failed now
-        self.crowd = bool(self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
-        over = threading.Event()
-        threading.Thread(target=self._beat, args=(over,), name="mlcycle-heartbeat", daemon=True).start()
-        try:
-            self._loop(bar)
-        finally:
-            over.set()
-
-    def _loop(self, bar: Any) -> None:
-        next_look = time.monotonic() + 1.0
-        next_search = time.monotonic() + HEARTBEAT  # for trials whose workers have died
-        passed_on = 0                               # Signals that the target has received
-        while True:
-            while self._room() and self._next():
-                bar.tick()
-            if not self.running:
-                if self._inherit():
-                    continue
-                return
-            for ended in self.target.wait(0.2):
-                self._take(ended)
-            if time.monotonic() >= next_look:
-                next_look = time.monotonic() + 1.0
-                self._look()
-            if self.crowd and time.monotonic() >= next_search:
-                next_search = time.monotonic() + HEARTBEAT
-                fail_stale_trials(self.study, self.active.store, self.active.id)
-                self._recount()
-            for signum in self.asked[passed_on:]:
-                self.target.stop(signum)
-                passed_on += 1
-                if passed_on > 1 and self.target.kind == "function":  # its threads cannot be ended; they are left behind
-                    raise KeyboardInterrupt
-            self.state.running = len(self.running)
-            self.state.slots = self.target.slots()
-            self.state.stopping = bool(self.asked)
-            bar.tick()
-
-    def _room(self) -> bool:
-        if self.asked or self.why or len(self.running) >= self.target.slots():
+    def has_room(self) -> bool:
+        "Whether one more trial may begin now; notes the limit that forbids it."
+        if self.stops.asked or self.why or len(self.running) >= self.target.slots():
             return False
-        budget, counts = self.budget, self.state.counts
-        if budget.trials is not None and counts.counted + len(self.running) >= budget.trials:
+        if self.budget.all_begun(self.state.counts, len(self.running)):
             return False
-        if budget.seconds is not None and self.state.elapsed() >= budget.seconds:
-            self.why = "its time is over"
-        elif budget.failures is not None and self.failed >= budget.failures:
-            self.why = f"{self.failed} trials failed"
-        elif budget.flat is not None and counts.since >= budget.flat:
-            self.why = f"no better value for {counts.since} trials"
+        self.why = self.budget.reached(self.state.counts, self.state.elapsed(), self.failed)
         return not self.why
 
-    def _next(self) -> bool:
-        "Begin one more trial. False where there is none."
-        from optuna.trial import TrialState
-
-        broken: str | None = ""
-        for _ in range(_HOPELESS):
-            if self.queued and self._gone_through():
-                return False
-            with quietly():
-                trial = self.study.ask()
-                if self._surplus(trial):
-                    return False
-                if self.queued and not self._place(trial):
-                    continue
-                params = self.space.suggest(trial) if self.space is not None else {}
-            broken = self.space.feasible(params) if self.space is not None else None
-            if broken is None:
-                self.running[trial.number] = trial
-                self.state.running = len(self.running)
-                self.bar.tick()  # a function runs in this thread: while it does, nobody comes back here
-                tags = {"study": self.study.study_name, "trial": trial.number}
-                self.target.submit(trial, params, f"{self.study.study_name}-{trial.number}", tags)
-                return True
-            self._tell(trial, TrialState.PRUNED, None, {"outcome": "infeasible", "reason": f"breaks {broken}"})
-        raise UsageError(f"{_HOPELESS} combinations in a row break a constraint, the last one: {broken}. Loosen it, or narrow the space.")
-
-    def _surplus(self, trial: Trial) -> bool:
-        "Whether other processes have begun the last trials of the study between this session's count and its `ask`; the trial is given back."
-        from optuna.trial import TrialState
-
-        if trial.number > self.last + 1 and self.last >= 0:
-            self.crowd = True
-        self.last = max(self.last, trial.number)
-        if self.crowd:
-            rows = [row for row in trial_rows(self.study) if row.status not in ("infeasible", "surplus", "retried")]
-            self._recount()
-            if self.budget.trials is not None and sum(row.number < trial.number and row.status != "waiting" for row in rows) >= self.budget.trials:
-                if self.queued:  # its combination is left for a session with more trials
-                    self.study._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
-                else:
-                    self._tell(trial, TrialState.FAIL, None, {"outcome": "surplus", "reason": "another process has run the last one"})
-                return True
-        return False
-
-    @cached_property
-    def grid(self) -> list[dict[str, Any]]:
-        "Every combination, in order."
-        return list(self.space.grid()) if self.space is not None else []
-
-    def _gone_through(self) -> bool:
-        "Whether every combination of the grid has its trial, and none waits."
-        trials = self.study.get_trials(deepcopy=False)
-        return sum(map(_chosen_by_sampler, trials)) >= len(self.grid) and not any(trial.state.name == "WAITING" for trial in trials)
-
-    def _place(self, trial: Trial) -> bool:
-        "Give a trial the combination of its place among the trials of the grid. False where that has been tried, or there is none."
-        from optuna.samplers import PartialFixedSampler, RandomSampler
-        from optuna.trial import TrialState
-
-        trials = self.study.get_trials(deepcopy=False)
-        attributes = trials[trial.number].system_attrs
-        if "fixed_params" in attributes:
-            return True
-        first = next(iter(attributes.get("retry_history", ())), trial.number)
-        place = sum(map(_chosen_by_sampler, trials[:first]))  # trials are numbered by the database: no two processes have the same place
-        params = self.grid[place] if place < len(self.grid) else None
-        if params is None or any(other.system_attrs.get("fixed_params") == params for other in trials):
-            self._tell(trial, TrialState.FAIL, None, {"outcome": "surplus", "reason": "the grid was done" if params is None else "it was enqueued"})
-            return False
-        self.study.sampler = PartialFixedSampler(params, RandomSampler())
-        return True
-
-    def _inherit(self) -> bool:
-        "Take over the trials of processes that have died. False where there are none."
-        from optuna.trial import TrialState
-
-        if self.asked or self.why or not self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            return False
-        before = len(self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
-        fail_stale_trials(self.study, self.active.store, self.active.id)
-        self._recount()
-        return self._room() and len(self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))) > before
-
-    def _recount(self) -> None:
-        from mlcycle.tune.trials import count
-
+    def recount(self) -> None:
+        "Count the trials of the study again, since other processes have changed them."
         self.state.counts = count(self.study)
 
-    def _tell(self, trial: Trial, state: Any, values: Any, trial_facts: dict[str, Any]) -> FrozenTrial:
-        from optuna.exceptions import UpdateFinishedTrialError
+# %% ../../nbs/tune/10_session.ipynb #begin
+def _begin_trial(session: Session, bar: Any) -> bool:
+    "Begin one more trial. False where there is none."
+    following = session.source.next()
+    if session.source.crowd:
+        session.recount()
+    if following is None:
+        return False
+    trial, params = following
+    session.running[trial.number] = trial
+    session.state.running = len(session.running)
+    bar.tick()  # a function runs in this thread: while it does, nobody comes back here
+    name = session.study.study_name
+    session.target.submit(trial, params, f"{name}-{trial.number}", {"study": name, "trial": trial.number})
+    return True
 
-        with contextlib.suppress(UpdateFinishedTrialError):  # another process has marked it as failed; that stays
-            trial.set_user_attr(FACTS, trial_facts)
+# %% ../../nbs/tune/10_session.ipynb #take
+def _take(session: Session, ended: Ended) -> None:
+    "Tell Optuna how a trial ended, and count it."
+    from optuna.storages import RetryHeartbeatStaleTrialCallback
+    from optuna.trial import TrialState
+
+    trial, cancelled = session.running.pop(ended.number), ended.status == "cancelled"
+    if cancelled and not session.stops.asked:  # Ctrl-C while a function ran in this thread
+        session.stops.asked.append((ended.cause and ended.cause.signum) or signal.SIGINT)
+    state = {"finished": TrialState.COMPLETE, "pruned": TrialState.PRUNED}.get(ended.status, TrialState.FAIL)
+    reason = session.active.redactor.text(ended.reason) if ended.reason else None
+    frozen = tell(session.study, trial, state, ended.values or None, run=ended.run, reason=reason)
+    if cancelled and frozen.state == TrialState.FAIL:
         with quietly():
-            return self.study.tell(trial, values, state, skip_if_finished=True)
+            RetryHeartbeatStaleTrialCallback()(session.study, frozen)
+    row = to_row(frozen, [ended.number] if cancelled else [], session.space.exact if session.space is not None else dict)
+    session.state.add(row)
+    session.failed += row.status == "failed"
+    session.notes += [text for text in ended.warnings if text not in session.notes]
 
-    def _take(self, ended: Ended) -> None:
-        "Tell Optuna how a trial ended."
-        from optuna.storages import RetryHeartbeatStaleTrialCallback
-        from optuna.trial import TrialState
+# %% ../../nbs/tune/10_session.ipynb #inherit
+def _inherit(session: Session) -> bool:
+    "Take over the trials of processes that have died. False where there are none."
+    from optuna.trial import TrialState
 
-        trial = self.running.pop(ended.number)
-        if ended.status == "cancelled" and not self.asked:  # Ctrl-C while a function ran in this thread
-            self.asked.append((ended.cause and ended.cause.signum) or signal.SIGINT)
-        state = {"finished": TrialState.COMPLETE, "pruned": TrialState.PRUNED}.get(ended.status, TrialState.FAIL)
-        reason = self.active.redactor.text(ended.reason) if ended.reason else None
-        frozen = self._tell(trial, state, ended.values or None, {"run": ended.run, "reason": reason})
-        if ended.status == "cancelled" and frozen.state == TrialState.FAIL:  # nobody has tried these params: they wait for the next session
-            with quietly():
-                RetryHeartbeatStaleTrialCallback()(self.study, frozen)
-        again = [ended.number] if ended.status == "cancelled" else []
-        row = to_row(frozen, again, self.space.exact if self.space is not None else dict)
-        self.state.add(row)
-        self.failed += row.status == "failed"
-        self.notes += [text for text in ended.warnings if text not in self.notes]
+    if session.stops.asked or session.why or not session.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        return False
+    before = len(session.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
+    _fail_dead(session)
+    return session.has_room() and len(session.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))) > before
 
-    def _beat(self, over: threading.Event) -> None:
-        "Record heartbeats of the running trials."
-        while not over.wait(HEARTBEAT):
-            for trial in list(self.running.values()):
-                with contextlib.suppress(Exception):  # the next heartbeat comes soon
-                    self.study._storage.record_heartbeat(trial._trial_id)
 
-    def _look(self) -> None:
-        "Check whether somebody asks this session to stop."
-        from mlcycle.store import requests
+def _fail_dead(session: Session) -> None:
+    fail_stale_trials(session.study, session.active.store, session.active.id)
+    session.recount()
 
-        if self.by is None and not self.asked:
-            try:
-                self.by = requests.asked_by(self.active.store, self.active.run.pk)
-            except StoreError:
+# %% ../../nbs/tune/10_session.ipynb #loop
+def run_session(
+    session: Session,  # The session
+    bar: Any,          # Shows its `state`
+) -> None:
+    "Run trials until a limit is reached, or until somebody asks to stop."
+    from optuna.trial import TrialState
+
+    _fail_dead(session)  # trials of workers that died before
+    session.source.crowd = bool(session.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)))
+    with Heartbeats(session.study, session.running):
+        next_look, next_search = time.monotonic() + 1.0, time.monotonic() + HEARTBEAT
+        while True:
+            while session.has_room() and _begin_trial(session, bar):
+                bar.tick()
+            if not session.running:
+                if _inherit(session):
+                    continue
                 return
-            self.asked += [None] * (self.by is not None)
+            for ended in session.target.wait(0.2):
+                _take(session, ended)
+            if time.monotonic() >= next_look:
+                next_look = time.monotonic() + 1.0
+                session.stops.look(session.active)
+            if session.source.crowd and time.monotonic() >= next_search:
+                next_search = time.monotonic() + HEARTBEAT
+                _fail_dead(session)
+            session.stops.pass_on(session.target)
+            _show(session, bar)
 
-    def ending(self) -> tuple[str, str | None]:
-        "Status and reason of the session's run."
-        if self.asked:
-            from mlcycle.notebooks.document.endings import stop_cause, stop_reason
+# %% ../../nbs/tune/10_session.ipynb #show
+def _show(session: Session, bar: Any) -> None:
+    session.state.running, session.state.slots = len(session.running), session.target.slots()
+    session.state.stopping = bool(session.stops.asked)
+    bar.tick()
 
-            return "cancelled", f"{stop_reason(stop_cause(self.asked[0], self.by))} with {self.state.counts.counted} trials done"
-        if self.budget.failures is not None and self.failed >= self.budget.failures:
-            return "failed", self.why
-        if not self.state.counts.by["finished"]:
-            return "failed", "no trial finished" if self.state.counts.counted else "there was no trial"
-        return "finished", None
+# %% ../../nbs/tune/10_session.ipynb #ending
+def ending_of(
+    session: Session,  # A session whose loop has ended
+) -> tuple[str, str | None]:
+    "Status and reason of the session's run."
+    if session.stops.asked:
+        from mlcycle.notebooks.document.endings import stop_reason
+
+        return "cancelled", f"{stop_reason(session.stops.cause())} with {session.state.counts.counted} trials done"
+    if session.budget.failures is not None and session.failed >= session.budget.failures:
+        return "failed", session.why
+    if not session.state.counts.by["finished"]:
+        return "failed", "no trial finished" if session.state.counts.counted else "there was no trial"
+    return "finished", None

@@ -8,17 +8,21 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
 from .result import Tuned
 from .running import carry_through, register_best
-from .spaces.given import to_space
+from .budget import Budget
+from .engines import UNINFORMED, make_pruner, make_sampler
+from .progress import StudyState
+from .session import Session
+from .spaces.space import Space
 from .storage import quietly
 from mlcycle.tune.study_setup import (
     check_first,
-    goals,
     same_engine,
     same_options,
     same_values,
@@ -28,19 +32,18 @@ from mlcycle.tune.study_setup import (
     take_up,
     try_first,
 )
+from .subject import Subject, check_varied, name_of, subject_of
 from .trials import count
 
 if TYPE_CHECKING:
     from optuna import Study
 
-    from mlcycle.notebooks.execute.opened import OpenedNotebook
     from mlcycle.notebooks.execute.options import RunOptions
     from mlcycle.store.connect import Store
     from mlcycle.track.active import ActiveRun
-    from mlcycle.tune.spaces.space import Space
 
 # %% auto #0
-__all__ = ['tune']
+__all__ = ['tune', 'Engines']
 
 # %% ../../nbs/tune/15_tuning.ipynb #tune
 def tune(
@@ -87,85 +90,57 @@ def tune(
     from mlcycle.notebooks.execute.options import RunOptions, check_limit
     from mlcycle.notebooks.execute.runner import store_of
     from mlcycle.store.connect import current_store
-    from mlcycle.tune.engines import UNINFORMED, make_pruner, make_sampler
-    from mlcycle.tune.estimators import estimator_objective, is_estimator
-    from mlcycle.tune.progress import StudyState
-    from mlcycle.tune.session import Budget, Session
-    from mlcycle.tune.spaces.space import Space
+    from mlcycle.tune.estimators import is_estimator
 
     options = RunOptions.of(options, kernel=kernel, timeout=check_limit("trial_timeout", trial_timeout), cell_timeout=cell_timeout, memory=memory,
                             secrets=secrets, tags=tags, progress=progress, fresh=fresh)
-    opened, given, estimator, judging = None, None, None, {}
     if store is None:
-        store = current_store() if is_estimator(target) or callable(target) else store_of(open_notebook(target, options.kernel, options.secrets))
+        is_function = is_estimator(target) or callable(target)
+        store = current_store() if is_function else store_of(open_notebook(target, options.kernel, options.secrets))
     before = stored_facts(store, study, resume)
     options, metric, direction = same_options(before, options), metric or before.get("metrics"), direction or before.get("directions")
     experiment, share = experiment or before.get("experiment"), share and before.get("share", True)
-    if is_estimator(target):
-        judging = same_values(before, "judging", {name: value for name, value in (("cv", cv), ("scoring", scoring)) if value is not None})
-        judging = {"cv": 5, **judging}
-        cv, scoring = judging["cv"], judging.get("scoring")
-        score = scoring if isinstance(scoring, str) else "score"
-        metrics, directions = goals(metric, direction, score, "maximize")
-        estimator, target = target, estimator_objective(target, X, y, cv, scoring, groups, metrics[0])
-        title = type(estimator).__name__
-    elif callable(target):
-        metrics, directions = goals(metric, direction)
-        title = getattr(target, "__name__", type(target).__name__)
-    else:
-        opened = open_notebook(target, options.kernel, options.secrets)
-        title, given, fixed = opened.name, _space_in(opened, space), opened.checked(fixed or {})
-        if metric is None:
-            raise UsageError(f"Which metric of {title} is the objective? --metric NAME, with --direction maximize where more is better.")
-        metrics, directions = goals(metric, direction)
-    given = to_space(space) if given is None else given
-    fixed = same_values(before, "params", fixed)
+    judging = _judging(before, cv, scoring) if is_estimator(target) else {}
+    data = {"X": X, "y": y, "cv": judging.get("cv"), "scoring": judging.get("scoring"), "groups": groups}
+    subject = subject_of(target, space, metric, direction, options, data)
+    fixed = same_values(before, "params", fixed if subject.opened is None else subject.opened.checked(fixed or {}))
     sampler, pruner, executor = _engines(before, sampler, pruner, executor)
     _check(trials, timeout, jobs, max_failures, sampler, resume, study)
-    known = {"target": title, "metrics": list(metrics), "directions": directions, "space": json.loads(json.dumps(given.json())),
-             "sampler": _called(sampler), "pruner": _called(pruner), "seed": seed, "estimator": estimator is not None,
-             "params": stored_values(fixed), "executor": _called(executor), "options": stored_options(options), "share": share,
-             "experiment": experiment, "judging": stored_values(judging)}
-    name = study or _free_name(store, Path(title).stem)
-    if not given.dimensions and sampler == "grid" and not resume:
-        raise UsageError("A grid is made of a space: give the values of each param, -s 'depth={2, 4, 8}'. Without one, take --sampler random.")
-    if not resume and not given.dimensions and not (callable(target) and _suggests(target)):
-        raise UsageError(f"What is to be varied? Give a space: -s lr=loguniform(1e-4,1), --space FILE, or `# tune: …` beside a parameter of {title}.")
-    enqueue = list(enqueue)
-    if sampler == "grid":
-        given.grid_size()
+    known = subject.facts(sampler, pruner, seed) | {
+        "params": stored_values(fixed), "executor": name_of(executor), "options": stored_options(options), "share": share,
+        "experiment": experiment, "judging": stored_values(judging)}
+    name = study or _free_name(store, Path(subject.title).stem)
+    check_varied(subject, sampler, resume)
+    enqueue, budget = list(enqueue), Budget(trials, timeout, max_failures, 30 if stop_when_flat is True else stop_when_flat or None)
+    engines = Engines(sampler, pruner, seed, len(subject.metrics), jobs)
     with ExitStack() as stack:
         stack.enter_context(quietly())
-        make_sampler(sampler, seed, len(metrics)), make_pruner(pruner, len(metrics))
-        check_first(given if given.dimensions else None, enqueue, from_study, store)
-        carry = _target(target, opened, metrics, jobs, fixed, executor, store, options, share)
+        engines.check()
+        check_first(subject.space if subject.space.dimensions else None, enqueue, from_study, store)
+        carry = _target(subject, jobs, fixed, executor, store, options, share)
         optuna_study, before = take_up(store, name, resume, known, bool(space))
         varied, queued = Space.from_json(before["space"]) if before["space"]["dimensions"] else None, before["sampler"] == "grid"
         if trials is None and timeout is None and not queued:
             raise _endless()
         check_first(varied, enqueue, None, store)
         counts = count(optuna_study)
-        seed = before.get("seed") if seed is None and not counts.by["running"] else seed  # two processes at once must not try the same
-        offset = sum(counts.by.values())
-        violations = (lambda trial: varied.violations(trial.params)) if varied is not None and varied.constraints else None
-        optuna_study.sampler = make_sampler(sampler, None if seed is None else seed + offset, len(metrics), jobs > 1, violations)
-        optuna_study.pruner = make_pruner(pruner, len(metrics))
+        if seed is None and not counts.by["running"]:  # two processes at once must not try the same
+            engines = replace(engines, seed=before.get("seed"))
+        engines.use_in(optuna_study, varied)
         notes = [*_not_stored(before), *try_first(optuna_study, varied, enqueue, from_study, store)]
         total = varied.grid_size() if queued and trials is None else trials
-        limits = {"trials": total, "timeout": timeout, "jobs": jobs}
-        active = _begin(store, optuna_study, opened, title, before, limits, experiment, options.tags)
-        state = StudyState(name if opened is None else title, metrics, count(optuna_study), total, timeout)
+        active = _begin(store, optuna_study, subject, before, {"trials": total, "timeout": timeout, "jobs": jobs}, experiment, options.tags)
+        state = StudyState(name if subject.opened is None else subject.title, subject.metrics, count(optuna_study), total, timeout)
         try:
             carrier = carry(active)
             stack.callback(carrier.close)
             if carrier.kind == "notebook":
                 carrier.executor.ahead = queued or sampler in UNINFORMED
-            budget = Budget(trials, timeout, max_failures, 30 if stop_when_flat is True else stop_when_flat or None)
             session = Session(optuna_study, varied, carrier, active, budget, state, queued, notes=notes)
         except BaseException as e:
             active.finish("failed", None, f"it could not be started: {e}")
             raise
-        return carry_through(session, options.progress, lambda: register_best(session, register, estimator, X, y))
+        return carry_through(session, options.progress, lambda: register_best(session, register, subject.estimator, X, y))
 
 # %% ../../nbs/tune/15_tuning.ipynb #parts
 def _check(trials: int | None, timeout: float | None, jobs: int, failures: int | None, sampler: Any, resume: bool, study: str | None) -> None:
@@ -184,13 +159,10 @@ def _endless() -> UsageError:
     return UsageError("When is it enough? --trials 100, --timeout 30m, or --sampler grid, which ends by itself.")
 
 
-def _called(engine: Any) -> str:
-    "The name of a sampler, a pruner or an executor, as a study stores it."
-    from mlcycle.notebooks.sweep.executors import Executor, package_executor
-
-    if isinstance(engine, str):
-        return engine
-    return engine.name if isinstance(engine, Executor) else package_executor(engine) or type(engine).__name__
+def _judging(before: Mapping[str, Any], cv: Any, scoring: Any) -> dict[str, Any]:
+    "How an estimator is judged: as is given, as the study was made, or by five folds."
+    given = {name: value for name, value in (("cv", cv), ("scoring", scoring)) if value is not None}
+    return {"cv": 5, **same_values(before, "judging", given)}
 
 
 def _engines(before: Mapping[str, Any], sampler: Any, pruner: Any, executor: Any) -> tuple[Any, Any, Any]:
@@ -198,8 +170,8 @@ def _engines(before: Mapping[str, Any], sampler: Any, pruner: Any, executor: Any
     from mlcycle.notebooks.sweep.executors import executors
     from mlcycle.tune.engines import PRUNERS, SAMPLERS
 
-    return (same_engine(before, "sampler", sampler, "tpe", SAMPLERS, _called), same_engine(before, "pruner", pruner, "median", PRUNERS, _called),
-            same_engine(before, "executor", executor, "local", executors(), _called))
+    return (same_engine(before, "sampler", sampler, "tpe", SAMPLERS, name_of), same_engine(before, "pruner", pruner, "median", PRUNERS, name_of),
+            same_engine(before, "executor", executor, "local", executors(), name_of))
 
 
 def _not_stored(before: Mapping[str, Any]) -> list[str]:
@@ -208,34 +180,41 @@ def _not_stored(before: Mapping[str, Any]) -> list[str]:
         return []
     return ["A former version made this study, and did not store the params that all trials are given. Where there were any, give them again."]
 
-# %% ../../nbs/tune/15_tuning.ipynb #suggests
-def _suggests(function: Callable[..., Any]) -> bool:
-    from inspect import signature
-
-    try:
-        return list(signature(function).parameters) in (["trial"], [])
-    except (TypeError, ValueError):
-        return False
-
-
+# %% ../../nbs/tune/15_tuning.ipynb #free-name
 def _free_name(store: Store, stem: str) -> str:
     from mlcycle.tune.storage import study_names
 
     taken = set(study_names(store))
     return next(name for i in range(1, len(taken) + 2) if (name := f"{stem}-{i}") not in taken)
 
-# %% ../../nbs/tune/15_tuning.ipynb #space-in
-def _space_in(opened: OpenedNotebook, given: Any) -> Space:
-    "What a notebook says that is to be varied, with what is given on top."
-    from mlcycle.tune.spaces.cells import check_against, space_of
+# %% ../../nbs/tune/15_tuning.ipynb #engines
+@dataclass(frozen=True)
+class Engines:
+    "The sampler and the pruner of a session."
+    sampler: Any       # A name, or one of Optuna's
+    pruner: Any        # A name, or one of Optuna's
+    seed: int | None   # Of the sampler
+    objectives: int    # How many there are
+    jobs: int = 1      # Trials at once
 
-    space = to_space(given, space_of(opened.source.nb, opened.name))
-    check_against(space, opened.parameters)
-    return space
+    def check(self) -> None:
+        "Refuse a name that is none, and what does not go with several objectives. Raises `UsageError`."
+        make_sampler(self.sampler, self.seed, self.objectives), make_pruner(self.pruner, self.objectives)
+
+    def use_in(
+        self,
+        study: Study,         # A study
+        space: Space | None,  # Its space
+    ) -> None:
+        "Give a study its sampler and its pruner."
+        seed = None if self.seed is None else self.seed + len(study.get_trials(deepcopy=False))
+        violations = (lambda trial: space.violations(trial.params)) if space is not None and space.constraints else None
+        study.sampler = make_sampler(self.sampler, seed, self.objectives, self.jobs > 1, violations)
+        study.pruner = make_pruner(self.pruner, self.objectives)
 
 # %% ../../nbs/tune/15_tuning.ipynb #begin
-def _begin(store: Store, study: Study, opened: OpenedNotebook | None, title: str, known: dict[str, Any], limits: dict[str, Any],
-           experiment: str | None, tags: Mapping[str, Any]) -> ActiveRun:
+def _begin(store: Store, study: Study, subject: Subject, known: dict[str, Any], limits: dict[str, Any], experiment: str | None,
+           tags: Mapping[str, Any]) -> ActiveRun:
     from mlcycle.notebooks.execute.engine import parent_in
     from mlcycle.track.begin import start
 
@@ -243,21 +222,20 @@ def _begin(store: Store, study: Study, opened: OpenedNotebook | None, title: str
     params = {"sampler": known["sampler"], "pruner": known["pruner"], "seed": known["seed"], **limits}
     active = start(f"{study.study_name}", experiment or (current.experiment if current else None), kind="study", store=store,
                    params={name: value for name, value in params.items() if value is not None},
-                   parent=current.id if current else None, cwd=opened.source.folder if opened is not None else None)
-    active.set_tags({**tags, "study": study.study_name, "tuned": title})
+                   parent=current.id if current else None, cwd=subject.opened.source.folder if subject.opened is not None else None)
+    active.set_tags({**tags, "study": study.study_name, "tuned": subject.title})
     active.log_text(json.dumps(known["space"], indent=1), "space.json")
     return active
 
 # %% ../../nbs/tune/15_tuning.ipynb #target
-def _target(target: Any, opened: OpenedNotebook | None, metrics: tuple[str, ...], jobs: int, fixed: Mapping[str, Any] | None, executor: Any,
-            store: Store, options: RunOptions, share: bool) -> Callable[[ActiveRun], Any]:  # Makes it, once there is a run
+def _target(subject: Subject, jobs: int, fixed: Mapping[str, Any] | None, executor: Any, store: Store, options: RunOptions,
+            share: bool) -> Callable[[ActiveRun], Any]:  # Makes it, once there is a run
     "Refuse what cannot be carried out."
     from mlcycle.tune.targets import FunctionTarget
 
+    opened = subject.opened
     if opened is None:
-        return lambda active: FunctionTarget(target, active, metrics, jobs, fixed)
-    from dataclasses import replace
-
+        return lambda active: FunctionTarget(subject.function, active, subject.metrics, jobs, fixed)
     from mlcycle.notebooks.sweep.executors import make_executor
     from mlcycle.tune.notebook_target import NotebookTarget
 
@@ -265,4 +243,4 @@ def _target(target: Any, opened: OpenedNotebook | None, metrics: tuple[str, ...]
     fixed = opened.checked(fixed or {})
     options = replace(options, threads=executor.threads)
     versions = executor.prepare(opened.source, store)
-    return lambda active: NotebookTarget(opened, active, metrics, executor, fixed, options, versions, share)
+    return lambda active: NotebookTarget(opened, active, subject.metrics, executor, fixed, options, versions, share)

@@ -220,13 +220,13 @@ def test_any_jupyter_client_can_have_one(project, tmp_path, monkeypatch):
 
 def test_a_warm_process_is_given_back_and_renewed(project, monkeypatch, wait_for):
     "One that nobody asks ends by itself; one from before a package was installed is not asked any more."
-    from mlcycle.notebooks.warm import pool
+    from mlcycle.notebooks.warm import imported, pool
 
-    monkeypatch.setattr(pool, "IDLE", 0.3)
+    monkeypatch.setattr(imported, "IDLE", 0.3)
     first = pool.warm_process(("json",), str(project.folder))
     assert first.report["bad"] == {}
     wait_for(lambda: first.process.poll() is not None, 10)
-    monkeypatch.setattr(pool, "IDLE", 60.0)
+    monkeypatch.setattr(imported, "IDLE", 60.0)
     second = pool.warm_process(("json",), str(project.folder))
     assert pool.warm_process(("json",), str(project.folder)) is second
     site = project.folder / "site-packages"

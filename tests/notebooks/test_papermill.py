@@ -2,6 +2,10 @@
 from __future__ import annotations
 
 import json
+import sys
+
+import psutil
+import pytest
 
 from mlcycle.store import facts
 
@@ -47,3 +51,19 @@ def test_papermill_exit_codes(project):
     assert [run.reason for run in project.runs()] == ["cell 1 took longer than 1 s", "cell 1 raised ZeroDivisionError: division by zero",
                                                       "the kernel died by SIGKILL: it was killed from outside, or the memory ran out",
                                                       "stopped before its last cell"]
+
+
+def test_the_time_for_a_kernel_to_start_is_held(project, tmp_path, monkeypatch):
+    "`--start-timeout` reaches the kernel of a run: one that never answers fails the run with that limit, and does not go on running."
+    deaf, pid = tmp_path / "kernels" / "deaf", tmp_path / "pid"
+    deaf.mkdir(parents=True)
+    program = f"import os, time; open({str(pid)!r}, 'w').write(str(os.getpid())); time.sleep(3600)"
+    (deaf / "kernel.json").write_text(json.dumps({"argv": [sys.executable, "-c", program], "display_name": "d", "language": "python"}))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    project.write("print('never')", kernelspec={"name": "deaf", "display_name": "d"}, language_info={"name": "python"})
+    done = project.papermill("train.ipynb", "out.ipynb", "--start-timeout", "2")
+    assert done.returncode == 1 and "respond in 2 seconds" in done.stderr
+    (run,) = project.runs()
+    assert run.status == "failed" and run.reason.startswith("the kernel did not start") and "2 seconds" in run.reason
+    with pytest.raises(psutil.NoSuchProcess):
+        psutil.Process(int(pid.read_text())).cmdline()

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
-from mlcycle.notebooks.warm.wire import Gone, receive, send
+from mlcycle.notebooks.warm.wire import Gone, pair, receive, send
 from mlcycle.store import query, runs
 from mlcycle.store.connect import open_store
 
@@ -313,6 +314,155 @@ def test_it_ends_when_nobody_asks(own_shell: Shell, wait_for: Callable[..., Any]
     wait_for(lambda: list(Path(own_shell.runtime).rglob("*.json")))
     wait_for(lambda: not list(Path(own_shell.runtime).rglob("*.s")))
     assert own_shell.mlcycle("run", "show.ipynb")[0] == 0
+
+
+def test_it_ends_when_memory_is_short(own_shell: Shell, wait_for: Callable[..., Any]) -> None:
+    "A process that waits gives its memory back: with a bound that no machine keeps it is gone at its first look, with one that all keep it stays."
+    program = "from mlcycle.notebooks.warm.waiting_start import start_waiting; print(start_waiting([]))"
+
+    def start(scarce: str) -> int:
+        env = {**own_shell.env, "MLCYCLE_WARM_SCARCE": scarce}
+        return int(subprocess.run([sys.executable, "-c", program], cwd=own_shell.folder, env=env, check=True, capture_output=True, text=True).stdout)
+
+    pid = start("2")
+    wait_for(lambda: has_ended(pid))
+    assert own_shell.states() == [] and not list(Path(own_shell.runtime).rglob("*.s"))
+    pid = start("0")
+    wait_for(lambda: [state["pid"] for state in own_shell.states()] == [pid])
+
+
+def has_ended(pid: int) -> bool:
+    "Whether a process is gone, or waits for a parent that collects it."
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+
+
+LONG_LIFE = {
+    "a warm process of its own": "from mlcycle.notebooks.warm.pool import warm_process\nprocess = warm_process(('json',))\npid = process.process.pid",
+    "a waiting process": "from mlcycle.notebooks.warm.waiting_start import start_waiting\npid = start_waiting([])",
+}
+
+
+@pytest.mark.parametrize("what", LONG_LIFE)
+def test_a_long_process_collects_what_has_ended(own_shell: Shell, what: str, wait_for: Callable[..., Any]) -> None:
+    "A process that ends on its own, as after its idle time, does not stay as a zombie of JupyterLab's kernel until that asks for another one."
+    program = f"{LONG_LIFE[what]}\nprint(pid, flush=True)\ninput()"
+    with subprocess.Popen([sys.executable, "-c", program], cwd=own_shell.folder, env={**own_shell.env, "MLCYCLE_WARM": "true"}, text=True,
+                          stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        pid = int(parent.stdout.readline())
+        assert psutil.Process(pid).ppid() == parent.pid
+        os.kill(pid, signal.SIGKILL)
+        wait_for(lambda: not psutil.pid_exists(pid))
+        assert parent.poll() is None
+        parent.stdin.write("\n")
+
+
+def test_the_waiting_process_collects_its_warm_processes(own_shell: Shell, wait_for: Callable[..., Any]) -> None:
+    "The same for what the waiting process itself has started; the next run starts another."
+    waiting = own_shell.ready()
+    warm, = psutil.Process(waiting["pid"]).children()
+    warm.kill()
+    wait_for(lambda: not psutil.pid_exists(warm.pid))
+    assert own_shell.states()[0]["imports"] == []
+    assert warm_parent(own_shell.shown()[0]) == waiting["pid"]
+
+
+AS_NOBODY = """
+import os, socket, sys
+from mlcycle.notebooks.warm.wire import Gone, pair, receive, send
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+"""
+ASK = AS_NOBODY + """
+connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+connection.connect(sys.argv[1])
+try:
+    send(connection, {"token": sys.argv[2], "do": "status"})
+    print(receive(connection, 60))
+except Gone:
+    print("refused")
+"""
+LISTEN = AS_NOBODY + """
+listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+listener.bind(sys.argv[1])
+os.chmod(sys.argv[1], 0o777)
+listener.listen()
+print("listens", flush=True)
+connection, _ = listener.accept()
+try:
+    print(receive(connection, 60))
+except Gone:
+    print("nothing came")
+"""
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
+
+
+@as_root
+def test_another_user_is_not_answered(own_shell: Shell) -> None:
+    "Who reaches the socket and has the token is refused all the same, where the process belongs to another user."
+    own_shell.ready()
+    path = next(Path(own_shell.runtime).rglob("*.s"))
+    token = json.loads(path.with_suffix(".json").read_text())["token"]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as same_user:
+        same_user.connect(str(path))
+        send(same_user, {"token": token, "do": "status"})
+        assert "pid" in receive(same_user, 60)[0]
+    modes = {each: each.stat().st_mode for each in (Path(own_shell.runtime), path.parent, path)}
+    for each in modes:
+        each.chmod(0o777)
+    try:
+        done = subprocess.run([sys.executable, "-c", ASK, str(path), token], capture_output=True, text=True)
+    finally:
+        for each, mode in modes.items():
+            each.chmod(mode)
+    assert (done.returncode, done.stdout.strip()) == (0, "refused"), done.stderr
+
+
+@as_root
+def test_a_process_of_another_user_is_told_nothing(own_shell: Shell) -> None:
+    "A command that finds another user's process in the place of its own does not even send its token."
+    from mlcycle.notebooks.warm.waiting_client import ask_waiting
+
+    folder = Path(own_shell.runtime)
+    folder.chmod(0o777)
+    with subprocess.Popen([sys.executable, "-c", LISTEN, str(folder / "s")], text=True, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline().strip() == "listens"
+        assert ask_waiting({"socket": str(folder / "s"), "token": "secret"}, {"do": "status"}, timeout=60) is None
+        assert other.stdout.readline().strip() == "nothing came"
+
+
+SERVE = "import os, socket, sys\nfrom mlcycle.notebooks.warm.forking import serve\nserve(socket.socket(fileno=int(sys.argv[1])))\nos._exit(5)"
+
+
+@as_root
+def test_a_checkpoint_forks_for_its_user_only() -> None:
+    "A kept checkpoint holds a run's variables: another user who reaches its socket gets no fork of it."
+    ours, theirs = pair()
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder, subprocess.Popen([sys.executable, "-c", SERVE, str(theirs.fileno())],
+                                                                             pass_fds=[theirs.fileno()]):
+        theirs.close()
+        path = Path(folder) / "place" / "s"
+        path.parent.mkdir()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+            listener.bind(str(path))
+            listener.listen()
+            send(ours, {"listen": str(path), "until": time.time() + 600}, (listener.fileno(),))
+        for each in (Path(folder), path.parent, path):
+            each.chmod(0o777)
+        done = subprocess.run([sys.executable, "-c", ASK, str(path), "none"], capture_output=True, text=True)
+        assert (done.returncode, done.stdout.strip()) == (0, "refused"), done.stderr
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as same_user:
+            same_user.connect(str(path))
+            channel, given = pair()
+            send(same_user, "fork", (given.fileno(), 0, 1, 2))
+            given.close()
+            messages = [receive(channel, 60), receive(channel, 60)]
+            assert [list(message) for message, _ in messages] == [["pid"], ["exit"]] and messages[1][0]["exit"] == 5
+            for fd in messages[0][1]:
+                os.close(fd)
+            channel.close()
+        send(ours, "end")
+    ours.close()
 
 
 def test_strangers_are_refused(own_shell: Shell) -> None:

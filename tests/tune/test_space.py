@@ -22,7 +22,8 @@ from mlcycle.tune.spaces.domains import Domain, reading
 from mlcycle.tune.spaces.domains import range_of as checked_range
 from mlcycle.tune.spaces.expressions import Expression
 from mlcycle.tune.spaces.files import parse_options, read_space
-from mlcycle.tune.spaces.space import Constraint, Dimension, Space
+from mlcycle.tune.spaces.dimensions import Constraint, Dimension
+from mlcycle.tune.spaces.space import Space
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 FEW = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])

@@ -85,7 +85,7 @@ def test_no_sampler_runs_what_a_constraint_forbids(local: Store, sampler: str) -
 
 def test_hopeless_constraints_are_given_up(local: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     "A constraint that next to nothing meets ends the study with its text, not in a loop for ever."
-    monkeypatch.setattr("mlcycle.tune.session._HOPELESS", 40)
+    monkeypatch.setattr("mlcycle.tune.asking._HOPELESS", 40)
     with pytest.raises(UsageError, match=r"x \* x < 0.0000001"):
         tune(parabola, {"x": "uniform(1, 2)", "y": "uniform(0, 1)", "constraints": ["x * x < 0.0000001 + y * 0"]}, sampler="random", trials=3,
              store=local)

@@ -20,7 +20,7 @@ from .annotations import Kind, kind_of
 from .line import as_code, is_declaration
 
 # %% auto #0
-__all__ = ['Parameter', 'Parameters', 'tagged', 'declaring', 'parameters_of', 'infer']
+__all__ = ['Parameter', 'in_one_line', 'Parameters', 'tagged', 'declaring', 'parameters_of', 'infer']
 
 # %% ../../../nbs/notebooks/params/04_declared.ipynb #parameter
 @dataclass(frozen=True, slots=True)
@@ -44,6 +44,23 @@ class Parameter:
         "Whether it has no default and must be given."
         return not self.source
 
+    @property
+    def default_in_one_line(self) -> str:
+        "Its default as code on one line, without its comments."
+        return in_one_line(self.source)
+
+# %% ../../../nbs/notebooks/params/04_declared.ipynb #one-line
+def in_one_line(
+    source: str,  # An expression
+) -> str:
+    "An expression on one line; the words of one that is not Python."
+    if "\n" not in source:
+        return source
+    try:
+        return ast.unparse(ast.parse(source.strip(), mode="eval"))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return " ".join(source.split())
+
 # %% ../../../nbs/notebooks/params/04_declared.ipynb #listing
 class Parameters(tuple):
     "The parameters of one notebook, in their order."
@@ -66,7 +83,7 @@ class Parameters(tuple):
 
     def result(self) -> Result:
         "The result that a command shows: a table, or JSON for machines."
-        rows = [(p.name, p.type or "any", "(required)" if p.required else p.source, p.help) for p in self]
+        rows = [(p.name, p.type or "any", "(required)" if p.required else p.default_in_one_line, p.help) for p in self]
         empty = "No parameters. Tag the cell that assigns them `parameters`, or write %params lr=0.1 in one."
         return Result(self.json(), [Table(("name", "type", "default", "help"), rows, empty=empty)])
 

@@ -48,8 +48,8 @@ def misfit(
         wider = f"{parameter.type} | None"
     elif parameter.type == "int" and isinstance(value, float):
         wider = "float"
-    return (f"{text} (its type is that of its default, {parameter.source}; "
-            f"write `{parameter.name}: {wider} = {parameter.source}` to allow others)")
+    return (f"{text} (its type is that of its default, {parameter.default_in_one_line}; "
+            f"write `{parameter.name}: {wider} = {parameter.default_in_one_line}` to allow others)")
 
 # %% ../../../nbs/notebooks/params/05_values.ipynb #refuse
 def _refuse(problems: Iterable[str]) -> None:

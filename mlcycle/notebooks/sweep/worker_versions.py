@@ -7,20 +7,13 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any
 
+from ...import_folders import distributions_by_module
 from ..document.imports import imported_modules
 
 # %% auto #0
 __all__ = ['needed', 'have', 'differences']
-
-# %% ../../../nbs/notebooks/sweep/08_worker_versions.ipynb #distributions
-@lru_cache(maxsize=1)
-def _distributions(fingerprint: Any) -> dict[str, list[str]]:
-    from importlib.metadata import packages_distributions
-
-    return dict(packages_distributions())
 
 # %% ../../../nbs/notebooks/sweep/08_worker_versions.ipynb #versions
 def needed(
@@ -29,10 +22,7 @@ def needed(
     "The versions here of Python, of mlcycle and of the distributions that a notebook imports."
     from importlib.metadata import version
 
-    from mlcycle.track.capture.distributions import fingerprint
-
-    by_module = _distributions(fingerprint())
-    names = {"mlcycle", *(each for module in imported_modules(nb) for each in by_module.get(module, ()))}
+    names = {"mlcycle", *(each for module in imported_modules(nb) for each in distributions_by_module().get(module, ()))}
     python_version = {"python": ".".join(platform.python_version_tuple()[:2])}
     return python_version | {name: version(name) for name in sorted(names)}
 

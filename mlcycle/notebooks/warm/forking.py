@@ -11,18 +11,17 @@ import math
 import os
 import select
 import shutil
-import signal
 import socket
-import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from .wire import Gone, receive, send
+from .forks import Forks, kill_group
+from .wire import Gone, is_same_user, receive
 
 # %% auto #0
-__all__ = ['ForkRequest', 'kill_group', 'serve', 'freeze_memory']
+__all__ = ['ForkRequest', 'serve', 'freeze_memory']
 
 # %% ../../../nbs/notebooks/warm/06_forking.ipynb #birth
 @dataclass(frozen=True, slots=True)
@@ -30,18 +29,6 @@ class ForkRequest:
     "The channel and streams that a forked process is to use."
     channel: socket.socket   # To the run that it belongs to
     streams: tuple[int, ...]  # Standard input, output and error
-
-# %% ../../../nbs/notebooks/warm/06_forking.ipynb #kill-group
-def kill_group(
-    pid: int,  # A process that leads its own group
-) -> None:
-    "Kill a process and the processes it has started."
-    for kill in (os.killpg, os.kill):
-        try:
-            kill(pid, signal.SIGKILL)
-            return
-        except OSError:  # it is gone, or has not made its group yet
-            continue
 
 # %% ../../../nbs/notebooks/warm/06_forking.ipynb #serve
 def serve(
@@ -58,51 +45,6 @@ def serve(
             if request is not None:
                 return request
 
-# %% ../../../nbs/notebooks/warm/06_forking.ipynb #kernels
-class _Kernels:
-    "The kernels that were forked from this process, each watched by its channel and its pidfd."
-
-    def __init__(self, poller: select.poll):
-        self.poller = poller
-        self.processes: dict[int, tuple[socket.socket, int]] = {}  # Number of a process to its channel and its pidfd
-        self.fds: dict[int, int] = {}                              # Descriptor of a channel or pidfd to the number of its process
-
-    def watch(self, pid: int, descriptors: list[int]) -> None:
-        "Watch a kernel that was forked, and tell its owner the number of its process."
-        for fd in descriptors[1:]:
-            os.close(fd)
-        channel = socket.socket(fileno=descriptors[0])
-        pidfd = os.pidfd_open(pid)
-        self.processes[pid] = (channel, pidfd)
-        self.fds[channel.fileno()] = self.fds[pidfd] = pid
-        self.poller.register(channel, select.POLLRDHUP)  # messages on it are for the kernel
-        self.poller.register(pidfd, select.POLLIN)
-        with contextlib.suppress(Gone):  # the poller reports it too
-            send(channel, {"pid": pid}, (pidfd,))
-
-    def remove(self, fd: int) -> None:
-        "Collect a kernel that has ended, or kill one whose owner is gone; report its exit code."
-        pid = self.fds[fd]
-        channel, pidfd = self.processes.pop(pid)
-        if fd != pidfd:
-            kill_group(pid)
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        if code < 0:
-            kill_group(pid)  # a killed run leaves no children behind
-        with contextlib.suppress(Gone):
-            send(channel, {"exit": code})
-        for watched in (channel.fileno(), pidfd):
-            self.poller.unregister(watched)
-            del self.fds[watched]
-        channel.close()
-        os.close(pidfd)
-
-    def close_in_fork(self) -> None:
-        "In a fork: close the descriptors of all other kernels."
-        for channel, pidfd in self.processes.values():
-            channel.close()
-            os.close(pidfd)
-
 # %% ../../../nbs/notebooks/warm/06_forking.ipynb #waiting-waiting
 class _ForkLoop:
     "The descriptors that a waiting process watches, and what it does when one is ready."
@@ -111,7 +53,7 @@ class _ForkLoop:
         self.idle, self.at_end = idle, at_end
         self.poller = select.poll()
         self.controls: dict[int, socket.socket] = {}  # By descriptor
-        self.kernels = _Kernels(self.poller)
+        self.kernels = Forks(self.poller)
         self.held_channels: list[int] = []  # Owners' ends of channels, for kernels that go on without their owner
         self.listener: socket.socket | None = None
         self.path, self.until = "", math.inf
@@ -169,8 +111,7 @@ class _ForkLoop:
 
     def accept_connection(self) -> None:
         connection, _ = self.listener.accept()
-        _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
-        if uid == os.getuid():
+        if is_same_user(connection):
             self.add_control(connection)
         else:
             connection.close()

@@ -6,144 +6,22 @@
 from __future__ import annotations
 
 import atexit
-import functools
 import os
-import select
 import socket
-import subprocess
 import sys
 import threading
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from .process import ForkedKernel, NotForked, fork_kernel
-from .state import installed_state, read_early
+from .collecting import collect_when_ended
+from .imported import SharedProcess, WarmProcess
+from .process import NotForked
+from .state import read_early
 from .variables import kept_variables, missing_names
-from .wire import Gone, pair, receive, send
 
 # %% auto #0
-__all__ = ['IDLE', 'POOL_SIZE', 'WarmProcess', 'SharedProcess', 'warm_process', 'own_imports', 'close_all']
-
-# %% ../../../nbs/notebooks/warm/11_pool.ipynb #warm-constants
-IDLE = 300.0  # Seconds without a kernel after which a warm process ends
-
-# %% ../../../nbs/notebooks/warm/11_pool.ipynb #warm
-class WarmProcess:
-    "A process with a notebook's imports done."
-
-    def __init__(
-        self,
-        imports: tuple[str, ...],  # What to import, as `warmable` gives it
-        folder: str,               # Where it is imported
-        env: Mapping[str, str],    # Environment that imports may read
-        idle: float | None = None,  # Seconds without a kernel after which it ends; `IDLE` by default
-        record: int | None = None,  # Descriptor of a file that gets the names of variables that imports ask for
-    ):
-        self.imports = imports
-        self.installed = installed_state()
-        self.control, theirs = pair()
-        self._lock = threading.Lock()
-        program = "from mlcycle.notebooks.warm.server import main; main()"
-        if record is not None:
-            program = f"from mlcycle.notebooks.warm.variables import record_names; record_names({record}); {program}"
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", program, str(theirs.fileno())], cwd=folder,
-            pass_fds=[theirs.fileno(), *([] if record is None else [record])],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-            env={**read_early(env), "PYDEVD_DISABLE_FILE_VALIDATION": "1"})
-        theirs.close()
-        send(self.control, {"imports": imports, "idle": IDLE if idle is None else idle})
-
-    @functools.cached_property
-    def _report(self) -> dict[str, Any]:
-        try:
-            return receive(self.control, 300)[0]
-        except (Gone, TimeoutError) as e:
-            self.process.kill()
-            self.process.wait()
-            raise NotForked("the warm process ended while it imported") from e
-
-    @property
-    def report(self) -> dict[str, Any]:  # `bad` imports, `problems` that forbid a fork, local `files`
-        "What the process reports about its imports; waits until they are done. Raises `NotForked`."
-        with self._lock:
-            return self._report
-
-    def current(self) -> bool:
-        "Whether a process started now would import the same."
-        if self.process.poll() is not None or installed_state() != self.installed:
-            return False
-        if "_report" not in self.__dict__:  # its imports are not done yet
-            return True
-        try:
-            return _unchanged(self.report["files"])
-        except NotForked:
-            return False
-
-    def fork(
-        self,
-        request: dict[str, Any],  # See `fork_kernel`
-        streams: tuple[int, int, int],  # Standard input, output and error
-        timeout: float = 60,      # Seconds for the kernel to get ready
-    ) -> ForkedKernel:
-        "Fork a kernel from this process. Raises `NotForked`."
-        return fork_kernel(self.control, request, streams, timeout)
-
-    def retire(self) -> None:
-        "Let the process end with its last kernel."
-        try:
-            send(self.control, "retire")
-        except Gone:
-            self.process.poll()
-
-    def close(self) -> None:
-        "End the process and its kernels."
-        self.control.close()
-        try:
-            self.process.wait(5)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-
-# %% ../../../nbs/notebooks/warm/11_pool.ipynb #unchanged
-def _unchanged(files: Mapping[str, list[int]]) -> bool:
-    "Whether the modules of the project are as they were when they were imported."
-    try:
-        return all([(info := os.stat(path)).st_mtime_ns, info.st_size] == state for path, state in files.items())
-    except OSError:
-        return False
-
-# %% ../../../nbs/notebooks/warm/11_pool.ipynb #shared
-class SharedProcess:
-    "A warm process that a waiting process has started, for this process and others."
-
-    def __init__(
-        self,
-        control: socket.socket,     # A copy of its control channel
-        report: dict[str, Any],     # What it reports about its imports
-        imports: tuple[str, ...],   # What it has imported
-    ):
-        self.control, self.report, self.imports = control, report, imports
-        self.installed = installed_state()
-
-    def current(self) -> bool:
-        "Whether a process started now would import the same."
-        gone = select.select([self.control], [], [], 0)[0]  # it sends nothing more, so this is its end
-        return not gone and installed_state() == self.installed and _unchanged(self.report["files"])
-
-    def fork(
-        self,
-        request: dict[str, Any],  # See `fork_kernel`
-        streams: tuple[int, int, int],  # Standard input, output and error
-        timeout: float = 60,      # Seconds for the kernel to get ready
-    ) -> ForkedKernel:
-        "Fork a kernel from this process. Raises `NotForked`."
-        return fork_kernel(self.control, request, streams, timeout)
-
-    def close(self) -> None:
-        "Use the process no more."
-        self.control.close()
+__all__ = ['POOL_SIZE', 'warm_process', 'own_imports', 'close_all']
 
 # %% ../../../nbs/notebooks/warm/11_pool.ipynb #ask-shared
 def _ask_shared(imports: tuple[str, ...], folder: str, env: Mapping[str, str]) -> SharedProcess | None:
@@ -246,6 +124,7 @@ def _get_process(key: tuple[Any, ...], imports: tuple[str, ...], folder: str, en
                 oldest.retire()
                 _retired.append(oldest)
             process = WarmProcess(imports, folder, env)
+            collect_when_ended(process.process)
         _imported[key] = imports
         _pool[key] = process  # last in the pool, so that it is the last one to be retired
         return process

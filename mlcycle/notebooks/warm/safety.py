@@ -15,9 +15,10 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 # %% auto #0
-__all__ = ['unknown_threads', 'open_connections', 'drop_sockets', 'gpu']
+__all__ = ['not_needed_in_fork', 'unknown_threads', 'open_connections', 'drop_sockets', 'gpu']
 
 # %% ../../../nbs/notebooks/warm/03_safety.ipynb #threads
 _TASKS = Path("/proc/self/task")
@@ -56,11 +57,14 @@ def _pools() -> int:
     return allowed
 
 # %% ../../../nbs/notebooks/warm/03_safety.ipynb #unknown
+not_needed_in_fork: WeakSet[threading.Thread] = WeakSet()  # Python threads of mlcycle that do nothing which a fork would miss
+
+
 def unknown_threads(
     restarted: Collection[threading.Thread] = (),  # Python threads that the caller starts again in a fork, besides the present one
 ) -> list[str]:  # A description of each; empty when a fork is safe
     "The threads of this process that would be missing in a fork."
-    expected = {threading.current_thread(), *restarted}
+    expected = {threading.current_thread(), *restarted, *not_needed_in_fork}
     reasons = [f"a thread {thread.name!r}" for thread in threading.enumerate() if thread not in expected]
     strangers, surplus = _native_threads()
     reasons += [f"{count} × {name}" if " " in name else f"{count} threads of {name or 'a library'}" for name, count in strangers.items()]

@@ -5,10 +5,13 @@
 # %% ../../../nbs/notebooks/warm/17_state.ipynb #imports
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import sys
 from collections.abc import Iterable, Mapping
+
+from ...import_folders import folder_times, import_folders
 
 # %% auto #0
 __all__ = ['read_early', 'installed_state', 'mlcycle_folder', 'code_state']
@@ -29,20 +32,17 @@ _PACKAGES = ("site-packages", "dist-packages")
 
 
 def installed_state(
-    paths: Iterable[str] | None = None,  # Folders that are imported from; `sys.path` by default
+    paths: Iterable[str] | None = None,  # Folders; those that are imported from by default
 ) -> str:  # A digest that changes when packages are installed, removed or updated
     "A digest of Python's version, of the folders that are imported from, and of the installed packages."
     digest = hashlib.sha256(sys.version.encode())
-    for path in sys.path if paths is None else paths:
-        try:
-            digest.update(f"{path}:{os.stat(path or '.').st_mtime_ns}".encode())
-            if path.endswith(_PACKAGES):
-                with os.scandir(path) as entries:
-                    for entry in sorted(entries, key=lambda entry: entry.name):
-                        if entry.name.endswith((".dist-info", ".egg-link", ".pth", ".egg-info")):
-                            digest.update(f"{entry.name}:{entry.stat().st_mtime_ns}".encode())
-        except OSError:
-            continue
+    for path, time in folder_times(paths):
+        digest.update(f"{path}:{time}".encode())
+        if path.endswith(_PACKAGES):
+            with contextlib.suppress(OSError), os.scandir(path) as entries:
+                for entry in sorted(entries, key=lambda entry: entry.name):
+                    if entry.name.endswith((".dist-info", ".egg-link", ".pth", ".egg-info")):
+                        digest.update(f"{entry.name}:{entry.stat().st_mtime_ns}".encode())
     return digest.hexdigest()
 
 # %% ../../../nbs/notebooks/warm/17_state.ipynb #source
@@ -55,7 +55,7 @@ def mlcycle_folder() -> str:  # A path without links
 
 def code_state() -> str:  # A digest that changes with any installed package and any file of mlcycle
     "A digest of the installed packages and of mlcycle's own files."
-    digest = hashlib.sha256(installed_state(path for path in sys.path if path.endswith(_PACKAGES)).encode())
+    digest = hashlib.sha256(installed_state(path for path in import_folders() if path.endswith(_PACKAGES)).encode())
     for folder, folders, names in os.walk(mlcycle_folder()):
         folders[:] = sorted(name for name in folders if name != "__pycache__")
         for name in sorted(names):

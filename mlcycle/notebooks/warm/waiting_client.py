@@ -11,13 +11,12 @@ import os
 import select
 import signal
 import socket
-import struct
 import sys
 from types import FrameType
 from typing import Any
 
 from .waiting_place import find_entry
-from .wire import Gone, pair, receive, send
+from .wire import Gone, is_same_user, pair, receive, send
 
 # %% auto #0
 __all__ = ['ENV_WARM', 'may_wait', 'ask_waiting', 'run_in_waiting', 'leave']
@@ -72,8 +71,7 @@ def _connect(path: str) -> socket.socket | None:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         connection.connect(path)
-        _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
-        if uid == os.geteuid():
+        if is_same_user(connection):
             return connection
     except OSError:
         pass

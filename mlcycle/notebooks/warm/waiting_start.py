@@ -16,14 +16,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...errors import UsageError
+from .collecting import collect_when_ended
 from .state import code_state, mlcycle_folder
 from .variables import kept_variables
 from .waiting_client import ask_waiting, may_wait
+from .waiting_end import SCARCE
 from .waiting_place import is_private, place_name, project_folder, read_entry, waiting_folder
 
 # %% auto #0
-__all__ = ['COMMAND', 'IDLE', 'ENV_IDLE', 'installed_modules', 'start_waiting', 'leave_waiting', 'waiting_processes',
-           'stop_waiting']
+__all__ = ['COMMAND', 'IDLE', 'ENV_IDLE', 'ENV_SCARCE', 'installed_modules', 'start_waiting', 'leave_waiting',
+           'waiting_processes', 'stop_waiting']
 
 # %% ../../../nbs/notebooks/warm/23_waiting_start.ipynb #modules
 def installed_modules() -> list[str]:  # In the order in which they were imported
@@ -43,7 +45,7 @@ COMMAND = "mlcycle.ui.command_line:run_command"  # Runs a command line
 _NEEDED = ("mlcycle.ui.command_line", "mlcycle.ui.commands.notebooks", "mlcycle.notebooks.execute.runner", "mlcycle.notebooks.execute.engine",
            "mlcycle.store.connect", "mlcycle.track.current", "mlcycle.notebooks.warm.provisioner")  # What each run imports, and what these import
 IDLE = 600.0  # Seconds without a command after which a waiting process ends
-ENV_IDLE = "MLCYCLE_WARM_IDLE"  # Other seconds, for tests
+ENV_IDLE, ENV_SCARCE = "MLCYCLE_WARM_IDLE", "MLCYCLE_WARM_SCARCE"  # Other seconds, and another part of the memory, for tests
 _PROGRAM = """
 import json, os, sys
 config = json.load(sys.stdin)
@@ -75,12 +77,13 @@ def start_waiting(
         if ask_waiting(present, {"do": "status" if entry["code"] == code else "stop"}) is not None and entry["code"] == code:
             return None
     config = {"command": COMMAND, "place": place, "token": secrets.token_hex(16), "project": project, "code": code, "env": env, "path": sys.path,
-              "idle": float(os.environ.get(ENV_IDLE) or IDLE), "modules": [*_NEEDED, *modules], "imports": imports}
+              "idle": float(os.environ.get(ENV_IDLE) or IDLE), "scarce": float(os.environ.get(ENV_SCARCE) or SCARCE),
+              "modules": [*_NEEDED, *modules], "imports": imports}
     process = subprocess.Popen([sys.executable, "-c", _PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                                start_new_session=True, cwd="/", env={**env, "PYDEVD_DISABLE_FILE_VALIDATION": "1"})
     with process.stdin as pipe:
         pipe.write(json.dumps(config).encode())
-    process.returncode = 0  # it goes on when this process ends, so Python has nothing to warn of
+    collect_when_ended(process)
     return process.pid
 
 # %% ../../../nbs/notebooks/warm/23_waiting_start.ipynb #leave

@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 import json
+import os
 import select
 import socket
+import struct
 from typing import Any
 
 # %% auto #0
-__all__ = ['LARGEST', 'Gone', 'pair', 'send', 'receive']
+__all__ = ['LARGEST', 'Gone', 'pair', 'send', 'receive', 'is_same_user']
 
 # %% ../../../nbs/notebooks/warm/02_wire.ipynb #errors
 LARGEST = 150_000  # Bytes of one packet; the limit of Linux is a little above
@@ -55,3 +57,11 @@ def receive(
     if not data:
         raise Gone("the other end was closed")
     return json.loads(data), list(files)
+
+# %% ../../../nbs/notebooks/warm/02_wire.ipynb #same-user
+def is_same_user(
+    connection: socket.socket,  # A connection, on either side
+) -> bool:
+    "Whether the process at the other end belongs to this process's user."
+    _, uid, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    return uid == os.geteuid()

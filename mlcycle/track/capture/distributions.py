@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import sys
 import time
 from dataclasses import dataclass
 
+from ...import_folders import folder_times
+
 # %% auto #0
-__all__ = ['Distribution', 'fingerprint', 'installed', 'without_credentials', 'origin', 'entry_points']
+__all__ = ['Distribution', 'installed', 'without_credentials', 'origin', 'entry_points']
 
 # %% ../../../nbs/track/capture/01_distributions.ipynb #distribution
 @dataclass(frozen=True, slots=True)
@@ -49,31 +50,25 @@ _SETTLED = 0.1 * 1e9  # Nanoseconds after which a folder's modification time tel
 _listings: dict[str, tuple[int, tuple[Distribution, ...]]] = {}  # Folder to its modification time and distributions
 
 
-def _listing(folder: str) -> tuple[int, tuple[Distribution, ...]]:
-    "A folder's modification time and distributions; (0, ()) for one that is missing, a zip file or unreadable."
+def _listing(folder: str, modified: int) -> tuple[Distribution, ...]:
+    "The distributions in a folder; none in a zip file, or where it cannot be read."
+    if (cached := _listings.get(folder)) and cached[0] == modified:
+        return cached[1]
     try:
-        modified = os.stat(folder).st_mtime_ns
-        if (cached := _listings.get(folder)) and cached[0] == modified:
-            return cached
         entries = sorted(entry for entry in os.listdir(folder) if entry.endswith("-info"))
     except OSError:
-        return 0, ()
-    listing = modified, tuple(d for entry in entries if (d := _from_name(folder, entry)))
+        return ()
+    distributions = tuple(d for entry in entries if (d := _from_name(folder, entry)))
     if time.time_ns() - modified > _SETTLED:
-        _listings[folder] = listing
-    return listing
-
-# %% ../../../nbs/track/capture/01_distributions.ipynb #scan
-def fingerprint() -> tuple:  # Equal as long as nothing was installed, upgraded or removed
-    "The folders on `sys.path` with their modification times."
-    return tuple((folder, _listing(folder)[0]) for folder in dict.fromkeys(p or os.getcwd() for p in sys.path))
+        _listings[folder] = modified, distributions
+    return distributions
 
 # %% ../../../nbs/track/capture/01_distributions.ipynb #installed
 def installed() -> list[Distribution]:  # Sorted by name; of two with the same name, the one that is imported
     "Every distribution on `sys.path`."
     by_name: dict[str, Distribution] = {}
-    for folder in dict.fromkeys(p or os.getcwd() for p in sys.path):
-        for distribution in _listing(folder)[1]:
+    for folder, modified in folder_times():
+        for distribution in _listing(folder, modified):
             by_name.setdefault(distribution.name, distribution)
     return sorted(by_name.values(), key=lambda d: d.name)
 
@@ -109,14 +104,14 @@ def origin(
         return {}
 
 # %% ../../../nbs/track/capture/01_distributions.ipynb #entries
-_entries: dict[str, tuple[tuple, list[tuple[str, str, str]]]] = {}  # Group to a fingerprint and the entry points at it
+_entries: dict[str, tuple[tuple, list[tuple[str, str, str]]]] = {}  # Group to the times of the folders, and the entry points at them
 
 
 def entry_points(
     group: str,  # Name of the group, such as `mlcycle.capture`
 ) -> list[tuple[str, str, str]]:  # Name, `module:attribute`, and the distribution that registers it
     "The entry points that installed distributions register in a group; read again when something is installed."
-    now = fingerprint()
+    now = folder_times()
     if (cached := _entries.get(group)) and cached[0] == now:
         return cached[1]
     entries = [(*entry, d.name) for d in installed() for entry in _read_entries(d.path, group)]

@@ -10,7 +10,8 @@ import os
 import sys
 import sysconfig
 
-from .distributions import fingerprint, installed, origin
+from ...import_folders import folder_times
+from .distributions import installed, origin
 from .providers import CaptureContext, Captured
 
 # %% auto #0
@@ -44,14 +45,14 @@ def document() -> tuple[bytes, int]:  # JSON, sorted and indented so that two of
     return (lines + "\n").encode(), len(distributions)
 
 # %% ../../../nbs/track/capture/06_environment.ipynb #capture
-_latest: list[tuple[tuple, Captured]] = []  # The last fingerprint and the result at it
+_latest: list[tuple[tuple, Captured]] = []  # Times of the folders that are imported from, and the last result at them
 
 
 def capture(
     context: CaptureContext,  # The run
 ) -> Captured:                # Python, platform, and the document with the rest
     "Record the environment that the run happens in."
-    now = fingerprint()
+    now = folder_times()
     if _latest and _latest[0][0] == now:
         return _latest[0][1]
     content, count = document()

@@ -12,6 +12,6 @@ __all__ = []
 
 # %% ../../../nbs/tune/spaces/99_init.ipynb #names
 __getattr__, __dir__, __all__ = lazy_names(__name__, {
-    "Space": "space", "Dimension": "space", "Domain": "domains", "read_domain": "domain_text", "read_space": "files", "to_space": "given",
+    "Space": "space", "Dimension": "dimensions", "Domain": "domains", "read_domain": "domain_text", "read_space": "files", "to_space": "given",
     "space_of": "cells",
 })

@@ -20,7 +20,8 @@ from ...notebooks.params.line import as_code, is_declaration
 from ...notebooks.params.values import misfit, unknown_name
 from .domains import Domain
 from .files import Problems
-from .space import EMPTY, Constraint, Dimension, Space, dimension
+from .dimensions import Constraint, Dimension, dimension
+from .space import EMPTY, Space
 
 # %% auto #0
 __all__ = ['space_of', 'check_against']

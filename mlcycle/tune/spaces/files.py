@@ -15,7 +15,8 @@ from ...errors import NotFoundError, UsageError
 from .domain_text import read_domain
 from .domains import Domain, choice_of, range_of, reading, typed
 from .expressions import Expression
-from .space import EMPTY, Constraint, Dimension, Space, check_name
+from .dimensions import Constraint, Dimension, check_name
+from .space import EMPTY, Space
 
 # %% auto #0
 __all__ = ['Problems', 'read_space', 'parse_options']

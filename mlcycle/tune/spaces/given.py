@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from ...errors import UsageError
 
 if TYPE_CHECKING:
-    from mlcycle.tune.spaces.space import Dimension, Space
+    from mlcycle.tune.spaces.dimensions import Dimension
+    from mlcycle.tune.spaces.space import Space
 
 # %% auto #0
 __all__ = ['to_space', 'to_dimension']
@@ -35,7 +36,7 @@ def to_space(
         case str() | Path():
             return read_space(Path(given), within)
         case Mapping():
-            from mlcycle.tune.spaces.space import Constraint
+            from mlcycle.tune.spaces.dimensions import Constraint
 
             rules = given.get("constraints", ())
             rules = [rules] if isinstance(rules, str) else rules
@@ -55,7 +56,7 @@ def to_dimension(
     from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 
     from mlcycle.tune.spaces.domains import choice_of, range_of, reading
-    from mlcycle.tune.spaces.space import Dimension, dimension
+    from mlcycle.tune.spaces.dimensions import Dimension, dimension
 
     if isinstance(value, str):
         return dimension(name, value)

@@ -8,113 +8,22 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import cached_property
 from itertools import islice, product
-from keyword import iskeyword
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 from ...display import Result, Table
 from ...errors import UsageError
-from .domain_text import read_domain
+from .combinations import combinations, in_order, number_of_combinations
+from .dimensions import Constraint, Dimension, is_given
 from .domains import Domain, domain_of
 from .expressions import Expression
 
 if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution
     from optuna.trial import BaseTrial
 
 # %% auto #0
-__all__ = ['PROBES', 'EMPTY', 'Dimension', 'dimension', 'check_name', 'Constraint', 'Space']
-
-# %% ../../../nbs/tune/spaces/04_space.ipynb #dimension
-@dataclass(frozen=True)
-class Dimension:
-    "A parameter that is varied."
-    name: str                 # Of the parameter
-    domain: Domain            # Its values
-    when: str | None = None   # Condition under which it counts, over dimensions before it
-    where: str = ""           # Where it was written: `space.yaml:3`, `-s lr=…`, `train.ipynb cell 2, line 3`
-    text: str = ""            # As written
-
-    @property
-    def distribution(self) -> BaseDistribution:
-        "Optuna's distribution."
-        return self.domain.distribution
-
-    @cached_property
-    def condition(self) -> Expression | None:
-        "The condition after `when`, parsed."
-        return None if self.when is None else Expression(self.when, f"{self.where}: {self.name}: when" if self.where else f"{self.name}: when")
-
-    def suggest(
-        self,
-        trial: BaseTrial,  # A trial of Optuna
-    ) -> Any:              # An int, a float or one of the choices
-        "The value that a trial gets."
-        distribution = self.distribution
-        if self.domain.kind == "choice":
-            return trial.suggest_categorical(self.name, distribution.choices)
-        limits = {"step": distribution.step, "log": distribution.log}
-        if self.domain.kind == "int":
-            return trial.suggest_int(self.name, distribution.low, distribution.high, **limits)
-        return self.domain.exact(trial.suggest_float(self.name, distribution.low, distribution.high, **limits))
-
-    def values(self) -> list[Any]:
-        "Its values, for a grid. Raises `UsageError` when they are endless or too many."
-        try:
-            return self.domain.values()
-        except ValueError as e:
-            example = "uniform(0, 1, step=0.1)" if self.domain.kind == "float" else "int(0, 1000, step=100)"
-            step = "" if self.domain.log else f"a step, as in {example}, or "
-            raise UsageError(f"{self.where}{': ' if self.where else ''}{self.name}: {self.text or self.domain.text}: {e}, and a grid takes each. "
-                             f"Write {step}the values themselves, {{1, 3, 10}}, or use another sampler.") from None
-
-# %% ../../../nbs/tune/spaces/04_space.ipynb #dimension-dimension
-def dimension(
-    name: str,        # Of the parameter
-    text: str,        # Its domain as written, with or without `when`
-    where: str = "",  # Where it was written
-) -> Dimension:
-    "Read one dimension. Raises `UsageError`."
-    check_name(name, where)
-    domain, when = read_domain(text, f"{where}: {name}" if where else name)
-    return Dimension(name, domain, when, where, text.strip())
-
-# %% ../../../nbs/tune/spaces/04_space.ipynb #check-name
-def check_name(
-    name: str,   # Of a parameter
-    where: str,  # Where it was written
-) -> None:
-    "Check that a name can be that of a parameter. Raises `UsageError`."
-    if not name.isidentifier() or iskeyword(name):
-        raise UsageError(f"{where}{': ' if where else ''}{name!r} is no name of a parameter. Write a name of Python, such as max_depth: int(2, 12).")
-
-# %% ../../../nbs/tune/spaces/04_space.ipynb #constraint
-@dataclass(frozen=True)
-class Constraint:
-    "An expression that must be true."
-    text: str        # As written: `depth * 2 <= leaves`
-    where: str = ""  # Where it was written
-
-    @cached_property
-    def expression(self) -> Expression:
-        "The expression, parsed."
-        return Expression(self.text, f"{self.where}: constraint" if self.where else "constraint")
-
-    def holds(
-        self,
-        params: Mapping[str, Any],  # Name to value, without those that do not count
-    ) -> bool:
-        "Whether a combination is allowed."
-        return any(name not in params for name in self.expression.names) or self.expression.holds(params)
-
-    def violation(
-        self,
-        params: Mapping[str, Any],  # Name to value, without those that do not count
-    ) -> float:                     # Up to 0 where it holds
-        "By how much a combination violates it."
-        return 0.0 if any(name not in params for name in self.expression.names) else self.expression.amount(params)
+__all__ = ['PROBES', 'EMPTY', 'check_all', 'Space']
 
 # %% ../../../nbs/tune/spaces/04_space.ipynb #checks
 PROBES = 1024  # Combinations for which an expression is evaluated when the space is made
@@ -148,6 +57,43 @@ def _check(expression: Expression, domains: Mapping[str, Domain], later: Iterabl
     if exact and results == {False}:
         raise expression.error("it is never true for the values of " + " and ".join(named), "Look at its names and values.")
 
+# %% ../../../nbs/tune/spaces/04_space.ipynb #check-all
+def check_all(
+    dimensions: Sequence[Dimension],    # In the order in which they are chosen
+    constraints: Iterable[Constraint],  # All must hold
+) -> None:
+    "Check that names differ, and that conditions and constraints can hold. Raises `UsageError`."
+    domains: dict[str, Domain] = {}
+    for each in dimensions:
+        if each.name in domains:
+            raise UsageError(f"{each.where}{': ' if each.where else ''}{each.name} is there already. Leave one of them out.")
+        if each.condition is not None:
+            _check(each.condition, domains, [other.name for other in dimensions])
+        domains[each.name] = each.domain
+    for constraint in constraints:
+        _check(constraint.expression, domains)
+
+# %% ../../../nbs/tune/spaces/04_space.ipynb #json
+def _as_data(dimensions: Iterable[Dimension], constraints: Iterable[Constraint]) -> dict[str, Any]:
+    listed = [{"name": each.name, **each.domain.json(), **({"when": each.when} if each.when else {}), "where": each.where, "text": each.text}
+              for each in dimensions]
+    return {"dimensions": listed, "constraints": [{"text": each.text, "where": each.where} for each in constraints]}
+
+
+def _from_data(data: Mapping[str, Any]) -> tuple[tuple[Dimension, ...], tuple[Constraint, ...]]:
+    fields = ("name", "when", "where", "text")  # the others are the domain's
+    dimensions = [Dimension(domain=domain_of({key: value for key, value in entry.items() if key not in fields}),
+                            **{key: entry[key] for key in fields if key in entry}) for entry in data["dimensions"]]
+    return tuple(dimensions), tuple(Constraint(**entry) for entry in data["constraints"])
+
+# %% ../../../nbs/tune/spaces/04_space.ipynb #table
+def _tables(dimensions: Iterable[Dimension], constraints: Sequence[Constraint]) -> list[Table]:
+    rows = [(each.name, each.domain.text, each.when or "", each.where) for each in dimensions]
+    tables = [Table(("parameter", "values", "when", "written in"), rows, empty="Nothing is varied.")]
+    if constraints:
+        tables.append(Table(("constraint", "written in"), [(each.text, each.where) for each in constraints]))
+    return tables
+
 # %% ../../../nbs/tune/spaces/04_space.ipynb #space
 @dataclass(frozen=True, repr=False)
 class Space:
@@ -156,15 +102,7 @@ class Space:
     constraints: tuple[Constraint, ...] = ()  # All must hold
 
     def __post_init__(self) -> None:
-        domains: dict[str, Domain] = {}
-        for dimension in self.dimensions:
-            if dimension.name in domains:
-                raise UsageError(f"{dimension.where}{': ' if dimension.where else ''}{dimension.name} is there already. Leave one of them out.")
-            if dimension.condition is not None:
-                _check(dimension.condition, domains, self.names)
-            domains[dimension.name] = dimension.domain
-        for constraint in self.constraints:
-            _check(constraint.expression, domains)
+        check_all(self.dimensions, self.constraints)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -178,15 +116,6 @@ class Space:
         "The dimension of a name."
         return next((dimension for dimension in self.dimensions if dimension.name == name), None)
 
-    def counts(
-        self,
-        dimension: Dimension,       # One of the dimensions
-        params: Mapping[str, Any],  # The values of dimensions before it
-    ) -> bool:
-        "Whether a dimension is given: its condition holds, and names only dimensions that are given."
-        condition = dimension.condition
-        return condition is None or (all(name in params for name in condition.names) and condition.holds(params))
-
     def suggest(
         self,
         trial: BaseTrial,  # A trial of Optuna
@@ -194,7 +123,7 @@ class Space:
         "The values that a trial gets."
         params: dict[str, Any] = {}
         for dimension in self.dimensions:
-            if self.counts(dimension, params):
+            if is_given(dimension, params):
                 params[dimension.name] = dimension.suggest(trial)
         return params
 
@@ -224,35 +153,11 @@ class Space:
 
     def grid(self) -> Iterator[dict[str, Any]]:
         "Every allowed combination, once; the last dimension changes fastest. Raises `UsageError` at once for a dimension without a step."
-        values = [dimension.values() for dimension in self.dimensions]
-        place = {name: i for i, name in enumerate(self.names)}
-        due: list[list[Constraint]] = [[] for _ in values]  # by the dimension after which all names of a constraint have values
-        for constraint in self.constraints:
-            due[max((place[name] for name in constraint.expression.names), default=0)].append(constraint)
-        return self._combinations(values, due)
-
-    def _combinations(self, values: list[list[Any]], due: list[list[Constraint]]) -> Iterator[dict[str, Any]]:
-        def below(i: int, params: dict[str, Any]) -> Iterator[dict[str, Any]]:
-            if i == len(values):
-                yield params
-                return
-            dimension = self.dimensions[i]
-            options = [{**params, dimension.name: value} for value in values[i]] if self.counts(dimension, params) else [params]
-            for option in options:
-                if all(constraint.holds(option) for constraint in due[i]):
-                    yield from below(i + 1, option)
-
-        return below(0, {}) if values else iter(())
+        return combinations(self.dimensions, self.constraints)
 
     def grid_size(self) -> int:
         "How many combinations the grid has. Raises `UsageError` as `grid` does."
-        dependent = {name for dim in self.dimensions if dim.condition for name in (dim.name, *dim.condition.names)}
-        dependent |= {name for constraint in self.constraints for name in constraint.expression.names}
-        independent = prod(len(dim.values()) for dim in self.dimensions if dim.name not in dependent)
-        if not dependent and not self.constraints:
-            return independent if self.dimensions else 0
-        rest = Space(tuple(dim for dim in self.dimensions if dim.name in dependent), self.constraints)
-        return independent * sum(1 for _ in rest.grid())
+        return number_of_combinations(self.dimensions, self.constraints)
 
     def extended(
         self,
@@ -260,24 +165,16 @@ class Space:
         constraints: Iterable[Constraint] = (),  # They are added
     ) -> Space:
         "A space with further dimensions and constraints. Raises `UsageError`."
-        remaining = {dim.name: dim for dim in self.dimensions} | {dim.name: dim for dim in dimensions}
-        ordered: dict[str, Dimension] = {}
-        while remaining:  # a replaced condition may name a dimension after it, which is moved before it
-            free = (dim for dim in remaining.values()
-                    if dim.name not in self.names or not dim.condition or not remaining.keys() & set(dim.condition.names))
-            following = next(free, next(iter(remaining.values())))  # conditions that name each other are refused when the space is made
-            ordered[following.name] = remaining.pop(following.name)
-        by_text = {constraint.text: constraint for constraint in [*self.constraints, *constraints]}
-        return Space(tuple(ordered.values()), tuple(by_text.values()))
+        by_name = {each.name: each for each in (*self.dimensions, *dimensions)}
+        by_text = {each.text: each for each in (*self.constraints, *constraints)}
+        return Space(in_order(by_name.values(), self.names), tuple(by_text.values()))
 
     def __or__(self, other: Space) -> Space:
         return self.extended(other.dimensions, other.constraints)
 
     def json(self) -> dict[str, Any]:
         "As plain data, which `from_json` reads back."
-        return {"dimensions": [{"name": dim.name, **dim.domain.json(), **({"when": dim.when} if dim.when else {}), "where": dim.where,
-                                "text": dim.text} for dim in self.dimensions],
-                "constraints": [{"text": constraint.text, "where": constraint.where} for constraint in self.constraints]}
+        return _as_data(self.dimensions, self.constraints)
 
     @classmethod
     def from_json(
@@ -285,18 +182,11 @@ class Space:
         data: Mapping[str, Any],  # As `json` gives it
     ) -> Space:
         "Read a space from plain data."
-        fields = ("name", "when", "where", "text")  # the others are the domain's
-        dimensions = (Dimension(domain=domain_of({k: v for k, v in entry.items() if k not in fields}), **{k: entry[k] for k in fields if k in entry})
-                      for entry in data["dimensions"])
-        return cls(tuple(dimensions), tuple(Constraint(**entry) for entry in data["constraints"]))
+        return cls(*_from_data(data))
 
     def result(self) -> Result:
         "The result that a command shows: its dimensions and constraints as tables, or JSON for machines."
-        rows = [(dim.name, dim.domain.text, dim.when or "", dim.where) for dim in self.dimensions]
-        parts = [Table(("parameter", "values", "when", "written in"), rows, empty="Nothing is varied.")]
-        if self.constraints:
-            parts.append(Table(("constraint", "written in"), [(constraint.text, constraint.where) for constraint in self.constraints]))
-        return Result(self.json(), parts)
+        return Result(self.json(), _tables(self.dimensions, self.constraints))
 
     def __repr__(self) -> str:
         return repr(self.result())

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...errors import SignatureError
+from ...registry.check import refuse_problems
 from ...registry.signatures import Column, Signature, Tensor
 
 # %% auto #0
@@ -126,20 +127,18 @@ def read_row(
     "The row that was typed into a form. Raises `SignatureError` that names every field which cannot be read."
     import pandas as pd
 
-    problems: list[str] = []
+    problems: list[tuple[str, str]] = []
     row: dict[str, Any] = {}
     form = fields(signature)
     for field in form:
         try:
             row[field.name] = _value(field, values.get(field.name))
         except ValueError as e:
-            problems.append(f"{field.name}: {e}")
+            problems.append((field.name, str(e)))
             continue
         if row[field.name] is None and not field.nullable and field.kind != "json":
-            problems.append(f"{field.name}: empty, and the model takes no nulls there")
-    if problems:
-        count = f"{len(problems)} problems" if len(problems) > 1 else "1 problem"
-        raise SignatureError(f"The row does not fit the model's signature, {count}:\n" + "\n".join(f"- {problem}" for problem in problems))
+            problems.append((field.name, "empty, and the model takes no nulls there"))
+    refuse_problems(problems, "row")
     if not isinstance(signature.inputs, Tensor):
         return pd.DataFrame({column.name: pd.Series([row[str(column.name)]], dtype=_dtype(column, row[str(column.name)]))
                              for column in signature.columns})
@@ -165,18 +164,12 @@ def _dtype(column: Column, value: Any) -> str | None:
 
 # %% ../../../nbs/ui/widgets/12_forms.ipynb #problems
 def problems(
-    error: Exception,    # A `SignatureError`
+    error: SignatureError,  # What was raised
     form: list[Field],   # The form that was filled in
 ) -> dict[str, str]:     # Field name to what is wrong with it
-    "The lines of an error, by field."
+    "The problems of an error that belong to a field."
     names = {field.name for field in form}
-    by_field = {}
-    for line in str(error).splitlines():
-        if line.startswith("- "):
-            name = max((name for name in names if line.startswith(f"- {name}: ")), key=len, default=None)
-            if name is not None:
-                by_field[name] = line[len(name) + 4:]
-    return by_field
+    return {name: problem for name, problem in error.problems if name in names}
 
 # %% ../../../nbs/ui/widgets/12_forms.ipynb #answer
 CLASSES = 10  # Classes whose probability is shown
