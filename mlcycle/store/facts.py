@@ -17,7 +17,7 @@ from sqlalchemy import bindparam, insert, select
 from ..entities import Run
 from ..errors import DataError
 from . import schema
-from .database import mended, storable
+from .texts import mended, storable
 from ..values import plain
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from sqlalchemy import select
 
 from ..entities import Dataset, Run
 from . import runs, schema
-from .database import mended, storable
+from .texts import mended, storable
 
 if TYPE_CHECKING:
     from mlcycle.store.connect import Store

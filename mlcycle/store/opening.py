@@ -22,7 +22,8 @@ from sqlalchemy.exc import DBAPIError
 
 from ..config import sqlite_url
 from ..errors import StoreError, StoreFormatError, StoreFullError, StoreVersionError
-from .database import BUSY_SECONDS, FULL, Database, explain, make_engine
+from .database import Database, make_engine
+from .driver_errors import BUSY_SECONDS, FULL, explain
 from .schema import HEAD, VERSION_TABLE, metadata
 
 # %% auto #0

@@ -9,9 +9,9 @@ from sqlalchemy import BLOB, BigInteger, Column, Double, ForeignKey, ForeignKeyC
 from sqlalchemy.types import TypeDecorator
 
 # %% auto #0
-__all__ = ['Words', 'Key', 'metadata', 'HEAD', 'VERSION_TABLE', 'runs', 'points', 'metrics', 'params', 'tags', 'captures',
-           'warnings', 'artifacts', 'inputs', 'models', 'versions', 'version_files', 'aliases', 'alias_moves', 'events',
-           'outputs', 'requests', 'fingerprints', 'Float64']
+__all__ = ['Words', 'Key', 'metadata', 'HEAD', 'VERSION_TABLE', 'runs', 'points', 'metrics', 'unsettled', 'params', 'tags',
+           'captures', 'warnings', 'artifacts', 'inputs', 'models', 'versions', 'version_files', 'aliases',
+           'alias_moves', 'events', 'outputs', 'requests', 'fingerprints', 'Float64']
 
 # %% ../../nbs/store/01_schema.ipynb #types
 class Float64(TypeDecorator):
@@ -32,7 +32,7 @@ class Float64(TypeDecorator):
 Words = Text().with_variant(Text(collation="C"), "postgresql")
 Key = BigInteger().with_variant(Integer, "sqlite")
 metadata = MetaData(naming_convention={"ix": "ix_%(table_name)s_%(column_0_N_name)s"})
-HEAD = "0003"                       # Newest migration; what a store made now has
+HEAD = "0004"                       # Newest migration; what a store made now has
 VERSION_TABLE = "mlcycle_version"   # Alembic's own default name is taken by Optuna's storage
 Table(VERSION_TABLE, metadata, Column("version_num", Words, primary_key=True))
 
@@ -82,6 +82,13 @@ metrics = Table(
     Column("high", Float64),                     # Greatest value that is no NaN
     Column("count", BigInteger, nullable=False),
     Index(None, "name", "value"),
+    sqlite_with_rowid=False,
+)
+unsettled = Table(
+    "unsettled", metadata,
+    _run_key(),
+    Column("name", Words, primary_key=True),
+    Column("step", BigInteger, nullable=False),  # Points of higher steps are not in the summary yet; SQLite only
     sqlite_with_rowid=False,
 )
 params = Table(
