@@ -28,7 +28,7 @@ WHERE {which} GROUP BY u.run, u.name"""
 _ADD = """
 INSERT INTO main.metrics (run, name, step, value, low, high, count) {new}
 ON CONFLICT (run, name) DO UPDATE SET step = excluded.step, value = excluded.value, count = count + excluded.count,
-    low = coalesce(min(low, excluded.low), low, excluded.low), high = coalesce(max(high, excluded.high), high, excluded.high)"""
+    low = coalesce(min(excluded.low, low), low, excluded.low), high = coalesce(max(high, excluded.high), high, excluded.high)"""
 _ALL, _RUN, _ONE = "1", "u.run = :run", "u.run = :run AND u.name = :name"
 
 
@@ -55,7 +55,7 @@ _BASE = "SELECT step FROM unsettled WHERE run = ?1 AND name = ?2"
 _COUNT = """
 INSERT INTO main.metrics (run, name, step, value, low, high, count) VALUES (?1, ?2, ?3, ?4, ?4, ?4, 1)
 ON CONFLICT (run, name) DO UPDATE SET value = CASE WHEN excluded.step >= step THEN excluded.value ELSE value END, step = max(step, excluded.step),
-    low = coalesce(min(low, excluded.low), low, excluded.low), high = coalesce(max(high, excluded.high), high, excluded.high), count = count + 1"""
+    low = coalesce(min(excluded.low, low), low, excluded.low), high = coalesce(max(high, excluded.high), high, excluded.high), count = count + 1"""
 _INSERT = """
 INSERT INTO points (run, name, step, seq, value, time)
 SELECT ?1, ?2, ?3, coalesce(max(seq) + 1, 0), ?4, ?5 FROM points WHERE run = ?1 AND name = ?2 AND step = ?3"""
@@ -87,7 +87,7 @@ CREATE TEMP VIEW IF NOT EXISTS metrics AS
 SELECT run, name, step, value, low, high, count FROM main.metrics m
 WHERE NOT EXISTS (SELECT 1 FROM main.unsettled u WHERE u.run = m.run AND u.name = m.name)
 UNION ALL
-SELECT m.run, m.name, coalesce(n.step, m.step), iif(n.step IS NULL, m.value, n.value), coalesce(min(m.low, n.low), m.low, n.low),
+SELECT m.run, m.name, coalesce(n.step, m.step), iif(n.step IS NULL, m.value, n.value), coalesce(min(n.low, m.low), m.low, n.low),
        coalesce(max(m.high, n.high), m.high, n.high), m.count + coalesce(n.count, 0)
 FROM main.unsettled u JOIN main.metrics m ON m.run = u.run AND m.name = u.name
 LEFT JOIN ({_NEW.format(which=_ALL)}) n ON n.run = u.run AND n.name = u.name"""

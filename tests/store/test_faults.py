@@ -16,11 +16,12 @@ import mlcycle
 import pytest
 from mlcycle.entities import Run
 from mlcycle.errors import StoreError, StoreFormatError, StoreFullError
-from mlcycle.store import artifacts, metrics, runs
+from mlcycle.store import artifacts, metrics, runs, schema
 from mlcycle.store.check import fsck
 from mlcycle.store.connect import Store, open_store
 from mlcycle.store.gc import gc
-from sqlalchemy import text
+from mlcycle.store.summary_check import differing
+from sqlalchemy import func, select, text
 
 ENV = os.environ | {"PYTHONPATH": str(Path(mlcycle.__file__).resolve().parent.parent)}
 
@@ -94,6 +95,42 @@ def test_sigkill_loses_no_acknowledged_point(store: Store, soak: int) -> None:
         most = max(most, acknowledged)
     assert most > 100, "the loop was killed while it was busy"
     assert store.db.all(text("PRAGMA integrity_check")) == [("ok",)]
+
+
+CROWDED = """
+import random
+store = open_store(sys.argv[1])
+run = runs.get(store, sys.argv[2])
+chance = random.Random(sys.argv[3])
+os.write(1, b"r")
+step = 0
+while True:
+    step += chance.choice([0, 1, 1, 1, 1, 1, -2])
+    value = chance.choice([float("nan"), chance.random()])
+    metrics.log(store, run.pk, *({name: x for name in (("loss", "auc") if step % 9 == 4 else ("loss",))} for x in (value, step)))
+    os.write(1, b".")
+"""
+
+
+def test_summaries_survive_killed_writers(store: Store, soak: int) -> None:
+    "Two processes log the same metrics until they are killed, while a third reads: no summary ever differs from its points."
+    chance = random.Random(20261128 + soak)
+    run, t, p = runs.create(store, "killed"), schema.metrics.c, schema.points.c
+    acknowledged = 0
+    for number in range(4):
+        writers = [child(CROWDED, store.settings.store.removeprefix("sqlite:///"), run.id, 2 * number + which) for which in range(2)]
+        for writer in writers:
+            hear(writer, 2)
+        counted = []
+        for _ in range(chance.randrange(1, 40)):
+            at_least = store.db.all(select(func.count()).select_from(schema.points).where(p.name == "loss"))[0][0]
+            counted.append(store.db.all(select(t.count).where(t.name == "loss"))[0][0])
+            assert counted[-1] >= at_least, "who reads a summary sees each point that was stored before"
+        assert counted == sorted(counted)
+        acknowledged += sum(1 + kill(writer).count(b".") for writer in writers)
+        assert differing(store) == []
+    stored = store.db.all(select(func.count()).select_from(schema.points).where(p.name == "loss"))[0][0]
+    assert acknowledged <= stored <= acknowledged + 8 and fsck(store).problems == ()
 
 
 STORING = """
