@@ -12,6 +12,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
+from typing import Any
 
 # %% auto #0
 __all__ = ['LONG_LOG', 'COMMITS', 'checkpoint', 'Checkpointer']
@@ -34,18 +35,24 @@ LONG_LOG = 8_000  # Pages, 32 MB, from which on the log is begun anew
 
 def checkpoint(
     con: sqlite3.Connection,  # Must not wait for locks
+    quiet: Any,               # A lock at which the writers of this process wait
 ) -> int:                     # Pages of the log that was begun anew, else 0
     "Write the log of an SQLite file into the file, and begin it anew when it is long. Raises `sqlite3.Error`."
     _, length, _ = _checkpoint(con, "PASSIVE")
     if length < LONG_LOG:
         return 0
     _checkpoint(con, "PASSIVE")  # what was appended in the meantime
-    for _ in range(6):
-        busy, length, _ = _checkpoint(con, "RESTART")
-        if not busy:
-            return length
-        time.sleep(0.0002)  # a writer was at work; or a reader needs the old log, for which it is too early then
-    return 0
+    if not quiet.acquire(timeout=0.1):  # a long transaction
+        return 0
+    try:
+        for _ in range(6):
+            busy, length, _ = _checkpoint(con, "RESTART")
+            if not busy:
+                return length
+            time.sleep(0.0002)  # a writer was at work; or a reader needs the old log, for which it is too early then
+        return 0
+    finally:
+        quiet.release()
 
 
 def _checkpoint(con: sqlite3.Connection, mode: str) -> tuple[int, int, int]:
@@ -64,8 +71,9 @@ class Checkpointer:
     def __init__(
         self,
         connect: Callable[[], sqlite3.Connection],  # Opens a connection that does not wait for locks
+        quiet: Any,                                 # A lock at which the writers of this process wait
     ):
-        self._connect, self._count = connect, 0
+        self._connect, self._quiet, self._count = connect, quiet, 0
         self._lock, self._thread, self._due = threading.Lock(), None, threading.Event()
         self._closing = False
 
@@ -97,7 +105,7 @@ class Checkpointer:
             con = self._connect()
             while not self._is_over():
                 self._due.clear()
-                checkpoint(con)
+                checkpoint(con, self._quiet)
         except sqlite3.Error:
             with self._lock:
                 self._thread = None

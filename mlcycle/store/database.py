@@ -101,7 +101,7 @@ class Database:
         self._fast: Any = None  # The connection of `transact`
         self._single: Any = None  # Its cursor for single statements
         self._engine: Engine | None = None
-        self._checkpointer = Checkpointer(lambda: connect_sqlite(self._path, seconds=0.0)) if self.sqlite else None
+        self._checkpointer = Checkpointer(lambda: connect_sqlite(self._path, seconds=0.0), self._lock) if self.sqlite else None
 
     def _leave_parent(self) -> None:
         "Connections must not cross a fork: a child opens its own and leaves the parent's alone."
