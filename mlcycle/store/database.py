@@ -19,13 +19,13 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError, NoSuchModuleError
 from sqlalchemy.pool import NullPool
 
-from ..config import ENV_RUN
+from ..config import ENV_RUN, Durability
 from ..errors import ConfigError, MlcycleError, StoreError
 from . import unsettled
 from .checkpoints import Checkpointer
 from .driver_errors import BUSY_SECONDS, explain
 from .reconnecting import RECONNECT_SECONDS, ConnectionLostError, again
-from .sqlite import Durability, begin, connect_sqlite, is_read_only, patiently
+from .sqlite import begin, connect_sqlite, is_read_only, patiently
 
 # %% auto #0
 __all__ = ['T', 'display_url', 'make_engine', 'Database']

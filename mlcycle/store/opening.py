@@ -20,8 +20,9 @@ from sqlalchemy import Connection, event, inspect, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 
-from ..config import sqlite_url
+from ..config import Durability, sqlite_url
 from ..errors import StoreError, StoreFormatError, StoreFullError, StoreVersionError
+from .copying import flush_to_disk
 from .database import Database, make_engine
 from .driver_errors import BUSY_SECONDS, FULL, explain
 from .schema import HEAD, VERSION_TABLE, metadata
@@ -221,6 +222,7 @@ def open_database(
     url: str,                    # SQLAlchemy URL
     scripts: Path = MIGRATIONS,  # Folder with the migrations
     head: str = HEAD,            # Version to open it at
+    durability: Durability = "normal",  # What an acknowledged write survives
 ) -> Database:
     "Open a store, made if there is none. Raises `StoreFormatError`, `StoreVersionError`, `StoreError`, `ConfigError`."
     if make_url(url).get_backend_name() == "sqlite":
@@ -228,12 +230,14 @@ def open_database(
         try:
             if not path.exists() or path.stat().st_size == 0:
                 create_sqlite(path)
+                if durability == "full":
+                    flush_to_disk(str(path), str(path.parent))
             check_file(path)
         except OSError as e:
             if e.errno in FULL:
                 raise explain(e, str(path)) from e
             raise StoreError(f"The store at {path} cannot be opened: {e.strerror or e}. Check its path and permissions.") from e
-    db = Database(url)
+    db = Database(url, durability)
     try:
         if not db.sqlite and stored_version(db) is None:
             _create_postgres(db)

@@ -11,12 +11,13 @@ import sqlite3
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
+from ..config import Durability
 from .driver_errors import BUSY_SECONDS
 
 # %% auto #0
-__all__ = ['Durability', 'LOG_PAGES', 'T', 'is_read_only', 'connect_sqlite', 'patiently', 'begin']
+__all__ = ['LOG_PAGES', 'T', 'is_read_only', 'connect_sqlite', 'patiently', 'begin']
 
 # %% ../../nbs/store/29_sqlite.ipynb #read-only
 def is_read_only(
@@ -26,7 +27,6 @@ def is_read_only(
     return os.path.exists(path) and not (os.access(path, os.W_OK) and os.access(os.path.dirname(path) or ".", os.W_OK))
 
 # %% ../../nbs/store/29_sqlite.ipynb #connect
-Durability = Literal["normal", "full"]  # Survives the end of the process; a power cut too
 LOG_PAGES = 16_000  # Length of the log, 64 MB, at which a commit writes it into the file itself
 
 
