@@ -9,23 +9,25 @@ import os
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from .errors import ConfigError
 
 # %% auto #0
-__all__ = ['ENV_STORE', 'ENV_ARTIFACTS', 'ENV_EXPERIMENT', 'ENV_ACTOR', 'ENV_RUN', 'ENV_TRIAL', 'FOLDER', 'project_root',
-           'marked_root', 'Settings', 'table', 'sqlite_url', 'sqlite_path', 'store_url', 'default_artifacts',
-           'load_settings', 'actor']
+__all__ = ['ENV_STORE', 'ENV_ARTIFACTS', 'ENV_EXPERIMENT', 'ENV_ACTOR', 'ENV_DURABILITY', 'ENV_RUN', 'ENV_TRIAL', 'FOLDER',
+           'Durability', 'project_root', 'marked_root', 'Settings', 'table', 'sqlite_url', 'sqlite_path', 'store_url',
+           'default_artifacts', 'load_settings', 'actor']
 
 # %% ../nbs/06_config.ipynb #names
 ENV_STORE = "MLCYCLE_STORE"            # URL of the metadata store
 ENV_ARTIFACTS = "MLCYCLE_ARTIFACTS"    # URL or folder of the artifacts
 ENV_EXPERIMENT = "MLCYCLE_EXPERIMENT"  # Experiment of runs that name none
 ENV_ACTOR = "MLCYCLE_ACTOR"            # Name of whoever acts, in place of user@host
+ENV_DURABILITY = "MLCYCLE_DURABILITY"  # What a write survives: normal or full
 ENV_RUN = "MLCYCLE_RUN"                # Id of the run that a child process continues
 ENV_TRIAL = "MLCYCLE_TRIAL"            # Address at which a child process asks whether its trial goes on
 FOLDER = ".mlcycle"                    # The embedded store's folder in a project's root
+Durability = Literal["normal", "full"]  # Acknowledged writes survive the end of the process; a power cut too
 
 # %% ../nbs/06_config.ipynb #root
 def project_root(
@@ -50,6 +52,7 @@ class Settings:
     store: str        # SQLAlchemy URL of the metadata
     artifacts: str    # fsspec URL or local folder of the artifacts
     experiment: str = "default"  # Experiment of runs that name none
+    durability: Durability = "normal"  # What an acknowledged write survives
 
 # %% ../nbs/06_config.ipynb #table
 def table(
@@ -63,8 +66,9 @@ def table(
         settings = tomllib.loads(path.read_text(encoding="utf-8")).get("tool", {}).get("mlcycle", {})
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise ConfigError(f"{path} is not valid TOML: {e}") from e
-    if unknown := sorted(set(settings) - {"store", "artifacts", "experiment", "warm"}):
-        raise ConfigError(f"[tool.mlcycle] in {path} has unknown keys: {', '.join(unknown)}. It takes store, artifacts, experiment and warm.")
+    if unknown := sorted(set(settings) - {"store", "artifacts", "experiment", "durability", "warm"}):
+        raise ConfigError(f"[tool.mlcycle] in {path} has unknown keys: {', '.join(unknown)}. "
+                          "It takes store, artifacts, experiment, durability and warm.")
     if not isinstance(settings.get("warm", True), bool):
         raise ConfigError(f"[tool.mlcycle] in {path}: warm must be true or false, without quotes.")
     if wrong := [key for key, value in settings.items() if key != "warm" and not isinstance(value, str)]:
@@ -130,7 +134,15 @@ def load_settings(
     if "://" not in artifacts:
         artifacts = str((root / artifacts).resolve())
     experiment = os.environ.get(ENV_EXPERIMENT) or table_entries.get("experiment") or "default"
-    return Settings(root, store, artifacts, experiment)
+    return Settings(root, store, artifacts, experiment, _durability(os.environ.get(ENV_DURABILITY) or table_entries.get("durability") or "normal"))
+
+
+def _durability(setting: str) -> Durability:
+    "Refuse what is none. Raises `ConfigError`."
+    if setting not in get_args(Durability):
+        raise ConfigError(f"durability must be {' or '.join(get_args(Durability))}, not {setting!r}. "
+                          f"It is set in [tool.mlcycle] and by {ENV_DURABILITY}.")
+    return setting
 
 # %% ../nbs/06_config.ipynb #actor
 def actor() -> str:  # `user@host`, or what MLCYCLE_ACTOR says

@@ -102,12 +102,25 @@ def _link(store: Store, run: Run, artifact: Artifact) -> None:
 # %% ../../nbs/store/10_artifacts.ipynb #link-put
 def _put(store: Store, run: Run, source: Path | bytes, name: str, kind: str, watch: Callable[[bytes], None] | None) -> Artifact:
     name = check_name(name)
-    digest, size = store.blobs.put(source, watch)
+    digest, size = store.blobs.put(source, watch, [] if isinstance(source, bytes) else _same_size(store, source))
     artifact = Artifact(name, digest, size, kind)
     _link(store, run, artifact)
     if not store.blobs.holds(digest, size):  # `gc` has removed it before it had a name
         store.blobs.put(source, watch)
     return artifact
+
+# %% ../../nbs/store/10_artifacts.ipynb #same-size
+_LARGE = 32 << 20  # Bytes from which on it pays to look
+_SAME_SIZE = "SELECT digest FROM artifacts WHERE size = :size GROUP BY digest ORDER BY max(time) DESC LIMIT 8"
+
+
+def _same_size(store: Store, path: Path) -> list[str]:
+    "Digests of stored artifacts of the size of a large file, newest first."
+    try:
+        size = path.stat().st_size
+    except OSError:  # reading it will say why
+        return []
+    return [row.digest for row in store.db.all(_SAME_SIZE, {"size": size})] if size >= _LARGE else []
 
 # %% ../../nbs/store/10_artifacts.ipynb #put
 def put_file(

@@ -12,18 +12,20 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ..config import Durability
 from ..errors import ArtifactError, ConfigError, CorruptArtifactError, MlcycleError, NotFoundError, StoreFullError
+from .copying import PIECE, copy_hashed, flush_to_disk, resembles
 
 # %% auto #0
-__all__ = ['PIECE', 'RENEW_SECONDS', 'is_digest', 'digest_of', 'VerifiedReader', 'open_filesystem', 'Blobs']
+__all__ = ['RENEW_SECONDS', 'is_digest', 'digest_of', 'VerifiedReader', 'open_filesystem', 'Blobs']
 
 # %% ../../nbs/store/04_blobs.ipynb #piece
-PIECE = 1 << 20         # Bytes held in memory at a time
 RENEW_SECONDS = 600.0  # Content that is stored again after this time counts as new
 
 
@@ -103,8 +105,9 @@ class Blobs:
     def __init__(
         self,
         url: str,  # fsspec URL or local folder; opened when first used
+        durability: Durability = "normal",  # What stored content survives: the end of the process, or a power cut too
     ):
-        self.url = url
+        self.url, self.durability = url, durability
         self._opened: tuple[int, Any, str] | None = None
 
     @property
@@ -153,6 +156,9 @@ class Blobs:
             return False
         if info["size"] != size:
             return False
+        if self._must_flush:  # it may have been stored without
+            flush_to_disk(path)
+            self._flush_names(path)
         if time.time() - _changed(info) < RENEW_SECONDS:
             return True
         if not isinstance(info.get("mtime"), float):  # an object store sets the time only by writing
@@ -164,6 +170,7 @@ class Blobs:
         self,
         source: Path | bytes,                             # A file, or the bytes themselves
         watch: Callable[[bytes], None] | None = None,     # Sees every piece; may raise to refuse the content
+        candidates: Iterable[str] = (),                   # Digests of contents of the same size, which a file may be one of
     ) -> tuple[str, int]:                                 # Digest and size
         "Store content, once. Raises `StoreFullError`, `ArtifactError`."
         if isinstance(source, bytes):
@@ -178,32 +185,58 @@ class Blobs:
         except OSError as e:
             raise ArtifactError(f"{source} cannot be read: {e.strerror or e}.") from e
         with stream:
+            size = os.fstat(stream.fileno()).st_size
+            if candidates and (digest := self._guard("looked up", lambda: self._is_stored(stream, size, watch, candidates))):
+                return digest, size
             return self._guard("stored", lambda: self._write(stream, watch))
 
     def _write(self, stream: BinaryIO, watch: Callable[[bytes], None] | None) -> tuple[str, int]:
         fs, root = self._filesystem
-        temporary, total, sha = f"{root}/tmp/{secrets.token_hex(12)}", 0, hashlib.sha256()
+        temporary = f"{root}/tmp/{secrets.token_hex(12)}"
         _make_folder(fs, f"{root}/tmp")
         try:
             with fs.open(temporary, "wb", block_size=8 << 20) as out:
-                while piece := stream.read(PIECE):
-                    if watch:
-                        watch(piece)
-                    sha.update(piece)
-                    out.write(piece)
-                    total += len(piece)
-            digest = sha.hexdigest()
+                digest, total = copy_hashed(stream, out.write, watch)
+            if self._must_flush:
+                flush_to_disk(temporary)
             if self._holds(digest, total):
                 fs.rm_file(temporary)
             else:
                 final = self.path(digest)
                 _make_folder(fs, final.rsplit("/", 1)[0])
                 fs.mv(temporary, final)  # in place of what is damaged
+                self._flush_names(final)
         except BaseException:
             with suppress(Exception):
                 fs.rm_file(temporary)
             raise
         return digest, total
+
+    @property
+    def _must_flush(self) -> bool:
+        return self.durability == "full" and _is_local(self._filesystem[0])
+
+    def _flush_names(self, path: str) -> None:
+        "Let the disk have the name of a content, in the folders that may have been made for it."
+        if self._must_flush:
+            folder = os.path.dirname(path)
+            flush_to_disk(folder, os.path.dirname(folder), self._filesystem[1], os.path.dirname(self._filesystem[1]))
+
+    def _is_stored(self, stream: BinaryIO, size: int, watch: Callable[[bytes], None] | None, candidates: Iterable[str]) -> str | None:
+        "The digest of a file that is stored already, None where it has to be written."
+        fs = self._filesystem[0]
+
+        def read(path: str, start: int, end: int) -> bytes:
+            try:
+                return fs.cat_file(path, start=start, end=end)
+            except OSError:
+                return b""
+
+        if not any(resembles(stream, size, partial(read, self.path(digest))) for digest in candidates):
+            return None
+        digest, length = copy_hashed(stream, None, watch)
+        stream.seek(0)
+        return digest if length == size and self._holds(digest, size) else None
 
     def open(
         self,
@@ -331,6 +364,11 @@ def _make_folder(fs: Any, path: str) -> None:
     names = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
     if not names & {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}:
         fs.makedirs(path, exist_ok=True)
+
+
+def _is_local(fs: Any) -> bool:
+    "Are its paths those of this machine?"
+    return "file" in ({fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol))
 
 
 def _changed(info: dict[str, Any]) -> float:

@@ -16,7 +16,7 @@ from sqlalchemy import bindparam, case, func, insert, select, update
 from ..config import actor
 from ..entities import Kind, Run, Status
 from . import facts, metrics, runs, schema
-from .database import mended, storable
+from .texts import mended, storable
 from .events import APPEND, entry
 
 if TYPE_CHECKING:

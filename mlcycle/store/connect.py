@@ -11,7 +11,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..config import ENV_ARTIFACTS, ENV_STORE, FOLDER, Settings, default_artifacts, load_settings, marked_root, sqlite_path, store_url
+from mlcycle.config import (
+    ENV_ARTIFACTS,
+    ENV_DURABILITY,
+    ENV_STORE,
+    FOLDER,
+    Settings,
+    default_artifacts,
+    load_settings,
+    marked_root,
+    sqlite_path,
+    store_url,
+)
 from .blobs import Blobs
 from .database import Database, display_url
 from .opening import open_database
@@ -34,7 +45,7 @@ class Store:
     @property
     def environment(self) -> dict[str, str]:
         "Variables with which another process opens the same store."
-        return {ENV_STORE: self.settings.store, ENV_ARTIFACTS: self.settings.artifacts}
+        return {ENV_STORE: self.settings.store, ENV_ARTIFACTS: self.settings.artifacts, ENV_DURABILITY: self.settings.durability}
 
     def close(self) -> None:
         "Close its connections."
@@ -63,7 +74,7 @@ def open_store(
 
 
 def _open(settings: Settings) -> Store:
-    return Store(open_database(settings.store), Blobs(settings.artifacts), settings)
+    return Store(open_database(settings.store, durability=settings.durability), Blobs(settings.artifacts, settings.durability), settings)
 
 # %% ../../nbs/store/05_connect.ipynb #current
 _connected: Store | None = None

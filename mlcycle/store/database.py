@@ -5,93 +5,29 @@
 # %% ../../nbs/store/02_database.ipynb #imports
 from __future__ import annotations
 
-import errno
 import os
 import re
-import shutil
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote
 
-from ..config import ENV_RUN
-from ..errors import ConfigError, DataError, MlcycleError, StoreError, StoreFormatError, StoreFullError
-from .reconnecting import RECONNECT_SECONDS, ConnectionLostError, again, is_lost
+from ..config import ENV_RUN, Durability
+from ..errors import ConfigError, MlcycleError, StoreError
+from . import unsettled
+from .checkpoints import Checkpointer
+from .driver_errors import BUSY_SECONDS, explain
+from .reconnecting import RECONNECT_SECONDS, ConnectionLostError, again
+from .sqlite import begin, connect_sqlite, is_read_only, patiently
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine, Executable
 
 # %% auto #0
-__all__ = ['BUSY_SECONDS', 'FULL', 'CHECKPOINT_PAGES', 'T', 'explain', 'storable', 'mended', 'sqlite_file', 'display_url',
-           'is_read_only', 'make_engine', 'Database']
-
-# %% ../../nbs/store/02_database.ipynb #no-room
-BUSY_SECONDS = 60.0  # How long a writer waits for the others before it gives up
-FULL = (errno.ENOSPC, errno.EDQUOT)  # What the system says when there is no space left
-
-
-def _disk_is_full(where: str) -> bool:
-    "Is the disk of an SQLite file full? The driver reports an I/O error when there is no space for the -wal and -shm files."
-    try:
-        return shutil.disk_usage(os.path.dirname(where) or ".").free < 1 << 20
-    except OSError:
-        return False
-
-# %% ../../nbs/store/02_database.ipynb #errors
-def explain(
-    error: BaseException,  # What the driver raised
-    where: str,            # The store's address, without a password
-) -> MlcycleError:         # What to raise in its place
-    "The error to raise for a driver's error, with a message that says what to do."
-    text = str(getattr(error, "orig", None) or error)
-    message = text.lower()
-    if isinstance(error, UnicodeEncodeError) or "nul (0x00)" in message:
-        return DataError(f"That text cannot be stored: {text}. Remove NUL characters and halves of surrogate pairs from it.")
-    full = any(phrase in message for phrase in ("disk is full", "no space left", "quota exceeded", "could not extend file"))
-    if full or ("disk i/o error" in message and _disk_is_full(where)):
-        return StoreFullError(f"No space left for the store at {where}. Free some space and try again: what was logged before is safe.")
-    if "malformed" in message or "not a database" in message:
-        return StoreFormatError(f"The store at {where} is damaged ({text}). Restore it from a backup.")
-    if "database is locked" in message:
-        return StoreError(f"The store at {where} was locked by another process for {BUSY_SECONDS:.0f} s. "
-                          "Close the program that holds it open and try again.")
-    if "readonly" in message or "unable to open database file" in message or "permission denied" in message:
-        return StoreError(f"The store at {where} cannot be written ({text}). Check the folder's permissions.")
-    error_class = ConnectionLostError if is_lost(error) else StoreError
-    unreachable = ("connection refused", "could not connect", "timeout expired", "could not translate host", "server closed",
-                   "the database system is")
-    if any(phrase in message for phrase in unreachable):
-        return error_class(f"The database at {where} cannot be reached ({text.splitlines()[0]}). Check that it runs and that the address is right.")
-    return error_class(f"The store at {where} failed: {text}")
-
-# %% ../../nbs/store/02_database.ipynb #text
-def storable(
-    text: str,  # A name that a person gave
-    what: str,  # What it names, for the error
-) -> str:       # The same
-    "Refuse text that not every database can hold. Raises `DataError`."
-    if "\0" in text or not _encodes(text):
-        raise DataError(f"{what} {text!r} cannot be stored: remove NUL characters and halves of surrogate pairs from it.")
-    return text
-
-# %% ../../nbs/store/02_database.ipynb #mended
-def mended(
-    text: str,  # A message, such as that of an exception
-) -> str:       # The same, with marks in place of what a database cannot hold
-    "Text that every database can hold."
-    return text.replace("\0", "\ufffd") if _encodes(text) else text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
-
-
-def _encodes(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+__all__ = ['T', 'sqlite_file', 'display_url', 'make_engine', 'Database']
 
 # %% ../../nbs/store/02_database.ipynb #sqlite-file
 def sqlite_file(
@@ -113,36 +49,10 @@ def display_url(
 
     return make_url(url).render_as_string(hide_password=True)
 
-# %% ../../nbs/store/02_database.ipynb #sqlite-connect
-CHECKPOINT_PAGES = 4000  # Pages of WAL (16 MB) between two checkpoints, the only moments that wait for the disk
-
-
-def is_read_only(
-    path: str,  # An SQLite file
-) -> bool:
-    "May this process only read the file, or not write beside it?"
-    return os.path.exists(path) and not (os.access(path, os.W_OK) and os.access(os.path.dirname(path) or ".", os.W_OK))
-
-
-def _sqlite_connect(path: str) -> sqlite3.Connection:
-    address, is_uri = path, is_read_only(path)
-    if is_uri:
-        address = f"{Path(path).resolve().as_uri()}?mode=ro"
-        if not os.path.exists(f"{path}-wal"):  # nobody has it open, and the files that readers share cannot be made
-            address += "&immutable=1"
-    con = sqlite3.connect(address, uri=is_uri, isolation_level=None, check_same_thread=False, timeout=BUSY_SECONDS, cached_statements=256)
-    try:
-        con.execute("PRAGMA synchronous=NORMAL")
-        con.execute("PRAGMA foreign_keys=ON")
-        con.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
-    except BaseException:
-        con.close()  # Removes the -wal and -shm files that it made beside a damaged file
-        raise
-    return con
-
 # %% ../../nbs/store/02_database.ipynb #engine
 def make_engine(
     url: str,  # SQLAlchemy URL
+    durability: Durability = "normal",  # What a commit survives
 ) -> Engine:
     "A SQLAlchemy engine set up as the store needs it. Raises `ConfigError` where the driver is not installed."
     from sqlalchemy import create_engine, event
@@ -151,18 +61,28 @@ def make_engine(
 
     if (path := sqlite_file(url)) is not None:
         one_query = {"poolclass": NullPool} if is_read_only(path) else {}
-        engine = create_engine(url, creator=lambda: _sqlite_connect(path), paramstyle="named", **one_query)
+        engine = create_engine(url, creator=lambda: connect_sqlite(path, durability), paramstyle="named", **one_query)
 
         @event.listens_for(engine, "begin")
-        def begin(con: Connection) -> None:
+        def begin_writing(con: Connection) -> None:
             if not con.get_execution_options().get("reading"):
-                con.exec_driver_sql("BEGIN IMMEDIATE")
+                begin(con.connection.dbapi_connection)
 
         return engine
     try:
-        return create_engine(url, pool_pre_ping=True)
+        engine = create_engine(url, pool_pre_ping=True)
     except (NoSuchModuleError, ModuleNotFoundError) as e:
         raise ConfigError("PostgreSQL needs its driver: pip install 'mlcycle[postgres]'") from e
+    if durability == "full":
+        event.listen(engine, "connect", lambda con, _: _wait_for_disk(con))
+    return engine
+
+
+def _wait_for_disk(con: Any) -> None:
+    "Let a connection to PostgreSQL return from a commit when the server's disk has it."
+    con.execute("SET synchronous_commit TO on")
+    if not con.autocommit:
+        con.commit()
 
 # %% ../../nbs/store/02_database.ipynb #database-constants
 _compiled: dict[tuple[bool, Executable | str], str] = {}  # Whether it is for SQLite, and statement, to the driver's text
@@ -179,8 +99,9 @@ class Database:
     def __init__(
         self,
         url: str,  # SQLAlchemy URL of an existing store
+        durability: Durability = "normal",  # What a commit survives
     ):
-        self.url, self.where = url, display_url(url)
+        self.url, self.where, self.durability = url, display_url(url), durability
         self._file = sqlite_file(url)
         self.sqlite = self._file is not None
         self._reached = self.sqlite  # Has the server answered once?
@@ -192,7 +113,9 @@ class Database:
         self._lock = threading.RLock()
         self._fast: Any = None  # The connection of `transact`
         self._idle: list[sqlite3.Connection] = []  # Connections of `rows` that nobody uses now
+        self._single: Any = None  # Its cursor for single statements
         self._engine: Engine | None = None
+        self._checkpointer = Checkpointer(lambda: connect_sqlite(self._file, seconds=0.0), self._lock) if self.sqlite else None
 
     def _leave_parent(self) -> None:
         "Connections must not cross a fork: a child opens its own and leaves the parent's alone."
@@ -207,8 +130,54 @@ class Database:
         self._leave_parent()
         with self._lock:
             if self._engine is None:
-                self._engine = make_engine(self.url)
+                self._engine = make_engine(self.url, self.durability)
+                if self.sqlite:
+                    from sqlalchemy import event
+
+                    event.listen(self._engine, "before_cursor_execute", self._settle_before)
             return self._engine
+
+    def _settle_before(self, con: Connection, cursor: Any, statement: str, *_: Any) -> None:
+        "Before SQLAlchemy executes a statement."
+        if not unsettled.reads_summaries(statement):
+            return
+        raw = con.connection.dbapi_connection
+        if con.info.pop("view", False):
+            unsettled.remove_view(raw)
+        if unsettled.is_settled(raw):
+            return
+        if raw.in_transaction:
+            self._settle_in(raw)
+        elif not self.settle():
+            unsettled.add_view(raw)
+            con.info["view"] = True
+
+    def _is_settled(self) -> bool:
+        con = self._fast_connection()
+        return patiently(lambda: unsettled.is_settled(con))
+
+    def _settle_in(self, cur: Any) -> None:
+        for text in unsettled.SETTLE:
+            cur.execute(text)
+
+    def settle(
+        self,
+        seconds: float = 0.1,  # How long to wait for writers
+    ) -> bool:                 # False where it cannot be done: the disk is full or can only be read, or others keep writing
+        "Bring the summaries of all metrics up to date, on SQLite."
+        if self.read_only:
+            return False
+        self._leave_parent()
+        with self._lock:
+            if self._fast is not None and self._fast.in_transaction:  # this thread's own, which has not ended
+                return False
+            try:
+                with self.transaction(seconds) as cur:
+                    if not unsettled.is_settled(cur):
+                        self._settle_in(cur)
+            except StoreError:
+                return False
+        return True
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -317,8 +286,11 @@ class Database:
             with suppress(IndexError):  # none is idle
                 con = self._idle.pop()
             if con is None:
-                con = _sqlite_connect(self._file)
+                con = connect_sqlite(self._file)
                 con.execute("PRAGMA cache_size=-65536")  # 64 MiB at most: a query of many runs reads the same pages again and again
+            has_view = unsettled.reads_summaries(statement) and not unsettled.is_settled(con) and not self.settle()
+            if has_view:
+                unsettled.add_view(con)
             result = con.execute(statement, values).fetchall()
         except BaseException as e:
             if con is not None:
@@ -326,7 +298,7 @@ class Database:
             if isinstance(e, sqlite3.Error | UnicodeEncodeError):
                 raise explain(e, self.where) from e
             raise
-        if self.read_only:
+        if self.read_only or has_view:
             con.close()
         else:
             self._idle.append(con)
@@ -337,6 +309,8 @@ class Database:
         if self._pid == os.getpid():
             while self._idle:
                 self._idle.pop().close()
+            if self._checkpointer is not None:
+                self._checkpointer.close()
             self._close_fast()
             if self._engine is not None:
                 self._engine.dispose()
@@ -344,17 +318,20 @@ class Database:
     def _close_fast(self) -> None:
         if self._fast is not None:
             self._fast.close()
-            self._fast = None
+            self._fast = self._single = None
 
     def _fast_connection(self) -> Any:
         if self._fast is None:
             engine = None if self._file is not None else self.engine
             try:
                 if engine is None:
-                    self._fast = _sqlite_connect(self._file)
+                    self._fast = connect_sqlite(self._file, self.durability, seconds=0.0)
+                    self._single = self._fast.cursor()
                 else:
                     args, options = engine.dialect.create_connect_args(engine.url)
                     self._fast = engine.dialect.connect(*args, **options, autocommit=True)
+                    if self.durability == "full":
+                        _wait_for_disk(self._fast)
             except Exception as e:
                 raise explain(e, self.where) from e
             self._reached = True
@@ -384,9 +361,28 @@ class Database:
 
         if self.sqlite:  # nothing to come back to, and every microsecond counts
             with self.transaction() as cur:
+                if any(unsettled.reads_summaries(statement) for statement, _ in steps) and not unsettled.is_settled(cur):
+                    self._settle_in(cur)
                 work(cur)
+                self._checkpointer.note(sum(1 if type(values) is dict else len(values) // 20 + 1 for _, values in steps) - 1)
         else:
             self.transact_with(work)
+
+    def execute_single(
+        self,
+        statement: str,           # Text of SQLite
+        values: tuple[Any, ...],  # Its values
+    ) -> int:                     # Rows that it has changed
+        "Run one statement of SQLite that is committed by itself: the shortest way to write. Raises `StoreError`."
+        self._leave_parent()
+        with self._lock:
+            try:
+                self._fast_connection()
+                changed = patiently(lambda: self._single.execute(statement, values).rowcount)
+            except (sqlite3.Error, UnicodeEncodeError) as e:
+                raise explain(e, self.where) from e
+            self._checkpointer.note()
+            return changed
 
     def transact_with(
         self,
@@ -396,18 +392,23 @@ class Database:
         return self._once(self.transaction, work)
 
     @contextmanager
-    def transaction(self) -> Iterator[Any]:  # The driver's cursor, which takes texts from `sql`
+    def transaction(
+        self,
+        seconds: float = BUSY_SECONDS,  # How long to wait for other writers, on SQLite
+    ) -> Iterator[Any]:                 # The driver's cursor, which takes texts from `sql`
         "A transaction on a connection of its own, without SQLAlchemy: committed at the end of the block, undone when it raises. Raises `StoreError`."
         self._leave_parent()
         with self._lock:
             cur = number = None
             try:
-                cur = self._execute("BEGIN IMMEDIATE" if self.sqlite else f"BEGIN; {_NUMBER}")  # one way to the server and back
+                cur = self._execute("BEGIN IMMEDIATE" if self.sqlite else f"BEGIN; {_NUMBER}", (), seconds)  # one way to the server and back
                 if not self.sqlite:
                     cur.nextset()
                     number = cur.fetchone()[0]
                 yield cur
                 cur.execute("COMMIT")
+                if self.sqlite:
+                    self._checkpointer.note()
             except BaseException as e:
                 self._undo()
                 if isinstance(e, sqlite3.Error | UnicodeEncodeError) or type(e).__module__.startswith("psycopg"):
@@ -417,13 +418,13 @@ class Database:
                 if cur is not None:
                     cur.close()
 
-    def _execute(self, text: str, values: Mapping[str, Any] | tuple[()] = ()) -> Any:  # The cursor
+    def _execute(self, text: str, values: Mapping[str, Any] | tuple[()], seconds: float = BUSY_SECONDS) -> Any:  # The cursor
         "Execute the first statement of a transaction. A connection that the server has closed in the meantime is replaced."
         for is_last in (False, True):
             con = self._fast_connection()
             cur = con.cursor()
             try:
-                return cur.execute(text, values)
+                return patiently(lambda cur=cur: cur.execute(text, values), seconds) if self.sqlite else cur.execute(text, values)
             except BaseException:
                 cur.close()
                 if is_last or not getattr(con, "closed", False):  # SQLite's connections are never closed by a server
@@ -445,13 +446,17 @@ class Database:
     def _fetch(self, statement: Executable | str, values: Mapping[str, Any]) -> list[tuple]:
         self._leave_parent()
         with self._lock:
+            has_view, text = False, self.sql(statement)
             try:
-                cur = self._execute(self.sql(statement), values)
+                has_view = self.sqlite and unsettled.reads_summaries(text) and not self._is_settled() and not self.settle()
+                if has_view:
+                    unsettled.add_view(self._fast_connection())
+                cur = self._execute(text, values)
                 try:
                     return cur.fetchall()
                 finally:
                     cur.close()
-                    if self.read_only:
+                    if self.read_only or has_view:
                         self._close_fast()
             except MlcycleError:
                 raise

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..entities import Run
 from ..errors import DataError
-from .database import mended, storable
+from .texts import mended, storable
 from ..values import plain
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..entities import Dataset, Run
 from . import runs
-from .database import mended, storable
+from .texts import mended, storable
 
 if TYPE_CHECKING:
     from mlcycle.store.connect import Store

@@ -13,7 +13,7 @@ from sqlalchemy import bindparam, delete, insert, select
 
 from ..entities import Run
 from . import schema
-from .database import mended
+from .texts import mended
 
 if TYPE_CHECKING:
     from mlcycle.store.connect import Store

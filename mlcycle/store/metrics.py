@@ -11,8 +11,9 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..entities import MetricPoint, Run
-from .database import storable
+from . import unsettled
 from .events import moment
+from .texts import storable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from mlcycle.store.connect import Store
 
 # %% auto #0
-__all__ = ['log', 'point_steps', 'history', 'frame', 'latest', 'next_step']
+__all__ = ['log', 'log_one', 'point_steps', 'history', 'frame', 'latest', 'next_step']
 
 # %% ../../nbs/store/08_metrics.ipynb #statements
 _POINT = ("INSERT INTO points (run, name, step, value, time, seq) VALUES (:run, :name, :step, :value, :time, "
@@ -43,11 +44,43 @@ def log(
     steps: Mapping[str, int],     # Metric name to its step
 ) -> None:
     "Store one value of each metric in one transaction. Raises `StoreError`, `StoreFullError`."
+    if store.db.sqlite:
+        _log_unsettled(store, run, values, steps)
+        return
     now, db = time.time(), store.db
     rows = [{"run": run, "name": name, "step": steps[name], "value": None if value != value else value, "time": now}
             for name, value in sorted(values.items())]
     data = rows[0] if len(rows) == 1 else rows
     db.transact((db.sql(_SUMMARY), data), (db.sql(_POINT), data))
+
+# %% ../../nbs/store/08_metrics.ipynb #log-unsettled
+def _log_unsettled(store: Store, run: int, values: Mapping[str, float], steps: Mapping[str, int]) -> None:
+    if len(values) == 1:
+        (name, value), = values.items()
+        log_one(store, run, name, value, steps[name])
+    elif values:
+        now = time.time()
+        with store.db.transaction() as cur:
+            for name, value in values.items():
+                unsettled.put(cur, run, name, steps[name], None if value != value else value, now)
+
+# %% ../../nbs/store/08_metrics.ipynb #log-one
+def log_one(
+    store: Store,
+    run: int,      # The run's row number
+    name: str,     # A metric
+    value: float,  # Its value; NaN and infinities allowed
+    step: int,     # Its step
+) -> None:
+    "Store one value of one metric. Raises `StoreError`, `StoreFullError`."
+    db = store.db
+    if not db.sqlite:
+        log(store, run, {name: value}, {name: step})
+        return
+    stored, now = None if value != value else value, time.time()
+    if not db.execute_single(unsettled.POINT, (run, name, step, stored, now)):
+        with db.transaction() as cur:
+            unsettled.put(cur, run, name, step, stored, now)
 
 # %% ../../nbs/store/08_metrics.ipynb #many
 def point_steps(

@@ -15,7 +15,7 @@ from ..config import actor
 from ..entities import AliasMove, Artifact, Model, MoveKind, Run, Version
 from ..errors import NotFoundError
 from . import artifacts
-from .database import mended, storable
+from .texts import mended, storable
 from .events import append, moment
 
 if TYPE_CHECKING:

@@ -17,9 +17,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..config import sqlite_url
+from ..config import Durability, sqlite_url
 from ..errors import StoreError, StoreFormatError, StoreFullError, StoreVersionError
-from .database import BUSY_SECONDS, FULL, Database, explain, make_engine, sqlite_file
+from .copying import flush_to_disk
+from .database import Database, make_engine, sqlite_file
+from .driver_errors import BUSY_SECONDS, FULL, explain
 from .version import HEAD, VERSION_TABLE
 
 if TYPE_CHECKING:
@@ -232,6 +234,7 @@ def open_database(
     url: str,                    # SQLAlchemy URL
     scripts: Path = MIGRATIONS,  # Folder with the migrations
     head: str = HEAD,            # Version to open it at
+    durability: Durability = "normal",  # What an acknowledged write survives
 ) -> Database:
     "Open a store, made if there is none. Raises `StoreFormatError`, `StoreVersionError`, `StoreError`, `ConfigError`."
     if (file := sqlite_file(url)) is not None:
@@ -239,12 +242,14 @@ def open_database(
         try:
             if not path.exists() or path.stat().st_size == 0:
                 create_sqlite(path)
+                if durability == "full":
+                    flush_to_disk(str(path), str(path.parent))
             check_file(path)
         except OSError as e:
             if e.errno in FULL:
                 raise explain(e, str(path)) from e
             raise StoreError(f"The store at {path} cannot be opened: {e.strerror or e}. Check its path and permissions.") from e
-    db = Database(url)
+    db = Database(url, durability)
     try:
         if not db.sqlite and stored_version(db) is None:
             _create_postgres(db)

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from ..config import actor
 from ..entities import Kind, Process, Run, RunError, Status
 from ..errors import AmbiguousError, NotFoundError
-from .database import mended, storable
+from . import unsettled
+from .texts import mended, storable
 from .events import APPEND, append, entry, moment
 
 if TYPE_CHECKING:
@@ -157,7 +158,8 @@ def finish(
     now, db = time.time(), store.db
     reason = mended(reason) if reason else None
     values = {"key": run.pk, "status": status, "ended": now, "error": json.dumps(asdict(error)) if error else None, "reason": reason}
-    db.transact((db.sql(_END), values), (db.sql(APPEND), entry("run.end", run.id, {"status": status, "reason": reason}, now)))
+    counted = [(text, {"run": run.pk}) for text in unsettled.SETTLE_RUN] if db.sqlite else []
+    db.transact((db.sql(_END), values), *counted, (db.sql(APPEND), entry("run.end", run.id, {"status": status, "reason": reason}, now)))
 
 # %% ../../nbs/store/07_runs.ipynb #has-ended
 _STATUS = "SELECT status, error FROM runs WHERE pk = :run"

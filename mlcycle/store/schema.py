@@ -11,9 +11,9 @@ from sqlalchemy.types import TypeDecorator
 from .version import HEAD, VERSION_TABLE
 
 # %% auto #0
-__all__ = ['Words', 'Key', 'metadata', 'runs', 'points', 'metrics', 'params', 'tags', 'captures', 'warnings', 'artifacts',
-           'inputs', 'models', 'versions', 'version_files', 'aliases', 'alias_moves', 'events', 'outputs', 'requests',
-           'fingerprints', 'Float64', 'HEAD', 'VERSION_TABLE']
+__all__ = ['Words', 'Key', 'metadata', 'runs', 'points', 'metrics', 'unsettled', 'params', 'tags', 'captures', 'warnings',
+           'artifacts', 'inputs', 'models', 'versions', 'version_files', 'aliases', 'alias_moves', 'events', 'outputs',
+           'requests', 'fingerprints', 'Float64', 'HEAD', 'VERSION_TABLE']
 
 # %% ../../nbs/store/01_schema.ipynb #types
 class Float64(TypeDecorator):
@@ -85,6 +85,13 @@ metrics = Table(
     Index(None, "name", "value"),
     Index(None, "name", "low"),
     Index(None, "name", "high"),
+    sqlite_with_rowid=False,
+)
+unsettled = Table(
+    "unsettled", metadata,
+    _run_key(),
+    Column("name", Words, primary_key=True),
+    Column("step", BigInteger, nullable=False),  # Points of higher steps are not in the summary yet; SQLite only
     sqlite_with_rowid=False,
 )
 params = Table(

@@ -20,7 +20,7 @@ from ..redact import Redactor
 from ..store import artifacts, facts, inputs, metrics, runs
 from ..store.bulk import add_points
 from ..store.connect import Store
-from ..store.database import storable
+from ..store.texts import storable
 
 # %% auto #0
 __all__ = ['to_number', 'ActiveRun']
@@ -56,6 +56,11 @@ class _Steps:
         "Metric name to the step of its next value. Raises `DataError`."
         with self._lock:
             return {name: self._one(name, step) for name in names}
+
+    def next(self, name: str, step: int | None) -> int:
+        "The step of a metric's next value. Raises `DataError`."
+        with self._lock:
+            return self._one(name, step)
 
     def _one(self, name: str, step: int | None) -> int:
         following = self._next.get(name)
@@ -149,7 +154,12 @@ class ActiveRun:
         step: int | None = None,  # Epoch, batch or fold; one more than the last by default
     ) -> None:
         "Log one value of a metric. Raises `DataError`, `StoreError`."
-        self.log_metrics({name: value}, step)
+        if self._ended or not self.is_own:
+            self._refuse_ended()
+        if self.redactor:
+            name = self.redactor.text(name)
+        number = value if type(value) is float else to_number(name, value)
+        metrics.log_one(self.store, self.run.pk, name, number, self._steps.next(name, step))
 
     def log_metrics(
         self,

@@ -4,12 +4,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import sqlite3
 import struct
 import subprocess
 import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
@@ -22,7 +24,7 @@ from sqlalchemy import insert, select, text, update
 
 from mlcycle.entities import Dataset, RunError
 from mlcycle.errors import AmbiguousError, ArtifactNameError, DataError, MlcycleError, NotFoundError
-from mlcycle.store import artifacts, bulk, events, facts, inputs, metrics, models, refs, runs, schema
+from mlcycle.store import artifacts, bulk, events, facts, inputs, metrics, models, refs, runs, schema, unsettled
 from mlcycle.store.connect import Store, open_store
 from mlcycle.store.inheriting import TABLES, inherit, logged_tables
 from mlcycle.store.thinning import drawable, thinned
@@ -293,6 +295,56 @@ def test_every_point_to_the_last_bit(store: Store, points: list[tuple[int, float
     frame = metrics.frame(store, run.run, "m")
     assert [(s, bits(v)) for s, v in zip(frame.step.tolist(), frame.value.tolist(), strict=True)] == [(p.step, bits(p.value)) for p in history]
     assert all(abs((a - b).total_seconds()) < 2e-6 for a, b in zip(frame.time, [p.time for p in history], strict=True))
+
+
+def summaries(store: Store, run: int) -> dict[str, tuple[int, bytes, Any, Any, int]]:
+    "What the table of summaries says of a run's metrics, read as a query reads it."
+    t = schema.metrics.c
+    rows = store.db.all(select(t.name, t.step, t.value, t.low, t.high, t.count).where(t.run == run))
+    return {name: (step, bits(math.nan if value is None else value), low, high, count) for name, step, value, low, high, count in rows}
+
+
+def read_only_summaries(store: Store, run: int) -> dict[str, tuple[int, bytes, Any, Any, int]]:
+    "The same for who can only read the file, beside whoever has it open."
+    with closing(sqlite3.connect(f"file:{store.db.where}?mode=ro", uri=True)) as con:
+        unsettled.add_view(con)
+        rows = con.execute("SELECT name, step, value, low, high, count FROM metrics WHERE run = ?", (run,)).fetchall()
+    return {name: (step, bits(math.nan if value is None else value), low, high, count) for name, step, value, low, high, count in rows}
+
+
+few = st.tuples(st.sampled_from("ab"), st.integers(0, 5), st.sampled_from([0.0, 0.5, -1.0, 2.0, math.nan, math.inf, -math.inf]))
+
+
+@relaxed
+@given(st.lists(st.tuples(st.sampled_from(["one", "several", "bulk", "read"]), st.booleans(), st.lists(few, min_size=1, max_size=3)), max_size=14))
+@example([("one", False, [("a", step, 0.5)]) for step in range(4)] + [("read", True, [("a", 0, 0.0)])] + [("one", True, [("a", 4, math.nan)])])
+@example([("one", False, [("a", step, 0.5)]) for step in range(4)] + [("one", True, [("a", 3, 2.0)]), ("bulk", True, [("a", 9, 3.0)])])
+def test_summaries_are_those_of_the_points(store: Store, calls: list[tuple[str, bool, list[tuple[str, int, float]]]]) -> None:
+    "Two who log one run's metrics in any way, with steps that repeat and go back, and who read in between: each sees all that was logged before."
+    run, logged = runs.create(store, "e"), {}
+    with open_store(store.settings.store, store.settings.artifacts) as other:
+        for kind, is_other, batch in calls:
+            writer = other if is_other else store
+            if kind == "several":
+                batch = list({name: (name, step, value) for name, step, value in batch}.values())
+                metrics.log(writer, run.pk, {name: value for name, _, value in batch}, {name: step for name, step, _ in batch})
+            elif kind == "bulk":
+                bulk.add_points(writer, run.pk, batch)
+            elif kind == "one":
+                batch = batch[:1]
+                metrics.log(writer, run.pk, {batch[0][0]: batch[0][2]}, {batch[0][0]: batch[0][1]})
+            for name, step, value in batch if kind != "read" else ():
+                logged.setdefault(name, []).append((step, value))
+            if kind == "read":
+                assert summaries(writer, run.pk) == {name: expected_summary(points) for name, points in logged.items()}
+                assert metrics.latest(writer, run).keys() == logged.keys()
+        expected = {name: expected_summary(points) for name, points in logged.items()}
+        if store.db.sqlite:
+            assert read_only_summaries(store, run.pk) == expected
+        runs.finish(store, run)
+        assert summaries(other, run.pk) == expected
+        if store.db.sqlite:
+            assert store.db.all(select(schema.unsettled)) == []
 
 
 def test_steps_follow_on(store: Store, run: ActiveRun) -> None:

@@ -37,7 +37,7 @@ def full(store: Store, name: str = "full", parent: str | None = None, end: bool 
 def rows(store: Store, pk: int) -> dict[str, int]:
     "How many rows each table holds of a run."
     found = {t.name: store.db.all(select(func.count()).select_from(t).where(t.c.run == pk))[0][0]
-             for t in schema.metadata.sorted_tables if "run" in t.c and t.name != "versions"}
+             for t in schema.metadata.sorted_tables if "run" in t.c and t.name not in ("versions", "unsettled")}
     return found | {"runs": store.db.all(select(func.count()).where(schema.runs.c.pk == pk))[0][0]}
 
 
@@ -46,7 +46,10 @@ def test_nothing_of_a_run_is_left(store: Store) -> None:
     gone, kept = full(store), full(store, "kept")
     before = rows(store, kept.run.pk)
     assert all(rows(store, gone.run.pk).values()) and len(before) == 12
+    with store.db.write() as con:
+        con.execute(schema.unsettled.insert(), [{"run": run.run.pk, "name": "loss", "step": 0} for run in (gone, kept)])
     assert [run.id for run in deletion.delete(store, gone.run)] == [gone.id]
+    assert store.db.all(select(schema.unsettled.c.run)) == [(kept.run.pk,)]
     assert not any(rows(store, gone.run.pk).values()) and rows(store, kept.run.pk) == before
     last = events.listing(store, limit=1)[0]
     assert (last.action, last.subject, last.data) == ("run.delete", gone.id, {"name": "full", "experiment": "churn", "status": "finished"})

@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,12 +16,15 @@ from pathlib import Path
 import mlcycle
 import pytest
 from mlcycle.entities import Run
-from mlcycle.errors import StoreError, StoreFormatError, StoreFullError
-from mlcycle.store import artifacts, metrics, runs
+from mlcycle.errors import ConfigError, StoreError, StoreFormatError, StoreFullError
+from mlcycle.store import artifacts, metrics, runs, schema
 from mlcycle.store.check import fsck
 from mlcycle.store.connect import Store, open_store
 from mlcycle.store.gc import gc
-from sqlalchemy import text
+from mlcycle.store.summary_check import differing
+from sqlalchemy import func, select, text
+
+from tests.conftest import need
 
 ENV = os.environ | {"PYTHONPATH": str(Path(mlcycle.__file__).resolve().parent.parent)}
 
@@ -94,6 +98,42 @@ def test_sigkill_loses_no_acknowledged_point(store: Store, soak: int) -> None:
         most = max(most, acknowledged)
     assert most > 100, "the loop was killed while it was busy"
     assert store.db.all(text("PRAGMA integrity_check")) == [("ok",)]
+
+
+CROWDED = """
+import random
+store = open_store(sys.argv[1])
+run = runs.get(store, sys.argv[2])
+chance = random.Random(sys.argv[3])
+os.write(1, b"r")
+step = 0
+while True:
+    step += chance.choice([0, 1, 1, 1, 1, 1, -2])
+    value = chance.choice([float("nan"), chance.random()])
+    metrics.log(store, run.pk, *({name: x for name in (("loss", "auc") if step % 9 == 4 else ("loss",))} for x in (value, step)))
+    os.write(1, b".")
+"""
+
+
+def test_summaries_survive_killed_writers(store: Store, soak: int) -> None:
+    "Two processes log the same metrics until they are killed, while a third reads: no summary ever differs from its points."
+    chance = random.Random(20261128 + soak)
+    run, t, p = runs.create(store, "killed"), schema.metrics.c, schema.points.c
+    acknowledged = 0
+    for number in range(4):
+        writers = [child(CROWDED, store.settings.store.removeprefix("sqlite:///"), run.id, 2 * number + which) for which in range(2)]
+        for writer in writers:
+            hear(writer, 2)
+        counted = []
+        for _ in range(chance.randrange(1, 40)):
+            at_least = store.db.all(select(func.count()).select_from(schema.points).where(p.name == "loss"))[0][0]
+            counted.append(store.db.all(select(t.count).where(t.name == "loss"))[0][0])
+            assert counted[-1] >= at_least, "who reads a summary sees each point that was stored before"
+        assert counted == sorted(counted)
+        acknowledged += sum(1 + kill(writer).count(b".") for writer in writers)
+        assert differing(store) == []
+    stored = store.db.all(select(func.count()).select_from(schema.points).where(p.name == "loss"))[0][0]
+    assert acknowledged <= stored <= acknowledged + 8 and fsck(store).problems == ()
 
 
 STORING = """
@@ -459,3 +499,123 @@ def test_opening_once_more_drops_no_lock(tmp_path: Path) -> None:
         with open_store(path):
             pass
         assert locks() == before > 0
+
+
+# What a write survives
+
+
+@pytest.fixture
+def flushed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    "The files and folders that the disk was asked to have, in their order; it is asked all the same."
+    paths, fsync = [], os.fsync
+
+    def note(descriptor: int) -> None:
+        paths.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    return paths
+
+
+def test_full_durability_waits_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flushed: list[str]) -> None:
+    "With `full`, commits are synchronous, and an artifact's content and folders are on the disk before its row; also one that was stored without."
+    (tmp_path / "weights.bin").write_bytes(b"weights")
+    with open_store(tmp_path / "store" / "mlcycle.db") as normal:
+        run = runs.create(normal, "e")
+        artifacts.put_file(normal, run, tmp_path / "weights.bin", "weights.bin")
+        assert flushed == [] and normal.db.fetch(text("PRAGMA synchronous"), {}) == normal.db.all(text("PRAGMA synchronous")) == [(1,)]
+    monkeypatch.setenv("MLCYCLE_DURABILITY", "full")
+    with open_store(tmp_path / "store" / "mlcycle.db") as full:
+        assert full.db.fetch(text("PRAGMA synchronous"), {}) == full.db.all(text("PRAGMA synchronous")) == [(2,)]
+        assert full.environment["MLCYCLE_DURABILITY"] == "full"
+        link = artifacts._link
+        monkeypatch.setattr(artifacts, "_link", lambda *args: (flushed.append("row"), link(*args)))
+        digest = artifacts.put_bytes(full, run, b"new", "new.bin").digest
+        folder, path = Path(full.blobs.path(digest)).parent, Path(full.blobs.path(digest))
+        content, *folders = flushed[: flushed.index("row")]
+        assert Path(content).parent == folder.parent.parent / "tmp" and folders[:3] == [str(folder), str(folder.parent), full.settings.artifacts]
+        flushed.clear()
+        again = artifacts.put_file(full, run, tmp_path / "weights.bin", "again.bin")
+        assert str(Path(full.blobs.path(again.digest))) in flushed[: flushed.index("row")] and path.is_file()
+    with open_store(tmp_path / "new" / "mlcycle.db") as new:
+        assert str(tmp_path / "new") in flushed and new.db.durability == "full"
+    monkeypatch.setenv("MLCYCLE_DURABILITY", "fast")
+    with pytest.raises(ConfigError, match="normal or full, not 'fast'"):
+        open_store(tmp_path / "store" / "mlcycle.db")
+
+
+def test_full_durability_on_a_server_that_does_not_wait(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    "A PostgreSQL that answers before its disk has a commit is asked to wait, on every connection."
+    url = need("postgresql").new_database()
+    with open_store(url, tmp_path / "artifacts") as store:
+        store.db.transact((f'ALTER DATABASE "{url.rpartition("/")[2]}" SET synchronous_commit TO off', {}))
+    show = text("SHOW synchronous_commit")
+    for durability, setting in (("normal", "off"), ("full", "on")):
+        monkeypatch.setenv("MLCYCLE_DURABILITY", durability)
+        with open_store(url, tmp_path / "artifacts") as store:
+            assert store.db.fetch(show, {}) == store.db.all(show) == [(setting,)]
+
+
+# Checkpoints, and waiting for each other
+
+
+def test_the_log_stays_short_and_a_fork_may_come_at_any_time(store: Store) -> None:
+    "While one thread logs 30,000 points and another one does the checkpoints, forked children log too; the log takes a part of what was written."
+    run = runs.create(store, "e")
+    log = Path(f"{store.db.where}-wal")
+    largest, children = 0, []
+    for step in range(30_000):
+        metrics.log(store, run.pk, {"loss": float(step)}, {"loss": step})
+        if step % 1000 == 999:
+            largest = max(largest, log.stat().st_size)
+        if step % 5000 == 4999:
+            if (pid := os.fork()) == 0:
+                try:
+                    metrics.log(store, run.pk, {"child": 1.0}, {"child": step})
+                finally:
+                    os._exit(0)
+            children.append(pid)
+    assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children] == [0] * 6
+    assert largest < 80 << 20, "30,000 commits append some 120 MB"
+    assert points(store, run, "loss") == [float(step) for step in range(30_000)] and len(points(store, run, "child")) == 6
+    for thread in threading.enumerate():
+        if thread.name == "mlcycle-checkpoints":
+            thread.join(60)  # it ends by itself
+            assert not thread.is_alive()
+    metrics.log(store, run.pk, {"loss": 0.0}, {"loss": 30_000})
+    store.close()
+    assert not log.exists()
+
+
+def test_a_stopped_waiter_holds_up_nobody(store: Store) -> None:
+    "A writer that waits and is stopped, as by Ctrl-Z, has no place that others wait for."
+    run = runs.create(store, "e")
+    code = LOGGING.replace("while True:", "for step in range(1):")
+    with store.db.write() as con:
+        con.execute(text("SELECT 1"))
+        waiting = child(code, store.db.where, run.id)
+        hear(waiting, 1)
+        waiting.send_signal(signal.SIGSTOP)
+    metrics.log(store, run.pk, {"auc": 0.5}, {"auc": 0})
+    assert waiting.poll() is None and points(store, run, "loss") == []
+    waiting.send_signal(signal.SIGCONT)
+    assert waiting.wait(timeout=60) == 0 and points(store, run, "loss") == [0.0]
+
+
+def test_who_cannot_settle_reads_the_same(store: Store) -> None:
+    "While others hold the lock of writers, in another process or in a transaction of one's own, summaries are added up on the fly, then settled."
+    run = runs.create(store, "e")
+    for step in range(5):
+        metrics.log(store, run.pk, {"loss": float(step)}, {"loss": step})
+    last = text("SELECT value, count FROM metrics")
+    with store.db.write() as con:
+        assert metrics.latest(store, run) == {"loss": 4.0} and store.db.all(last) == [(4.0, 5)]
+        con.execute(text("SELECT 1"))
+    assert store.db.all(select(schema.unsettled)) == [(run.pk, "loss", 1)]
+    with store.db.transaction():
+        assert store.db.all(last) == [(4.0, 5)]
+    metrics.log(store, run.pk, {"loss": 9.0}, {"loss": 5})
+    with store.db.write() as con:
+        assert con.execute(last).all() == [(9.0, 6)]
+        con.execute(text("UPDATE metrics SET low = -1"))
+    assert store.db.all(text("SELECT low, count FROM metrics")) == [(-1, 6)] and store.db.all(select(schema.unsettled)) == []

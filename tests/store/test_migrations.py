@@ -21,13 +21,14 @@ from mlcycle.store.opening import MIGRATIONS, migrate, open_database, stored_ver
 from mlcycle.track.active import ActiveRun
 from tests.conftest import need
 
+TOMORROW = f"{int(schema.HEAD) + 1:04}"
 # Copies the table that everything refers to, as most changes do on SQLite, and slowly, so that a second process comes upon it half way.
 NEXT = """
 import time
 import sqlalchemy as sa
 from alembic import op
 
-revision, down_revision = "0005", "0004"
+revision, down_revision = "{revision}", "{former}"
 
 def upgrade():
     with op.batch_alter_table("runs", recreate="auto") as table:
@@ -38,12 +39,17 @@ def upgrade():
 """
 
 
+def write_next(folder: Path, seconds: float = 0, then: str = "") -> None:
+    "Add the migration of tomorrow to a folder of them."
+    (folder / "versions" / "next.py").write_text(NEXT.format(revision=TOMORROW, former=schema.HEAD, seconds=seconds, then=then))
+
+
 @pytest.fixture
 def scripts(tmp_path: Path) -> Path:
     "A copy of the migrations with one more, for a store of tomorrow."
     copy = tmp_path / "migrations 100%"
     shutil.copytree(MIGRATIONS, copy, ignore=shutil.ignore_patterns("__pycache__"))
-    (copy / "versions" / "r0005_next.py").write_text(NEXT.format(seconds=0, then=""))
+    write_next(copy)
     return copy
 
 
@@ -119,9 +125,9 @@ def test_older_store_is_copied_and_upgraded(filled: Store, scripts: Path) -> Non
     "Opening an older store upgrades it, keeps every row, and leaves a copy of the old one that opens as it was."
     before = everything(filled.db)
     filled.close()
-    db = open_database(filled.db.url, scripts, "0005")
+    db = open_database(filled.db.url, scripts, TOMORROW)
     after = everything(db)
-    assert stored_version(db) == "0005" and after.pop("runs")[0].count("'remark': 'because'") == 1
+    assert stored_version(db) == TOMORROW and after.pop("runs")[0].count("'remark': 'because'") == 1
     assert after == {name: rows for name, rows in before.items() if name != "runs"} and len(before["points"]) == 1
     with db.write() as con, pytest.raises(sa.exc.IntegrityError):  # foreign keys still hold
         con.execute(sa.insert(schema.tags).values(run=999, name="x", value="y"))
@@ -131,7 +137,7 @@ def test_older_store_is_copied_and_upgraded(filled: Store, scripts: Path) -> Non
         old = open_database(f"sqlite:///{copy}")
         assert (stored_version(old), everything(old)) == (schema.HEAD, before)
         old.close()
-    open_database(filled.db.url, scripts, "0005").close()
+    open_database(filled.db.url, scripts, TOMORROW).close()
     assert len(backups(filled)) == (1 if db.sqlite else 0)
 
 
@@ -139,20 +145,20 @@ def test_store_of_0001_is_opened_today(filled: Store, tmp_path: Path) -> None:
     "A store from before live outputs: brought to today's structure when it is opened, every row kept, a copy of it beside it."
     with filled.db.write() as con:
         undo_0004(con)
-        for table in (schema.outputs, schema.requests, schema.fingerprints):
+        for table in (schema.outputs, schema.requests, schema.fingerprints, schema.unsettled):
             table.drop(con)
         con.execute(sa.text("ALTER TABLE alias_moves DROP COLUMN kind"))
         con.execute(sa.text(f"UPDATE {schema.VERSION_TABLE} SET version_num = '0001'"))
     made = empty(f"sqlite:///{tmp_path}/first/mlcycle.db" if filled.db.sqlite else need("postgresql").new_database())
     migrate(made, head="0001")
     before, shape = everything(filled.db), structure(made)
-    assert structure(filled.db) == shape and not {"outputs", "requests", "fingerprints"} & set(shape)
+    assert structure(filled.db) == shape and not {"outputs", "requests", "fingerprints", "unsettled"} & set(shape)
     migrate(made)
     filled.close()
     db = open_database(filled.db.url)
     assert stored_version(db) == schema.HEAD and structure(db) == structure(made)
     moves = [row[:-1] + ", 'kind': 'promoted'}" for row in before["alias_moves"]]
-    assert everything(db) == {**before, "alias_moves": moves, "outputs": [], "requests": [], "fingerprints": []}
+    assert everything(db) == {**before, "alias_moves": moves, "outputs": [], "requests": [], "fingerprints": [], "unsettled": []}
     assert len(backups(filled)) == (1 if db.sqlite else 0)
     db.close()
     made.close()
@@ -169,6 +175,7 @@ def test_moves_of_0002_get_their_kind(filled: Store) -> None:
         models.move_alias(filled, "churn", "champion", number, why)
     with filled.db.write() as con:
         undo_0004(con)
+        schema.unsettled.drop(con)
         con.execute(sa.text("ALTER TABLE alias_moves DROP COLUMN kind"))
         con.execute(sa.text(f"UPDATE {schema.VERSION_TABLE} SET version_num = '0002'"))
     before = everything(filled.db)
@@ -176,7 +183,7 @@ def test_moves_of_0002_get_their_kind(filled: Store) -> None:
     store = Store(open_database(filled.db.url), filled.blobs, filled.settings)
     moves = models.alias_history(store, "churn", "champion")
     assert [(m.kind, m.after, m.why) for m in moves] == [("promoted", 1, ""), *moved]
-    assert {name: rows for name, rows in everything(store.db).items() if name != "alias_moves"} == \
+    assert {name: rows for name, rows in everything(store.db).items() if name not in ("alias_moves", "unsettled")} == \
            {name: rows for name, rows in before.items() if name != "alias_moves"}
     assert [rollback("churn", store=store).after for _ in range(2)] == [2, 1]
     with pytest.raises(NotFoundError, match="never anywhere before churn/1"):
@@ -199,14 +206,14 @@ def test_newer_store_is_refused_untouched(filled: Store) -> None:
 
 def test_two_processes_upgrade_at_once(filled: Store, scripts: Path) -> None:
     "Two processes that open an older store at once both end with the new one, upgraded once and copied once, before the upgrade."
-    (scripts / "versions" / "r0005_next.py").write_text(NEXT.format(seconds=1.5, then="print('upgraded', flush=True)"))
+    write_next(scripts, 1.5, "print('upgraded', flush=True)")
     filled.close()
     code = ("import sys\nfrom pathlib import Path\nfrom mlcycle.store.opening import open_database, stored_version\n"
-            "print(stored_version(open_database(sys.argv[1], Path(sys.argv[2]), '0005')))")
-    command = [sys.executable, "-c", code, filled.db.url, str(scripts)]
+            "print(stored_version(open_database(sys.argv[1], Path(sys.argv[2]), sys.argv[3])))")
+    command = [sys.executable, "-c", code, filled.db.url, str(scripts), TOMORROW]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     printed = sorted(process.communicate(timeout=60)[0].split() for process in processes)
-    assert printed == [["0005"], ["upgraded", "0005"]]
+    assert printed == [[TOMORROW], ["upgraded", TOMORROW]]
     if filled.db.sqlite:
         (copy,) = backups(filled)
         assert stored_version(Database(f"sqlite:///{copy}")) == schema.HEAD
@@ -215,11 +222,11 @@ def test_two_processes_upgrade_at_once(filled: Store, scripts: Path) -> None:
 @pytest.mark.parametrize("failure", ["raise ValueError('no such thing')", "op.execute('SELECT nonsense')", "op.execute('DELETE FROM models')"])
 def test_failed_upgrade_changes_nothing(filled: Store, scripts: Path, failure: str) -> None:
     "A migration that raises, that the database refuses, or that breaks a reference leaves the old store, which old mlcycle still opens, and no copy."
-    (scripts / "versions" / "r0005_next.py").write_text(NEXT.format(seconds=0, then=failure))
+    write_next(scripts, 0, failure)
     before, shape = everything(filled.db), structure(filled.db)
     filled.close()
     with pytest.raises(StoreError, match="left as it was"):
-        open_database(filled.db.url, scripts, "0005")
+        open_database(filled.db.url, scripts, TOMORROW)
     db = open_database(filled.db.url)
     assert (stored_version(db), everything(db), structure(db)) == (schema.HEAD, before, shape) and backups(filled) == []
     db.close()
@@ -227,17 +234,17 @@ def test_failed_upgrade_changes_nothing(filled: Store, scripts: Path, failure: s
 
 def test_killed_upgrade_changes_nothing(filled: Store, scripts: Path) -> None:
     "A process killed in the middle of an upgrade leaves the old store; the next one to open it upgrades it."
-    (scripts / "versions" / "r0005_next.py").write_text(NEXT.format(seconds=0, then="import os; os.kill(os.getpid(), 9)"))
+    write_next(scripts, 0, "import os; os.kill(os.getpid(), 9)")
     before = everything(filled.db)
     filled.close()
     code = ("import sys\nfrom pathlib import Path\nfrom mlcycle.store.opening import open_database\n"
-            "open_database(sys.argv[1], Path(sys.argv[2]), '0005')")
-    assert subprocess.run([sys.executable, "-c", code, filled.db.url, str(scripts)]).returncode == -9
+            "open_database(sys.argv[1], Path(sys.argv[2]), sys.argv[3])")
+    assert subprocess.run([sys.executable, "-c", code, filled.db.url, str(scripts), TOMORROW]).returncode == -9
     assert (stored_version(filled.db), everything(filled.db)) == (schema.HEAD, before)
     filled.close()
-    (scripts / "versions" / "r0005_next.py").write_text(NEXT.format(seconds=0, then=""))
-    db = open_database(filled.db.url, scripts, "0005")
-    assert stored_version(db) == "0005"
+    write_next(scripts)
+    db = open_database(filled.db.url, scripts, TOMORROW)
+    assert stored_version(db) == TOMORROW
     db.close()
 
 

@@ -169,7 +169,9 @@ def test_points_in_bulk(store: Store) -> None:
 
 def summary(store: Store, run: Any) -> list[Any]:
     t = schema.metrics.c
-    return store.db.all(select(t.name, t.step, t.value, t.low, t.high, t.count).where(t.run == run.run.pk).order_by(t.name))
+    rows = store.db.all(select(t.name, t.step, t.value, t.low, t.high, t.count).where(t.run == run.run.pk).order_by(t.name))
+    # 0.0 and -0.0 are equal, so the least of them is either
+    return [(name, step, value, *(0.0 if extreme == 0 else extreme for extreme in extremes), count) for name, step, value, *extremes, count in rows]
 
 
 points = st.tuples(st.sampled_from("ab"), st.integers(0, 4), st.floats(width=32))
