@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import select
 
 import mlcycle as mlc
 from mlcycle.entities import Run
@@ -27,7 +28,7 @@ def logged(tmp_path: Path) -> Iterator[Store]:
 
 def all_runs(store: Store) -> list[Run]:
     "Every run, oldest first."
-    return [store_runs.to_run(row) for row in store.db.all(store_runs.select(schema.runs).order_by(schema.runs.c.pk))]
+    return [store_runs.to_run(row) for row in store.db.all(select(schema.runs).order_by(schema.runs.c.pk))]
 
 
 @pytest.fixture
