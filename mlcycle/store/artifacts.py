@@ -120,7 +120,7 @@ def _same_size(store: Store, path: Path) -> list[str]:
         size = path.stat().st_size
     except OSError:  # reading it will say why
         return []
-    return [row.digest for row in store.db.all(_SAME_SIZE, {"size": size})] if size >= _LARGE else []
+    return [digest for digest, in store.db.rows(_SAME_SIZE, {"size": size})] if size >= _LARGE else []
 
 # %% ../../nbs/store/10_artifacts.ipynb #put
 def put_file(

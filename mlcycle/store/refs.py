@@ -12,12 +12,10 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import select
-
 from ..display import show_age
 from ..entities import Run
 from ..errors import AmbiguousError, NotFoundError, UsageError
-from . import runs, schema
+from . import runs
 
 if TYPE_CHECKING:
     from mlcycle.store.connect import Store
@@ -66,8 +64,8 @@ _SEARCHED = 200  # Runs of one name among which the preferred ones are looked fo
 
 
 def _of_name(store: Store, name: str, limit: int, skipped: int = 0) -> list[Run]:
-    t = schema.runs.c
-    rows = store.db.all(select(schema.runs).where(t.name == name).order_by(t.started.desc(), t.pk.desc()).limit(limit).offset(skipped))
+    rows = runs.read_rows(store, "WHERE r.name = :name ORDER BY r.started DESC, r.pk DESC LIMIT :limit OFFSET :skipped",
+                          {"name": name, "limit": limit, "skipped": skipped})
     return [runs.to_run(row) for row in rows]
 
 

@@ -12,11 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from sqlalchemy import bindparam, select
-
 from ...display import show_value
 from ...entities import Run
-from ...store import metrics, schema
+from ...store import metrics
 from ...store.connect import Store
 from ...terminal import one_line
 
@@ -115,8 +113,7 @@ class MetricTable:
 # %% ../../../nbs/ui/views/06_metric_table.ipynb #read
 MAX_CURVES = 40        # Metrics whose curves are read
 MAX_POINTS = 200_000   # A longer curve takes too long for a page
-_COUNTS = (select(schema.metrics.c.name, schema.metrics.c.count).where(schema.metrics.c.run == bindparam("run"))
-           .order_by(schema.metrics.c.name))
+_COUNTS = "SELECT name, count FROM metrics WHERE run = :run ORDER BY name"
 
 
 def metric_table(
@@ -125,6 +122,6 @@ def metric_table(
 ) -> MetricTable | None:  # None for a run without metrics
     "The metrics of a run, with the curves of those that were logged more than once."
     values = metrics.latest(store, run)
-    repeated = [name for name, count in store.db.fetch(_COUNTS, {"run": run.pk}) if 1 < count <= MAX_POINTS][:MAX_CURVES]
+    repeated = [name for name, count in store.db.rows(_COUNTS, {"run": run.pk}) if 1 < count <= MAX_POINTS][:MAX_CURVES]
     curves = {name: [point.value for point in metrics.history(store, run, name)] for name in repeated}
     return MetricTable(values, curves) if values else None
