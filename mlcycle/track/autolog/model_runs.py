@@ -5,7 +5,7 @@
 # %% ../../../nbs/track/autolog/17_model_runs.ipynb #imports
 from __future__ import annotations
 
-import sys
+import inspect
 import weakref
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -115,7 +115,7 @@ def data_name(
 
 def calling_frame() -> FrameType | None:
     "The nearest frame of code that is neither scikit-learn's nor autologging's."
-    frame: FrameType | None = sys._getframe(1)
+    frame = inspect.currentframe()
     while frame is not None and str(frame.f_globals.get("__name__", "")).startswith(("sklearn.", "mlcycle.track.autolog", "joblib.", "contextlib")):
         frame = frame.f_back
     return frame
