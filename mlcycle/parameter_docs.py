@@ -31,11 +31,11 @@ def parameter_comments(
     comments = {}
     for line in lines[1:]:
         if line.strip().startswith(")"):
-            if found := _RETURNED.match(line):
-                comments["return"] = found[1]
+            if comment := _RETURNED.match(line):
+                comments["return"] = comment[1]
             break
-        if found := _PARAMETER.match(line):
-            comments[found[1]] = found[2]
+        if comment := _PARAMETER.match(line):
+            comments[comment[1]] = comment[2]
     return comments
 
 # %% ../nbs/13_parameter_docs.ipynb #signature

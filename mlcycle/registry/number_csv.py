@@ -26,14 +26,14 @@ def _tables(
 ) -> Iterator[Any]:
     import pyarrow as pa
 
-    held = reader.schema.empty_table()
+    pending = reader.schema.empty_table()
     for batch in reader:
-        held = pa.Table.from_batches([*held.to_batches(), batch])
-        while len(held) >= rows:
-            yield held.slice(0, rows)
-            held = held.slice(rows)
-    if len(held):
-        yield held
+        pending = pa.Table.from_batches([*pending.to_batches(), batch])
+        while len(pending) >= rows:
+            yield pending.slice(0, rows)
+            pending = pending.slice(rows)
+    if len(pending):
+        yield pending
 
 # %% ../../nbs/registry/21_number_csv.ipynb #frame
 def _frame(

@@ -107,7 +107,7 @@ def test_a_trial_after_many(race: Race, tmp_path: Path, size: int) -> None:
         optuna_only = bare(tmp_path, "many")
         with quietly():
             optuna_only.add_trials(prepared.trials)
-        from mlcycle.tune.tuning import to_space
+        from mlcycle.tune.spaces.given import to_space
 
         known = {"target": "objective", "metrics": ["objective"], "directions": ["minimize"], "space": to_space(SPACE).json(), "sampler": "random",
                  "pruner": "none", "seed": 0}

@@ -95,7 +95,7 @@ def test_pieces_keep_their_order_and_their_errors() -> None:
     with pytest.raises(OSError, match="No space"), behind(full) as write:
         for piece in range(1000):
             write(piece)
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("mlcycle-")]
+    assert not [thread for thread in threading.enumerate() if thread.name in ("mlcycle-ahead", "mlcycle-behind")]
 
 
 def test_a_pipeline_is_taken_apart_without_a_difference() -> None:

@@ -125,14 +125,14 @@ def evaluation_parts(
     files: Sequence[Artifact],  # A run's artifacts
 ) -> list[Part]:
     "The evaluations among some files; of the fit's own data last."
-    found = sorted((file for file in files if file.kind == "evaluation"), key=lambda file: ("/training." in file.name, file.name))
+    evaluation_files = sorted((file for file in files if file.kind == "evaluation"), key=lambda file: ("/training." in file.name, file.name))
     parts: list[Part] = []
-    for file in found[:EVALUATIONS]:
+    for file in evaluation_files[:EVALUATIONS]:
         try:
             text = store.blobs.read(file.digest).decode()
             parts.append(EvaluationPart(file.name.rpartition("/")[2].removesuffix(".json"), text))
         except (MlcycleError, ValueError) as e:  # a lost file is no reason to show nothing
             parts.append(Text(f"{file.name} cannot be shown: {e}", "warn"))
-    if len(found) > EVALUATIONS:
-        parts.append(Text(f"{len(found) - EVALUATIONS} more among the artifacts", "dim"))
+    if len(evaluation_files) > EVALUATIONS:
+        parts.append(Text(f"{len(evaluation_files) - EVALUATIONS} more among the artifacts", "dim"))
     return [Text("Evaluation", "head"), *parts] if parts else []
