@@ -2601,6 +2601,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'mlcycle.store.artifacts': { 'mlcycle.store.artifacts._clash': ('store/artifacts.html#_clash', 'mlcycle/store/artifacts.py'),
                                          'mlcycle.store.artifacts._link': ('store/artifacts.html#_link', 'mlcycle/store/artifacts.py'),
                                          'mlcycle.store.artifacts._put': ('store/artifacts.html#_put', 'mlcycle/store/artifacts.py'),
+                                         'mlcycle.store.artifacts._recorded': ( 'store/artifacts.html#_recorded',
+                                                                                'mlcycle/store/artifacts.py'),
                                          'mlcycle.store.artifacts._same_size': ( 'store/artifacts.html#_same_size',
                                                                                  'mlcycle/store/artifacts.py'),
                                          'mlcycle.store.artifacts.check_name': ( 'store/artifacts.html#check_name',

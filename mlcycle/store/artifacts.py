@@ -156,8 +156,11 @@ def listing(
     prefix: str = "",   # Only names that begin with this
 ) -> list[Artifact]:    # By name
     "A run's artifacts, without those whose content is lost."
-    rows = store.db.rows("SELECT name, digest, size, kind FROM artifacts WHERE run = :run AND kind <> :lost ORDER BY name",
-                         {"run": run.pk, "lost": LOST})
+    return [artifact for artifact in _recorded(store, run, prefix) if artifact.kind != LOST]
+
+
+def _recorded(store: Store, run: Run, prefix: str) -> list[Artifact]:
+    rows = store.db.rows("SELECT name, digest, size, kind FROM artifacts WHERE run = :run ORDER BY name", {"run": run.pk})
     return [Artifact(*row) for row in rows if row[0].startswith(prefix)]
 
 # %% ../../nbs/store/10_artifacts.ipynb #lost
@@ -167,9 +170,7 @@ def lost(
     prefix: str = "",   # Only names that begin with this
 ) -> list[Artifact]:    # By name
     "A run's artifacts whose content was damaged or removed, as `fsck --repair` has recorded it."
-    rows = store.db.rows("SELECT name, digest, size, kind FROM artifacts WHERE run = :run AND kind = :lost ORDER BY name",
-                         {"run": run.pk, "lost": LOST})
-    return [Artifact(*row) for row in rows if row[0].startswith(prefix)]
+    return [artifact for artifact in _recorded(store, run, prefix) if artifact.kind == LOST]
 
 
 def lost_names(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import json
-import time
 import warnings
 from collections.abc import Callable
 from contextvars import ContextVar
@@ -27,9 +26,9 @@ from .patches import Patches
 from .values import final
 
 # %% auto #0
-__all__ = ['FOLDER', 'PREDICTIONS', 'CHEAP_SECONDS', 'FEW_ROWS', 'FEW_NUMBERS', 'CURVES', 'provider', 'add_score',
-           'add_evaluation', 'followed_prediction', 'followed_score', 'is_cheap', 'training_score', 'metric_functions',
-           'metric_name', 'install']
+__all__ = ['FOLDER', 'PREDICTIONS', 'FEW_ROWS', 'FEW_NUMBERS', 'CURVES', 'provider', 'add_score', 'add_evaluation',
+           'followed_prediction', 'followed_score', 'is_cheap', 'training_score', 'metric_functions', 'metric_name',
+           'install']
 
 # %% ../../../nbs/track/autolog/19_scores.ipynb #careful
 def _careful(model_run: ModelRun, what: str, record: Callable[[], None]) -> None:
@@ -94,7 +93,6 @@ def followed_prediction(
     return answer
 
 # %% ../../../nbs/track/autolog/19_scores.ipynb #score
-CHEAP_SECONDS = 0.05
 _SCORE = {"classifier": "accuracy", "regressor": "r2"}  # Estimator type to what scikit-learn's `score` is
 
 
@@ -109,13 +107,13 @@ def followed_score(
     if model_run is None:
         return score(estimator, *args, **kwargs)
     answers: list[tuple[str, Any]] = []
-    token, begin = _scored.set((id(final(getattr(estimator, "best_estimator_", estimator))), answers)), time.perf_counter()
+    token = _scored.set((id(final(getattr(estimator, "best_estimator_", estimator))), answers))
     try:
         with quiet():
             value = score(estimator, *args, **kwargs)
     finally:
         _scored.reset(token)
-    seconds, frame = time.perf_counter() - begin, calling_frame()
+    frame = calling_frame()
 
     def record() -> None:
         given = signature(score).bind(estimator, *args, **kwargs).arguments
@@ -124,7 +122,7 @@ def followed_score(
         if isinstance(value, Real):
             add_score(model_run, _named(data, _score_name(estimator, model_run.estimator_type)), float(value))
         if y is not None:
-            _add_answers(model_run, estimator, data, X, y, answers, seconds)
+            _add_answers(model_run, estimator, data, X, y, answers)
 
     _careful(model_run, "a score", record)
     return value
@@ -143,9 +141,9 @@ def _named(data: str, metric: str) -> str:
     return f"{data}_{metric}" if data else metric
 
 
-def _add_answers(model_run: ModelRun, estimator: Any, data: str, X: Any, y: Any, answers: list[tuple[str, Any]], seconds: float) -> None:
+def _add_answers(model_run: ModelRun, estimator: Any, data: str, X: Any, y: Any, answers: list[tuple[str, Any]]) -> None:
     "Add the curves of the answers that `score` asked for, and of a classifier's scores where they are cheap."
-    if model_run.estimator_type == "classifier" and seconds < CHEAP_SECONDS and hasattr(estimator, "predict_proba"):
+    if model_run.estimator_type == "classifier" and is_cheap(estimator, X) and hasattr(estimator, "predict_proba"):
         answers = [*answers, ("predict_proba", estimator.predict_proba(copied(X)))]
     for method, answer in answers:
         add_evaluation(model_run, data, evaluation(model_run.estimator_type, model_run.classes, y, answer, method != "predict"))
@@ -157,9 +155,9 @@ FEW_NUMBERS = 1_000_000      # Numbers in X that a linear model or a single tree
 
 def is_cheap(
     estimator: Any,  # A fitted estimator
-    X: Any,          # Input of the fit
+    X: Any,          # What it would predict
 ) -> bool:
-    "Does the prediction of a fit's own data cost little?"
+    "Does a prediction cost little?"
     shape = getattr(X, "shape", None)
     rows = shape[0] if shape else len(X) if hasattr(X, "__len__") else None
     if rows is None or rows <= FEW_ROWS:
