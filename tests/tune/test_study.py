@@ -384,8 +384,8 @@ def test_ctrl_c_and_on(project: Any, wait_for: Any, target: str, jobs: int) -> N
 
 def test_a_second_ctrl_c_leaves_functions_behind(tmp_path: Path) -> None:
     "Functions in threads cannot be ended: one Ctrl-C waits for them, a second one does not; what they tried is tried again on resume."
-    code = ("import time, mlcycle as mlc\nfrom mlcycle.store.connect import open_store\nstore = open_store('runs.db')\n\n"
-            "def slow(x):\n    print('begun', flush=True)\n    time.sleep(60)\n    return x\n\n"
+    code = ("import os, time, mlcycle as mlc\nfrom mlcycle.store.connect import open_store\nstore = open_store('runs.db')\n\n"
+            "def slow(x):\n    os.write(1, b'begun\\n')  # one write, since two threads do it\n    time.sleep(60)\n    return x\n\n"
             "mlc.tune(slow, {'x': 'uniform(0, 1)'}, trials=4, jobs=2, study='slow', store=store, progress=False)")
     process = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert [process.stdout.readline(), process.stdout.readline()] == ["begun\n", "begun\n"]
