@@ -22,9 +22,12 @@ from mlcycle.tune.storage import open_study
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="kernels are forked on Linux only")
 TRIALS = 24
 WORKER = """
-import json, os, random, time
+import glob, json, os, random, time
 import mlcycle as mlc
 def objective(x, y=0):
+    open(f'at-work-{os.getpid()}', 'w').close()
+    while len(glob.glob('at-work-*')) < int(os.environ.get('TOGETHER', 1)):  # neither is done before the other one has begun
+        time.sleep(0.02)
     open('begun', 'a').write(f'{x!r} {y!r}\\n')
     for step in range(3):
         time.sleep(0.05)
@@ -139,7 +142,7 @@ def test_random_kills(project: Any, wait_for: Any, target: str, sampler: str, jo
 def test_two_at_work_on_one_study(project: Any, database_url: str, sampler: str, soak: int) -> None:
     "Two processes that begin at once run exactly so many trials together, and no combination of a grid twice."
     with open_store(database_url, project.folder / "artifacts") as store:
-        environment = {**store.environment, **settings("function", sampler)}
+        environment = {**store.environment, **settings("function", sampler), "TOGETHER": "2"}
         both = [project.start(WORKER, **environment) for _ in range(2)]
         told = [process.communicate(timeout=120) for process in both]
         assert [process.returncode for process in both] == [0, 0], told
@@ -155,7 +158,7 @@ def test_two_at_work_on_one_study(project: Any, database_url: str, sampler: str,
 def test_one_of_two_is_killed(project: Any, database_url: str, wait_for: Any, sampler: str, soak: int) -> None:
     "The one that lives on takes over what the other one was at: together they do exactly so many."
     with open_store(database_url, project.folder / "artifacts") as store:
-        environment = {**store.environment, **settings("function", sampler, 1)}
+        environment = {**store.environment, **settings("function", sampler, 1), "TOGETHER": "2"}
         first, second = (project.start(WORKER, **environment) for _ in range(2))
 
         def at_work() -> bool:
