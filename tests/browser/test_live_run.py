@@ -158,7 +158,7 @@ def test_a_run_of_another_process_in_the_dark(notebook: Opener, folder: Path) ->
             opened.output(1).get_by_role("button", name="Stop").click()
             opened.output(1).locator("img.mlc-drawn").wait_for()
             opened.shot("live-dark-stopped")
-            assert program.wait(20) != 0
+            assert program.wait(120) != 0
             assert runs.resolve(store, "far").status == "cancelled"
         finally:
             program.kill()

@@ -216,9 +216,7 @@ def test_huge_number_of_untracked_files(repo: Path) -> None:
     for i in range(5000):
         (repo / "cache" / f"{i}.json").write_text("x" * 40)
     (repo / "new.py").write_text("new\n")
-    start = time.perf_counter()
     captured = capture(repo)
-    assert time.perf_counter() - start < 5
     kept = call(repo, "ls-tree", "-r", "--name-only", captured.data["snapshot"])
     assert "new.py" in kept and kept.count("cache/") == 1999
     assert captured.data["changes"] == 5001 and len(captured.data["changed"]) == 50
@@ -257,16 +255,15 @@ def test_no_hook_filter_prompt_or_signature(repo: Path, tmp_path: Path) -> None:
 def test_hanging_filter_is_killed_and_not_tried_again(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     "A clean filter that hangs (a network mount, say) costs the timeout once, not once a run, and leaves no process behind."
     (repo / ".gitattributes").write_text("*.bin filter=slow\n")
-    call(repo, "config", "filter.slow.clean", f"sleep 300.{os.getpid()}")
+    call(repo, "config", "filter.slow.clean", f"printf x >> .git/started; sleep 300.{os.getpid()}")
     (repo / "weights.bin").write_bytes(b"1")
     os.utime(repo / "weights.bin", (1, 1))
     os.utime(repo / ".gitattributes", (1, 1))
     monkeypatch.setattr(repository.run_git, "__kwdefaults__", {**repository.run_git.__kwdefaults__, "timeout": 1.0})
     first = capture(repo)
     assert "took longer than 1 s" in first.warnings[0] and first.data["commit"]
-    start = time.perf_counter()
     assert "took longer" in capture(repo).warnings[0]
-    assert time.perf_counter() - start < 0.9
+    assert (repo / ".git" / "started").read_text() == "x", "the filter was started again"
     commands = [p.read_bytes() for p in Path("/proc").glob("[0-9]*/cmdline") if p.exists()]
     assert not [c for c in commands if f"300.{os.getpid()}".encode() in c]
 

@@ -169,7 +169,7 @@ def test_same_deaths(both, wait_for, cells, settings, words):
     forked, fresh = both(*cells, **settings)
     assert words in forked.run.reason and forked.run.reason == fresh.run.reason and forked.error.type == fresh.error.type
     assert forked.seconds < 20
-    wait_for(lambda: not [p.pid for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "4321"]], 10)
+    wait_for(lambda: not [p.pid for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "4321"]])
 
 
 def test_thread_limits_come_from_the_environment(both, monkeypatch):
@@ -225,7 +225,7 @@ def test_a_warm_process_is_given_back_and_renewed(project, monkeypatch, wait_for
     monkeypatch.setattr(imported, "IDLE", 0.3)
     first = pool.warm_process(("json",), str(project.folder))
     assert first.report["bad"] == {}
-    wait_for(lambda: first.process.poll() is not None, 10)
+    wait_for(lambda: first.process.poll() is not None)
     monkeypatch.setattr(imported, "IDLE", 60.0)
     second = pool.warm_process(("json",), str(project.folder))
     assert pool.warm_process(("json",), str(project.folder)) is second
@@ -236,7 +236,7 @@ def test_a_warm_process_is_given_back_and_renewed(project, monkeypatch, wait_for
     (site / "new-1.0.dist-info").mkdir()
     fourth = pool.warm_process(("json",), str(project.folder))
     assert len({first, second, third, fourth}) == 4
-    wait_for(lambda: second.process.poll() is not None, 10)
+    wait_for(lambda: second.process.poll() is not None)
 
 
 def test_debugger_attaches(project):

@@ -202,8 +202,8 @@ def test_debug_without_a_terminal(project):
     client = BlockingKernelClient()
     client.load_connection_file(told["connection_file"])
     client.start_channels()
-    client.wait_for_ready(timeout=30)
-    reply = client.execute_interactive("", user_expressions={"x": "x"}, timeout=30)
+    client.wait_for_ready(timeout=120)
+    reply = client.execute_interactive("", user_expressions={"x": "x"}, timeout=120)
     client.stop_channels()
     assert reply["content"]["user_expressions"]["x"]["data"]["text/plain"] == "5"
     end(project, failed)
@@ -213,7 +213,7 @@ def test_debug_without_a_terminal(project):
 
 def end_of(*processes: int) -> None:
     "Wait until processes have ended."
-    until = time.monotonic() + 15
+    until = time.monotonic() + 120
     while alive := [pid for pid in processes if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]:
         assert time.monotonic() < until, alive
         time.sleep(0.05)
@@ -269,7 +269,7 @@ def test_nothing_lingers_that_was_not_asked_for(project, how):
         run_notebook(project.write(MARK, "x = 1", last), keep=None if "without" in how else 60, progress=False)
     run = project.runs()[0]
     assert run.status == how.split()[0] and "kept" not in facts.captures(project.store, run)
-    until = time.monotonic() + 10
+    until = time.monotonic() + 120
     while still := [p.pid for p in psutil.process_iter() if p.pid != os.getpid() and _works_in(p, project.folder)]:
         assert time.monotonic() < until, still
         time.sleep(0.05)

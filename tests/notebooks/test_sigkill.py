@@ -68,7 +68,7 @@ def test_random_kills(project, wait_for, soak):
     manager.wait()
     assert min(killed.values()) > 2, killed
 
-    wait_for(lambda: not [p for p in seen if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], 10)
+    wait_for(lambda: not [p for p in seen if p.is_running() and p.status() != psutil.STATUS_ZOMBIE])
     found = project.runs()
     statuses = {status: sum(run.status == status for run in found) for status in {run.status for run in found}}
     assert len(found) >= RUNS and statuses.get("finished", 0) > 5 and "running" not in statuses, statuses

@@ -147,7 +147,7 @@ def test_folders_of_killed_processes_are_removed(tmp_path: Path, monkeypatch: py
                                   env={**os.environ, "TMPDIR": str(tmp_path)}) for _ in range(2)]
     used, left = (Path(process.stdout.readline().strip()) for process in processes)
     processes[1].send_signal(signal.SIGKILL)
-    processes[1].wait(30)
+    processes[1].wait(120)
     (left / "model.skops").write_bytes(b"weights")
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "file").touch()
@@ -185,7 +185,7 @@ def test_a_copy_has_its_name_when_it_is_complete(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", MIGRATING, sqlite_url(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdout.read(1) == b"."
     process.kill()
-    process.wait(30)
+    process.wait(120)
     left = [name for name in os.listdir(tmp_path) if "backup" in name]
     assert left and all(name.endswith((".part", ".part-journal")) for name in left)
     opening.open_database(sqlite_url(path)).close()

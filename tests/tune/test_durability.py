@@ -130,7 +130,7 @@ def test_random_kills(project: Any, wait_for: Any, target: str, sampler: str, jo
             worker.communicate()
             worker = None
     assert killed.total() >= 10, killed
-    wait_for(lambda: not alive(seen), 10)
+    wait_for(lambda: not alive(seen))
     done = check(project.store)
     assert json.loads(out)["best"] == done.json()["best"]
     if sampler == "grid":

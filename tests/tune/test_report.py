@@ -191,12 +191,10 @@ def test_a_study_that_is_killed_is_an_error_in_its_kernels(project, wait_for):
 
     killer = threading.Thread(target=kill)
     killer.start()
-    began = time.monotonic()
     for _ in range(2):  # while it waits for the answer, and where nobody is there to ask
         with pytest.raises(NotebookRunError, match="cannot be reached"):
             run_notebook(project.write(*CELLS[:2], "mlc.report(0.5)"), progress=False, env={ENV_TRIAL: told})
     killer.join()
-    assert time.monotonic() - began < 30
 
 
 def test_a_handler_that_fails_is_an_error_in_its_kernel(project):

@@ -62,7 +62,7 @@ class Kernel:
     def complete(self, code: str) -> list[str]:
         message = self.client.complete(code, len(code))
         while True:
-            reply = self.client.get_shell_msg(timeout=30)
+            reply = self.client.get_shell_msg(timeout=120)
             if reply["parent_header"].get("msg_id") == message:
                 return reply["content"]["matches"]
 

@@ -171,7 +171,7 @@ def test_bash_completes_beyond_an_at_sign(project: Path, tmp_path: Path) -> None
     (project / "samples").mkdir()
     (project / "complete.sh").write_text(mlcycle("completion", "bash", cwd=project).stdout)
     folder = Path(sys.executable).parent
-    bash = pexpect.spawn("bash", ["--norc", "--noprofile"], cwd=str(project), encoding="utf-8", timeout=20,
+    bash = pexpect.spawn("bash", ["--norc", "--noprofile"], cwd=str(project), encoding="utf-8", timeout=120,
                          env={**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", "PS1": "ready> ", "INPUTRC": "/dev/null"})
     bash.expect_exact("ready> ")
     bash.sendline("bind 'set enable-bracketed-paste off'; source complete.sh; PS1='re''ady2> '")

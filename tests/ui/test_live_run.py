@@ -49,7 +49,7 @@ class Kernel:
     def finish(self, request: str) -> dict[str, Any]:
         self.until(lambda m: m["msg_type"] == "status" and m["content"]["execution_state"] == "idle" and m["parent_header"].get("msg_id") == request)
         while True:
-            if (reply := self.client.get_shell_msg(timeout=30))["parent_header"].get("msg_id") == request:
+            if (reply := self.client.get_shell_msg(timeout=120))["parent_header"].get("msg_id") == request:
                 return reply["content"]
 
     def run(self, code: str, person: bool = True) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def test_a_busy_kernel_says_who_it_is_and_takes_a_stop(kernel: Kernel) -> None:
     kernel.until(lambda m: points(m) >= 2)
     widget = kernel.shown()[0]["application/vnd.jupyter.widget-view+json"]["model_id"]
     asked = kernel.client.kernel_info()
-    while (reply := kernel.client.get_shell_msg(timeout=20))["parent_header"].get("msg_id") != asked:
+    while (reply := kernel.client.get_shell_msg(timeout=120))["parent_header"].get("msg_id") != asked:
         pass
     assert reply["content"]["language_info"]["name"] == "python"
     session, channel = kernel.client.session, kernel.client.shell_channel
@@ -132,7 +132,7 @@ def test_a_program_in_the_background_is_stopped_too(tmp_path: Path) -> None:
             time.sleep(0.05)
         time.sleep(0.5)
         stop(store, runs.to_run(rows[0]))
-        assert program.wait(30) == 143
+        assert program.wait(120) == 143
         assert runs.resolve(store, "deaf").status == "cancelled"
 
 

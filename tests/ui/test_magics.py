@@ -89,11 +89,11 @@ def test_an_interrupt_cancels_the_run(kernel: Kernel) -> None:
     message = kernel.client.execute("%%track long -e churn\nimport mlcycle as mlc, time\nmlc.log_metric('loss', 1.0)\n"
                                     "print('logged', flush=True)\ntime.sleep(60)")
     while True:
-        found = kernel.client.get_iopub_msg(timeout=30)
+        found = kernel.client.get_iopub_msg(timeout=120)
         if found["msg_type"] == "stream" and "logged" in found["content"]["text"]:
             break
     kernel.manager.interrupt_kernel()
-    while kernel.client.get_shell_msg(timeout=30)["parent_header"].get("msg_id") != message:
+    while kernel.client.get_shell_msg(timeout=120)["parent_header"].get("msg_id") != message:
         pass
     while True:
         try:

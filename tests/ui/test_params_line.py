@@ -38,7 +38,7 @@ def test_in_a_kernel_the_line_sets_the_variables(kernel: Kernel) -> None:
 def test_the_cell_can_become_plain_assignments(kernel: Kernel) -> None:
     "What a kernel can do to a document: replace the source of the cell that runs."
     kernel.client.execute("%params --cell lr=0.1 model='hgb'")
-    payload = kernel.client.get_shell_msg(timeout=30)["content"]["payload"]
+    payload = kernel.client.get_shell_msg(timeout=120)["content"]["payload"]
     assert payload == [{"source": "set_next_input", "text": "lr = 0.1\nmodel = 'hgb'", "replace": True}]
 
 
