@@ -128,7 +128,7 @@ import mlcycle as mlc
 code = '''
 import os, time, mlcycle as mlc
 def work(x):
-    time.sleep(0.4)
+    time.sleep(0.1)
     while x >= 5 and not os.path.exists("page-shows-it"):
         time.sleep(0.1)
     return x ** 2
@@ -139,7 +139,6 @@ from mlcycle.store.connect import current_store
 from mlcycle.tune.storage import study_names
 while "slow" not in study_names(current_store()):
     time.sleep(0.2)
-time.sleep(1)
 """
 
 
@@ -155,8 +154,8 @@ def test_a_study_that_goes_on_elsewhere_is_followed(notebook: Opener) -> None:
     page.locator(".mlc-now", has_text="left").wait_for()
     opened.shot("study-live", page)
     opened.run(2)
-    (opened.path.parent / "page-shows-it").touch()
     before = opened.page.evaluate("() => Number(document.querySelector('.mlc-study .mlc-counts strong').textContent)")
+    (opened.path.parent / "page-shows-it").touch()
     opened.wait("(n) => Number(document.querySelector('.mlc-study .mlc-counts strong').textContent) >= n + 3", before)
     page.get_by_role("tab", name="Trials").click()
     page.get_by_role("button", name="objective").click()
@@ -171,21 +170,26 @@ def test_a_study_that_goes_on_elsewhere_is_followed(notebook: Opener) -> None:
     opened.idle(3)
 
 
+HOLD = """open("begun", "a").write("x")
+{indent}while os.path.getsize("begun") > 30 and not os.path.exists("clicked"):  # most of it happens while somebody clicks
+{indent}    time.sleep(0.05)"""
 HILL = """
 %load_ext mlcycle
-import time
+import os, time
 import mlcycle as mlc
 def hill(x):
-    time.sleep(0.2)
+    time.sleep(0.1)
+    """ + HOLD.format(indent=" " * 4) + """
     for step in range(2):
         mlc.report((x - 1) ** 2, step)
     return (x - 1) ** 2
 _ = mlc.tune(hill, {"x": "uniform(-5, 5)"}, trials=5, sampler="random", pruner="none", seed=1, study="hill", progress=False)"""
 CELL = """%%tune cell -n {trials} --sampler random --pruner none --seed 1 {more}
-import time
-time.sleep(0.2)
+import os, time
+time.sleep(0.1)
+""" + HOLD.format(indent="") + """
 (suggest("x", "uniform(-5, 5)") - 1) ** 2"""
-CALL = "mlc.tune(hill, trials=80, sampler='random', pruner='none', study='hill', resume=True)"
+CALL = "mlc.tune(hill, trials=50, sampler='random', pruner='none', study='hill', resume=True)"
 MOVED = "(n) => Number(document.querySelector('.mlc-study .mlc-counts strong').textContent) >= n"
 
 
@@ -196,7 +200,7 @@ def test_a_study_of_a_later_cell_is_followed_while_that_cell_runs(notebook: Open
     pytest.importorskip("plotly")
     begin = CELL.format(trials=5, more="") if study == "cell" else "0"
     later = "import optuna; optuna.logging.get_verbosity()"
-    opened = notebook(first, begin, f"mlc.StudyView('{study}')", busy.format(trials=80, more="--resume"), later)
+    opened = notebook(first, begin, f"mlc.StudyView('{study}')", busy.format(trials=50, more="--resume"), later)
     opened.run(0, 1, 2)
     opened.idle(0, 1, 2)
     page = page_of(opened, 2)
@@ -206,7 +210,7 @@ def test_a_study_of_a_later_cell_is_followed_while_that_cell_runs(notebook: Open
 
     opened.run(3)
     opened.wait(MOVED, 12)
-    page.locator(".mlc-now", has_text="of 80 trials").wait_for()
+    page.locator(".mlc-now", has_text="of 50 trials").wait_for()
     page.locator(".mlc-now", has_text="left").wait_for()
     opened.shot(f"study-busy-{study}", page)
     opened.wait("(n) => document.querySelectorAll('.mlc-study .mlc-canvas .point').length > n", points)
@@ -219,14 +223,15 @@ def test_a_study_of_a_later_cell_is_followed_while_that_cell_runs(notebook: Open
     page.locator("tbody tr").first.get_by_role("button", name="Open the run of trial").click()
     opened.output(2).locator(".mlc-page").get_by_role("heading", name=f"Run {study}-").wait_for()
     assert opened.running(3), "all of this is to happen while the cell runs"
+    (opened.path.parent / "clicked").touch()
     opened.shot(f"study-busy-opened-{study}", opened.output(2))
 
     opened.idle(3)
     page.locator(".mlc-now").wait_for(state="hidden")
-    assert page.locator(".mlc-counts").inner_text() == "80 finished"
+    assert page.locator(".mlc-counts").inner_text() == "50 finished"
     opened.run(4)
     opened.idle(4)
-    cells = saved_with(opened, 2, f"study {study}: 80 finished")
+    cells = saved_with(opened, 2, f"study {study}: 50 finished")
     assert {output["output_type"] for output in cells[3]["outputs"]} <= {"display_data", "execute_result"}
     assert cells[4]["outputs"][0]["data"]["text/plain"] == "20"  # drawing beside the study has left Optuna's log lines as they were
     assert not [error for error in opened.errors if "mlc" in error.lower() or "plotly" in error.lower()], opened.errors
