@@ -13,7 +13,7 @@ from typing import Any
 from ..errors import ModelError
 from ..import_folders import distributions_by_module, folder_times
 from .signatures import Signature, from_dict, to_dict
-from ..store.blobs import is_digest
+from ..store.digests import is_digest
 
 # %% auto #0
 __all__ = ['FORMAT', 'MANIFEST', 'Manifest', 'from_bytes', 'library_versions']

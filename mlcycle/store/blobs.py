@@ -6,10 +6,8 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import io
 import os
-import re
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -19,84 +17,16 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..config import Durability
-from ..errors import ArtifactError, ConfigError, CorruptArtifactError, MlcycleError, NotFoundError, StoreFullError
+from ..errors import ArtifactError, MlcycleError, NotFoundError, StoreFullError
 from .copying import PIECE, copy_hashed, flush_to_disk, resembles
+from .digests import VerifiedReader, digest_of, is_digest
+from .filesystems import changed_at, is_local, make_folder, open_filesystem
 
 # %% auto #0
-__all__ = ['RENEW_SECONDS', 'is_digest', 'digest_of', 'VerifiedReader', 'open_filesystem', 'Blobs']
+__all__ = ['RENEW_SECONDS', 'Blobs']
 
-# %% ../../nbs/store/04_blobs.ipynb #piece
+# %% ../../nbs/store/04_blobs.ipynb #renew
 RENEW_SECONDS = 600.0  # Content that is stored again after this time counts as new
-
-
-_DIGEST = re.compile("[0-9a-f]{64}")
-
-
-def is_digest(
-    text: Any,  # What should be a digest
-) -> bool:
-    "Whether it is 64 hexadecimal digits, as `digest_of` writes them."
-    return isinstance(text, str) and _DIGEST.fullmatch(text) is not None
-
-
-def digest_of(
-    source: Path | bytes,  # A file, or the bytes themselves
-) -> str:                  # SHA-256, 64 hexadecimal digits
-    "The digest of some content, read in pieces."
-    if isinstance(source, bytes):
-        return hashlib.sha256(source).hexdigest()
-    with source.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-# %% ../../nbs/store/04_blobs.ipynb #reader
-class VerifiedReader(io.RawIOBase):
-    "A readable stream that raises `CorruptArtifactError` at its end if the bytes were not those of `digest`."
-
-    def __init__(
-        self,
-        stream: BinaryIO,  # Where the bytes come from
-        digest: str,       # SHA-256 that the bytes must have
-    ):
-        self._stream, self._digest, self._hash = stream, digest, hashlib.sha256()
-
-    def readable(self) -> bool:
-        "True: the stream is made for reading."
-        return True
-
-    def readinto(
-        self,
-        buffer: Any,  # Where the bytes go
-    ) -> int:         # How many there were; 0 at the end
-        "Read the next bytes. Raises `CorruptArtifactError` at the end of damaged content."
-        data = self._stream.read(len(buffer))
-        buffer[: len(data)] = data
-        self._hash.update(data)
-        if not data and self._hash.hexdigest() != self._digest:
-            raise CorruptArtifactError(f"Stored content {self._digest[:12]} is damaged: its bytes no longer match its digest. "
-                                       "Run `mlcycle fsck` to see what is affected.")
-        return len(data)
-
-    def close(self) -> None:
-        "Close this stream and the one that it reads from."
-        self._stream.close()
-        super().close()
-
-# %% ../../nbs/store/04_blobs.ipynb #filesystem
-def open_filesystem(
-    url: str,  # fsspec URL or local folder
-) -> tuple[Any, str]:  # The file system, and the root path inside it
-    "The file system behind an address. Raises `ConfigError` where its driver is not installed."
-    import fsspec
-
-    if "://" not in url:  # a folder may be called whatever its owner likes, as `a::b`, which chains two addresses
-        return fsspec.filesystem("file"), os.path.abspath(url)
-    try:
-        return fsspec.core.url_to_fs(url)
-    except ImportError as e:
-        extra = " Install it with: pip install 'mlcycle[s3]'" if url.startswith(("s3:", "s3a:")) else ""
-        raise ConfigError(f"Artifacts at {url} need a driver that is not installed ({e}).{extra}") from e
-    except ValueError as e:
-        raise ConfigError(f"Artifacts cannot be kept at {url}: {e}. Use a folder or an fsspec URL such as s3://bucket/prefix.") from e
 
 # %% ../../nbs/store/04_blobs.ipynb #blobs
 class Blobs:
@@ -159,7 +89,7 @@ class Blobs:
         if self._must_flush:  # it may have been stored without
             flush_to_disk(path)
             self._flush_names(path)
-        if time.time() - _changed(info) < RENEW_SECONDS:
+        if time.time() - changed_at(info) < RENEW_SECONDS:
             return True
         if not isinstance(info.get("mtime"), float):  # an object store sets the time only by writing
             return False
@@ -193,7 +123,7 @@ class Blobs:
     def _write(self, stream: BinaryIO, watch: Callable[[bytes], None] | None) -> tuple[str, int]:
         fs, root = self._filesystem
         temporary = f"{root}/tmp/{secrets.token_hex(12)}"
-        _make_folder(fs, f"{root}/tmp")
+        make_folder(fs, f"{root}/tmp")
         try:
             with fs.open(temporary, "wb", block_size=8 << 20) as out:
                 digest, total = copy_hashed(stream, out.write, watch)
@@ -203,7 +133,7 @@ class Blobs:
                 fs.rm_file(temporary)
             else:
                 final = self.path(digest)
-                _make_folder(fs, final.rsplit("/", 1)[0])
+                make_folder(fs, final.rsplit("/", 1)[0])
                 fs.mv(temporary, final)  # in place of what is damaged
                 self._flush_names(final)
         except BaseException:
@@ -214,7 +144,7 @@ class Blobs:
 
     @property
     def _must_flush(self) -> bool:
-        return self.durability == "full" and _is_local(self._filesystem[0])
+        return self.durability == "full" and is_local(self._filesystem[0])
 
     def _flush_names(self, path: str) -> None:
         "Let the disk have the name of a content, in the folders that may have been made for it."
@@ -282,7 +212,7 @@ class Blobs:
         for path, info in self._files_in("sha256").items():
             digest = "".join(path.rsplit("/", 2)[-2:])
             if is_digest(digest):
-                yield digest, info["size"], _changed(info)
+                yield digest, info["size"], changed_at(info)
 
     def changed(
         self,
@@ -292,7 +222,7 @@ class Blobs:
         fs, path = self._filesystem[0], self.path(digest)
         try:
             fs.invalidate_cache(path)
-            return self._guard("looked up", lambda: _changed(fs.info(path)))
+            return self._guard("looked up", lambda: changed_at(fs.info(path)))
         except NotFoundError:
             return 0.0
 
@@ -309,7 +239,7 @@ class Blobs:
         age: float = 3600.0,  # Seconds since its last change; a younger file may still be written to
     ) -> list[tuple[str, int]]:  # Path and size
         "Temporary files that a killed process left."
-        return [(path, info["size"]) for path, info in self._files_in("tmp").items() if time.time() - _changed(info) >= age]
+        return [(path, info["size"]) for path, info in self._files_in("tmp").items() if time.time() - changed_at(info) >= age]
 
     def delete(
         self,
@@ -357,20 +287,3 @@ class Blobs:
                 raise
             raise ArtifactError(f"The artifact store at {self.url} cannot be used: {e}. Check its address, its endpoint "
                                 "and the credentials in the environment.") from e
-
-# %% ../../nbs/store/04_blobs.ipynb #make-folder
-def _make_folder(fs: Any, path: str) -> None:
-    "Make a folder, except in object stores: they have none, and s3fs would make a bucket of a misspelled name."
-    names = {fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol)
-    if not names & {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az"}:
-        fs.makedirs(path, exist_ok=True)
-
-
-def _is_local(fs: Any) -> bool:
-    "Are its paths those of this machine?"
-    return "file" in ({fs.protocol} if isinstance(fs.protocol, str) else set(fs.protocol))
-
-
-def _changed(info: dict[str, Any]) -> float:
-    when = info.get("mtime") or info.get("LastModified")
-    return when.timestamp() if hasattr(when, "timestamp") else float(when or 0.0)

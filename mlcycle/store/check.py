@@ -15,7 +15,7 @@ from sqlalchemy import func, insert, select, update
 from ..errors import CorruptArtifactError, NotFoundError
 from . import models, runs, schema, summary_check
 from .artifacts import LOST
-from .blobs import PIECE
+from .copying import PIECE
 from .events import append
 
 if TYPE_CHECKING:

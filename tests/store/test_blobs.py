@@ -16,7 +16,10 @@ from hypothesis import strategies as st
 
 from mlcycle.errors import ArtifactError, ArtifactNameError, ConfigError, CorruptArtifactError, NotFoundError
 from mlcycle.store import artifacts, runs
-from mlcycle.store.blobs import PIECE, Blobs, digest_of, open_filesystem
+from mlcycle.store.blobs import Blobs
+from mlcycle.store.copying import PIECE
+from mlcycle.store.digests import digest_of
+from mlcycle.store.filesystems import open_filesystem
 from mlcycle.store.connect import open_store
 
 HELLO = hashlib.sha256(b"hello").hexdigest()
