@@ -24,7 +24,8 @@ from mlcycle.config import (
     store_url,
 )
 from .blobs import Blobs
-from .database import Database, display_url
+from .database import Database
+from .engine import display_url
 from .opening import open_database
 
 # %% auto #0

@@ -13,76 +13,21 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import unquote
 
 from ..config import ENV_RUN, Durability
-from ..errors import ConfigError, MlcycleError, StoreError
+from ..errors import MlcycleError, StoreError
 from . import unsettled
 from .checkpoints import Checkpointer
 from .driver_errors import BUSY_SECONDS, explain
+from .engine import display_url, make_engine, sqlite_file, wait_for_disk
 from .reconnecting import RECONNECT_SECONDS, ConnectionLostError, again
-from .sqlite import begin, connect_sqlite, is_read_only, patiently
+from .sqlite import connect_sqlite, is_read_only, patiently
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine, Executable
 
 # %% auto #0
-__all__ = ['T', 'sqlite_file', 'display_url', 'make_engine', 'Database']
-
-# %% ../../nbs/store/02_database.ipynb #sqlite-file
-def sqlite_file(
-    url: str,        # SQLAlchemy URL
-) -> str | None:     # None for a server
-    "The path of an SQLite store as its address has it, read without SQLAlchemy: importing that takes longer than most queries."
-    if not url.startswith("sqlite"):
-        return None
-    return unquote(url.partition("://")[2].removeprefix("/").partition("?")[0])
-
-# %% ../../nbs/store/02_database.ipynb #address
-def display_url(
-    url: str,  # SQLAlchemy URL
-) -> str:      # The same without its password; for SQLite just the path
-    "The store's address as people may see it."
-    if (path := sqlite_file(url)) is not None:
-        return path
-    from sqlalchemy.engine import make_url
-
-    return make_url(url).render_as_string(hide_password=True)
-
-# %% ../../nbs/store/02_database.ipynb #engine
-def make_engine(
-    url: str,  # SQLAlchemy URL
-    durability: Durability = "normal",  # What a commit survives
-) -> Engine:
-    "A SQLAlchemy engine set up as the store needs it. Raises `ConfigError` where the driver is not installed."
-    from sqlalchemy import create_engine, event
-    from sqlalchemy.exc import NoSuchModuleError
-    from sqlalchemy.pool import NullPool
-
-    if (path := sqlite_file(url)) is not None:
-        one_query = {"poolclass": NullPool} if is_read_only(path) else {}
-        engine = create_engine(url, creator=lambda: connect_sqlite(path, durability), paramstyle="named", **one_query)
-
-        @event.listens_for(engine, "begin")
-        def begin_writing(con: Connection) -> None:
-            if not con.get_execution_options().get("reading"):
-                begin(con.connection.dbapi_connection)
-
-        return engine
-    try:
-        engine = create_engine(url, pool_pre_ping=True)
-    except (NoSuchModuleError, ModuleNotFoundError) as e:
-        raise ConfigError("PostgreSQL needs its driver: pip install 'mlcycle[postgres]'") from e
-    if durability == "full":
-        event.listen(engine, "connect", lambda con, _: _wait_for_disk(con))
-    return engine
-
-
-def _wait_for_disk(con: Any) -> None:
-    "Let a connection to PostgreSQL return from a commit when the server's disk has it."
-    con.execute("SET synchronous_commit TO on")
-    if not con.autocommit:
-        con.commit()
+__all__ = ['T', 'Database']
 
 # %% ../../nbs/store/02_database.ipynb #database-constants
 _compiled: dict[tuple[bool, Executable | str], str] = {}  # Whether it is for SQLite, and statement, to the driver's text
@@ -331,7 +276,7 @@ class Database:
                     args, options = engine.dialect.create_connect_args(engine.url)
                     self._fast = engine.dialect.connect(*args, **options, autocommit=True)
                     if self.durability == "full":
-                        _wait_for_disk(self._fast)
+                        wait_for_disk(self._fast)
             except Exception as e:
                 raise explain(e, self.where) from e
             self._reached = True

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 from ..config import Durability, sqlite_url
 from ..errors import StoreError, StoreFormatError, StoreFullError, StoreVersionError
 from .copying import flush_to_disk
-from .database import Database, make_engine, sqlite_file
+from .database import Database
+from .engine import make_engine, sqlite_file
 from .driver_errors import BUSY_SECONDS, FULL, explain
 from .version import HEAD, VERSION_TABLE
 
