@@ -6,8 +6,7 @@
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,73 +14,16 @@ from typing import Any
 from ..config import ENV_RUN
 from ..display import STATES, Facts, Result, Text, show_seconds
 from ..entities import ENDED, Artifact, Dataset, Run, RunError, Status
-from ..errors import ArtifactNameError, DataError, NotFoundError, UsageError
+from ..errors import DataError, NotFoundError, UsageError
 from ..redact import Redactor
 from ..store import artifacts, facts, inputs, metrics, runs
 from ..store.bulk import add_points
 from ..store.connect import Store
-from ..store.texts import storable
+from .folder_files import files_below
+from .metric_values import Steps, to_number
 
 # %% auto #0
-__all__ = ['to_number', 'ActiveRun']
-
-# %% ../../nbs/track/02_active.ipynb #value
-def to_number(
-    name: str,   # The metric's name
-    value: Any,  # Anything with a float value
-) -> float:
-    "A metric's value as float64. Raises `DataError`."
-    if type(value) is float:
-        return value
-    try:
-        if isinstance(value, str | bytes):
-            raise TypeError
-        return float(value)
-    except OverflowError as e:
-        raise DataError(f"The metric {name!r} is too large for a 64-bit float, which ends at 1.8e308. Log its logarithm, or a param.") from e
-    except (TypeError, ValueError) as e:
-        raise DataError(f"The metric {name!r} must be a number, not {value!r:.60}. Use log_params or set_tags for text.") from e
-
-# %% ../../nbs/track/02_active.ipynb #steps
-class _Steps:
-    "The steps of a run's metrics: what a call names, else one more than the last."
-
-    def __init__(self, store: Store, run: Run):
-        self._store, self._run = store, run
-        self._next: dict[str, int] = {}
-        self._lock = threading.Lock()
-        self._attached = run.process != runs.this_process()  # another process may have logged before
-
-    def of(self, names: Iterable[str], step: int | None) -> dict[str, int]:
-        "Metric name to the step of its next value. Raises `DataError`."
-        with self._lock:
-            return {name: self._one(name, step) for name in names}
-
-    def next(self, name: str, step: int | None) -> int:
-        "The step of a metric's next value. Raises `DataError`."
-        with self._lock:
-            return self._one(name, step)
-
-    def _one(self, name: str, step: int | None) -> int:
-        following = self._next.get(name)
-        if following is None:
-            if not isinstance(name, str) or not name.strip() or len(name) > 250:
-                raise DataError(f"A metric's name must be text of 1 to 250 characters, not {name!r:.60}.")
-            storable(name, "The metric")
-            following = metrics.next_step(self._store, self._run.pk, name) if self._attached else 0
-        step = self._checked(name, following if step is None else step)
-        self._next[name] = max(following, step + 1)
-        return step
-
-    def _checked(self, name: str, step: Any) -> int:
-        if type(step) is not int:
-            try:
-                step = int(step.__index__())
-            except AttributeError as e:
-                raise DataError(f"The step of {name!r} must be a whole number, not {step!r:.60}.") from e
-        if not -(2**63) <= step < 2**63 - 1:
-            raise DataError(f"The step of {name!r} must fit into 64 bits, not {step}.")
-        return step
+__all__ = ['ActiveRun']
 
 # %% ../../nbs/track/02_active.ipynb #active
 class ActiveRun:
@@ -95,7 +37,7 @@ class ActiveRun:
     ):
         self.store, self.run = store, run
         self.redactor = Redactor.from_environment() if redactor is None else redactor
-        self._steps = _Steps(store, run)
+        self._steps = Steps(store, run)
         self._ended = False
         self._owner = os.getpid() if run.process == runs.this_process() else None
 
@@ -218,7 +160,7 @@ class ActiveRun:
         name = self.redactor.text(name or path.name or path.resolve().name)
         if path.is_dir():
             return [artifacts.put_file(self.store, self.run, file, self.redactor.text(f"{name}/{inner}"), kind, self.watcher(inner))
-                    for file, inner in _files_below(path)]
+                    for file, inner in files_below(path)]
         if not path.is_file():
             raise NotFoundError(f"There is no file or folder {str(path)!r} to log.")
         return artifacts.put_file(self.store, self.run, path, name, kind, self.watcher(name))
@@ -341,30 +283,3 @@ class ActiveRun:
 
     def _repr_html_(self) -> str:
         return self.result()._repr_html_()
-
-# %% ../../nbs/track/02_active.ipynb #files-below
-def _files_below(
-    folder: Path,
-) -> list[tuple[Path, str]]:  # Files and their names below the folder. Raises `ArtifactNameError`
-    files, root = [], folder.resolve()
-
-    def refuse(path: Path, what: str) -> None:
-        inner = path.relative_to(folder).as_posix()
-        raise ArtifactNameError(f"{inner!r} in {str(folder)!r} {what}. Remove it, or log what you need of it by itself.")
-
-    def walk(inside: Path, above: tuple[Path, ...]) -> None:
-        for path in sorted(inside.iterdir()):
-            target = path.resolve()
-            if path.is_symlink() and not target.is_relative_to(root):
-                refuse(path, "is a link that leads out of the folder")
-            if path.is_file():
-                files.append((path, path.relative_to(folder).as_posix()))
-            elif path.is_dir():
-                if target in above:
-                    refuse(path, "is a link to a folder that it lies in, and would never end")
-                walk(path, (*above, target))
-            else:
-                refuse(path, "is a link to nothing" if path.is_symlink() else "is neither a file nor a folder")
-
-    walk(folder, (root,))
-    return files

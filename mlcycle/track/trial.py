@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from ..config import ENV_TRIAL
 from ..errors import DataError, MlcycleError, NoActiveRunError, TrialPruned, UsageError
-from .active import to_number
+from .metric_values import to_number
 from .current import current_run
 
 # %% auto #0

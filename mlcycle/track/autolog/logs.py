@@ -13,7 +13,8 @@ from typing import Any
 from ...errors import DataError
 from ...store import facts
 from ...store.bulk import add_points
-from ..active import ActiveRun, to_number
+from ..active import ActiveRun
+from ..metric_values import to_number
 from .options import Options
 from .values import final, is_estimator
 
