@@ -70,7 +70,7 @@ def _encoders(
             taken = getattr(model, "_transformer_to_input_indices", {}).get(name)
             if taken is not None and not isinstance(step, str):
                 yield from _encoders(step, [names[i] for i in taken])
-    elif isinstance(model, (OneHotEncoder, OrdinalEncoder)) and len(model.categories_) == len(names):
+    elif isinstance(model, (OneHotEncoder, OrdinalEncoder)) and names and len(model.categories_) == len(names):  # never fitted without columns
         for name, values in zip(names, model.categories_, strict=True):
             yield name, values, model.handle_unknown == "error"
 

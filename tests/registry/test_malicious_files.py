@@ -252,6 +252,8 @@ CALLS = {
     "one number, two entries": listed({**ONE, "__id__": 7}, {**entry("FunctionNode", "numpy.mean"), "__id__": 7}),
     "itself": {**listed({**listed(), "__id__": 7}), "__id__": 7},
     "index without its state": entry("ObjectNode", "sklearn.neighbors._kd_tree.KDTree", content=entry("TupleNode", "builtins.tuple", content=[ONE])),
+    "type that is only named": entry("ObjectNode", "numpy.number"),
+    "function where a type is only named": entry("FunctionNode", "builtins.object"),
     "loop of k-means": entry("FunctionNode", "sklearn.cluster._kmeans._kmeans_single_lloyd"),
 }
 
@@ -264,7 +266,8 @@ def test_nothing_of_the_files_choice_is_called(name, tmp_path):
     with zipfile.ZipFile(tmp_path / flavour.file, "w") as target:
         target.writestr("schema.json", json.dumps({**CALLS[name], "protocol": PROTOCOL, "_skops_version": skops.__version__}))
     with pytest.raises(UnsafeModelError):
-        flavour.load(tmp_path, {"types": [CALLED, "numpy.mean", "sklearn.neighbors._kd_tree.KDTree", "sklearn.cluster._kmeans._kmeans_single_lloyd"]})
+        flavour.load(tmp_path, {"types": [CALLED, "numpy.mean", "sklearn.neighbors._kd_tree.KDTree", "sklearn.cluster._kmeans._kmeans_single_lloyd",
+                                           "numpy.number", "builtins.object"]})
 
 
 def test_a_file_that_unpacks_to_gigabytes_is_refused_before_it_is_unpacked(tmp_path):

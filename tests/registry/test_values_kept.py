@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from sklearn.compose import make_column_transformer
+from sklearn.compose import make_column_selector, make_column_transformer
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LinearRegression, LogisticRegression
@@ -210,6 +210,17 @@ def test_common_models_can_be_logged(store: Store) -> None:
         log(LogisticRegression().fit(sparse, y), sparse)
     frame = pd.DataFrame.sparse.from_spmatrix(sparse, columns=list("abc"))
     assert len(mlc.predict(log(LogisticRegression().fit(frame, y), frame), frame)) == 30
+
+
+def test_columns_chosen_by_their_type(store: Store) -> None:
+    "A pipeline that takes its columns by a type, also by one that nothing can be made of, is stored and chooses the same ones again."
+    X = pd.DataFrame({"a": np.arange(30.0), "n": np.arange(30), "t": pd.Series(["x", "y", "z"] * 10, dtype=object)})
+    for kind in (np.number, np.floating, np.integer, np.generic, object, complex, bool, "number", [np.number, object]):
+        columns = make_column_transformer((OneHotEncoder(), make_column_selector(dtype_include=kind)), ("passthrough", ["a"]))
+        model = make_pipeline(columns, LinearRegression()).fit(X, range(30))
+        run = log(model, X)
+        assert mlc.load_model(run)[0].transformers_[0][2] == model[0].transformers_[0][2], kind
+        assert np.allclose(mlc.predict(run, X)["prediction"], model.predict(X)), kind
 
 
 def test_a_copy_that_fails_on_its_example_is_explained(store: Store) -> None:

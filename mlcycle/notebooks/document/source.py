@@ -75,7 +75,7 @@ def _parsed(data: bytes, name: str) -> Any:
     try:
         _leave_out_unknown(content, name)
         ids = _ids(content)
-        nb = _today(nbformat.from_dict(nbformat.reads(json.dumps(content), as_version=4)), ids)  # upgrades leave plain dicts
+        nb = _today(nbformat.from_dict(_converted(content)), ids)  # upgrades leave plain dicts
         nbformat.validate(nb)
     except Exception as e:  # nbformat raises whatever the damage leads to: KeyError, AttributeError, ValidationError, …
         lines = str(e).strip().splitlines() or [type(e).__name__]
@@ -106,6 +106,15 @@ def _half_character(content: dict[str, Any]) -> str | None:
         return None
     cells = content.get("cells") or []
     return next((f"its cell {number}" for number, cell in enumerate(cells, 1) if holds(cell)), "its metadata")
+
+# %% ../../../nbs/notebooks/document/02_source.ipynb #converted
+def _converted(content: dict[str, Any]) -> Any:
+    import nbformat
+
+    major = content["nbformat"]
+    if major not in nbformat.versions:
+        raise ValueError(f"it has version {major!r} of the format, which nbformat does not know")
+    return nbformat.convert(nbformat.versions[major].to_notebook_json(content, minor=content.get("nbformat_minor", 0)), 4)
 
 # %% ../../../nbs/notebooks/document/02_source.ipynb #ids
 def _ids(content: dict[str, Any]) -> dict[int, str]:

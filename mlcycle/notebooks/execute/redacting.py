@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from nbformat import NotebookNode
 from papermill.clientwrap import PapermillNotebookClient
 
 from ...redact import Redactor
@@ -50,7 +51,10 @@ class RedactingClient(PapermillNotebookClient):
         return super().process_message(msg, cell, cell_index)
 
     def output(self, outs: list[Any], msg: dict[str, Any], display_id: str | None, cell_index: int) -> Any:
-        out = super().output(outs, msg, display_id, cell_index)
+        if self._goes_on(outs, msg):
+            outs.append(out := NotebookNode(output_type="stream", **msg["content"]))
+        else:
+            out = super().output(outs, msg, display_id, cell_index)
         if out is not None and len(outs) > 1 and out.output_type == "stream" and outs[-2].get("name") == out.name:
             before = outs[-2]
             if self.redactor:  # a secret may have been printed in two pieces
@@ -62,6 +66,13 @@ class RedactingClient(PapermillNotebookClient):
                 before.text += out.text
                 outs.pop()
         return out
+
+    def _goes_on(self, outs: list[Any], msg: dict[str, Any]) -> bool:
+        "Whether a message is more text of the stream that was last: nbclient would validate it as a document of its own, half of a line's cost."
+        content = msg["content"]
+        return (msg["msg_type"] == "stream" and bool(outs) and outs[-1].get("name") == content.get("name") and not self.clear_before_next_output
+                and set(content) == {"name", "text"} and isinstance(content["text"], str)
+                and not self.output_hook_stack.get(msg["parent_header"].get("msg_id")))  # an output widget takes it
 
     async def _check_raise_for_error(self, cell: Any, cell_index: int, exec_reply: dict[str, Any] | None) -> None:
         if exec_reply is not None:

@@ -19,19 +19,23 @@ from ...terminal import one_line, program_output
 __all__ = ['text_of', 'Feed', 'pieces_of', 'Printer']
 
 # %% ../../../nbs/notebooks/follow/02_feed.ipynb #text
+def _joined(text: str | list[str]) -> str:
+    return text if isinstance(text, str) else "".join(text)
+
+
 def text_of(
     output: Any,  # An output node, or the content of a kernel's message with `output_type`
 ) -> tuple[str, str] | None:  # Kind and text; None for an output without text
     "The text of an output."
     match output["output_type"]:
         case "stream":
-            return output["name"], "".join(output["text"])
+            return output["name"], _joined(output["text"])
         case "error":
             return "error", "\n".join(output.get("traceback") or [f"{output['ename']}: {output['evalue']}"]) + "\n"
         case "execute_result" | "display_data":
             data = output.get("data", {})
             if "text/plain" in data and "application/vnd.jupyter.widget-view+json" not in data:
-                return "result", "".join(data["text/plain"]) + "\n"
+                return "result", _joined(data["text/plain"]) + "\n"
     return None
 
 # %% ../../../nbs/notebooks/follow/02_feed.ipynb #feed

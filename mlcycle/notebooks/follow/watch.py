@@ -55,8 +55,10 @@ class OutputWriter:
         if pieces and not self._new:
             self._due = max(self._due, now + EVERY)  # a run that ends before then writes nothing
         for piece in pieces:
-            self._new += [replace(piece, place=piece.place + i, text=piece.text[i:i + _CHUNK]) for i in range(0, len(piece.text), _CHUNK)]
             self._end = piece.end
+            for i in range(0, len(piece.text), _CHUNK):
+                if piece.place + i < HEAD or piece.place + i >= self._end - TAIL:  # what would be removed again is not copied first
+                    self._new.append(replace(piece, place=piece.place + i, text=piece.text[i:i + _CHUNK]))
         if self._end - TAIL > HEAD:
             self._new = [p for p in self._new if p.place < HEAD or p.place >= self._end - TAIL]
         if self._new and now >= self._due:

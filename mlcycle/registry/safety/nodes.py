@@ -13,7 +13,7 @@ from typing import Any
 from zipfile import ZipFile
 
 from .trees import need
-from .trusted import ALLOWED, DISTANCES, FUNCTIONS, INDEXING, METRICS
+from .trusted import ALLOWED, DISTANCES, FUNCTIONS, INDEXING, METRICS, TYPES
 
 # %% auto #0
 __all__ = ['KEYS', 'SCALARS', 'CALLED', 'LOOPS', 'check_once', 'check_nodes', 'read_schema']
@@ -45,7 +45,7 @@ CALLED: dict[str, frozenset[str]] = {
 
 # %% ../../../nbs/registry/safety/10_nodes.ipynb #named
 _NAMED_FUNCTIONS = frozenset((*FUNCTIONS, *METRICS)) - {name for name in METRICS if "._scorer." in name}
-_NO_OBJECTS = _NAMED_FUNCTIONS.union(*(CALLED[loader] for loader in ("PartialNode", "DTypeNode", "SparseMatrixNode", "TreeNode")))
+_NO_OBJECTS = _NAMED_FUNCTIONS.union(TYPES, *(CALLED[loader] for loader in ("PartialNode", "DTypeNode", "SparseMatrixNode", "TreeNode")))
 _NEED_CONTENT = frozenset((*INDEXING, *DISTANCES))
 _RESTORED = frozenset((*(name for name in INDEXING if name.startswith("sklearn.neighbors.")), *DISTANCES))  # By compiled code
 

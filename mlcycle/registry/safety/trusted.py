@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 # %% auto #0
-__all__ = ['INDEXING', 'PARTS', 'FUNCTIONS', 'METRICS', 'DISTANCES', 'ALLOWED', 'refused']
+__all__ = ['INDEXING', 'PARTS', 'FUNCTIONS', 'METRICS', 'DISTANCES', 'TYPES', 'ALLOWED', 'refused']
 
 # %% ../../../nbs/registry/safety/01_trusted.ipynb #indexing
 INDEXING = (
@@ -110,7 +110,11 @@ DISTANCES = tuple(f"sklearn.metrics._dist_metrics.{name}Distance{bits}" for bits
     "BrayCurtis", "Canberra", "Chebyshev", "Dice", "Euclidean", "Hamming", "Haversine", "Jaccard", "Mahalanobis", "Manhattan",
     "Minkowski", "RogersTanimoto", "RussellRao", "SEuclidean", "SokalSneath"))
 
-ALLOWED = frozenset((*INDEXING, *PARTS, *FUNCTIONS, *METRICS, *DISTANCES))  # Everything that may be trusted
+# %% ../../../nbs/registry/safety/01_trusted.ipynb #types
+TYPES = ("builtins.complex", "builtins.object", *(f"numpy.{name}" for name in (
+    "character", "complexfloating", "flexible", "floating", "generic", "inexact", "integer", "number", "signedinteger", "unsignedinteger")))
+
+ALLOWED = frozenset((*INDEXING, *PARTS, *FUNCTIONS, *METRICS, *DISTANCES, *TYPES))  # Everything that may be trusted
 
 # %% ../../../nbs/registry/safety/01_trusted.ipynb #refused
 def refused(
