@@ -2218,6 +2218,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                           'mlcycle/registry/flavours/definitions.py'),
                                                        'mlcycle.registry.flavours.definitions.find_definition': ( 'registry/flavours/definitions.html#find_definition',
                                                                                                                   'mlcycle/registry/flavours/definitions.py'),
+                                                       'mlcycle.registry.flavours.definitions.is_cell': ( 'registry/flavours/definitions.html#is_cell',
+                                                                                                          'mlcycle/registry/flavours/definitions.py'),
                                                        'mlcycle.registry.flavours.definitions.is_local': ( 'registry/flavours/definitions.html#is_local',
                                                                                                            'mlcycle/registry/flavours/definitions.py'),
                                                        'mlcycle.registry.flavours.definitions.namespace_of': ( 'registry/flavours/definitions.html#namespace_of',

@@ -46,7 +46,8 @@ class LoggedModel:
     def __str__(self) -> str:
         verification = f"verified on {self.manifest.verified} rows" if self.manifest.verified else "not verified: it was logged without an example"
         code = ", ".join(map(str, self.manifest.facts.get("code", ()))) if self.manifest.unsafe else ""
-        mark = f" ({self.manifest.flavour}{f' with the source of {code}' if code else ''}: loads only with allow_pickle=True)" if self.manifest.unsafe else ""
+        stored = f"{self.manifest.flavour} with the source of {code}" if code else self.manifest.flavour
+        mark = f" ({stored}: loads only with allow_pickle=True)" if self.manifest.unsafe else ""
         takes = f"\n{self.manifest.signature}" if self.manifest.signature else ""
         return f"{self.manifest.kind} as {self.name!r} in run {self.run[:8]}{mark}, {verification}{takes}"
 

@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from ...errors import ModelError, UsageError
-from .definitions import Definition, find_definition, is_local, namespace_of
+from .definitions import Definition, find_definition, is_cell, is_local, namespace_of
 
 # %% auto #0
 __all__ = ['Used', 'used_names', 'literal', 'import_line', 'is_made_here', 'is_definition', 'Collected', 'namespace_flags',
@@ -217,7 +217,7 @@ def namespace_flags(
     import linecache
 
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
-    cells = getattr(getattr(shell, "compile", None), "flags", 0) if definition.place.startswith("<") or "ipykernel" in definition.place else 0
+    cells = getattr(getattr(shell, "compile", None), "flags", 0) if is_cell(definition.place) else 0
     return bool(cells & __future__.annotations.compiler_flag) or "from __future__ import annotations\n" in linecache.getlines(definition.place)
 
 # %% ../../../nbs/registry/flavours/05_collected.ipynb #check-given

@@ -19,7 +19,7 @@ from typing import Any
 from ...errors import ModelError
 
 # %% auto #0
-__all__ = ['MADE', 'Node', 'is_local', 'only_here', 'own_functions', 'namespace_of', 'Definition', 'find_definition']
+__all__ = ['MADE', 'Node', 'is_local', 'only_here', 'own_functions', 'namespace_of', 'is_cell', 'Definition', 'find_definition']
 
 # %% ../../../nbs/registry/flavours/04_definitions.ipynb #local
 MADE = "mlcycle_code_"  # Beginning of the name of a module that was made from stored source
@@ -93,6 +93,13 @@ def _parsed(text: str) -> tuple[Node, ...]:
     except (SyntaxError, ValueError):  # what is in the cache need not be Python
         return ()
 
+# %% ../../../nbs/registry/flavours/04_definitions.ipynb #is-cell
+def is_cell(
+    place: str,  # What code objects call the place that they were written in
+) -> bool:
+    "Is it a cell of IPython or of a kernel, or stored source?"
+    return place.startswith("<") or "ipykernel" in place
+
 # %% ../../../nbs/registry/flavours/04_definitions.ipynb #assigned
 def _assigned(node: Node) -> set[str]:
     "The names that the body of a class gives a value to."
@@ -110,7 +117,7 @@ def _places(definition: Any) -> list[tuple[str, int]]:
     if isinstance(definition, type):
         functions = list(own_functions(definition))
         file = getattr(sys.modules.get(definition.__module__), "__file__", None)
-        cells = [(name, 0) for name in ([file] if file else []) + [name for name in reversed(linecache.cache) if name.startswith("<") or "ipykernel" in name]]
+        cells = [(file, 0)] if file else [(name, 0) for name in reversed(list(linecache.cache)) if is_cell(name)]
     else:
         function = inspect.unwrap(definition)
         functions, cells = [function] if isinstance(function, FunctionType) else [], []

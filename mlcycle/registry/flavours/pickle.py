@@ -35,7 +35,8 @@ def _dump(model: Any, path: Path, collected: Collected | None, given: tuple[str,
                          "model again, then log it.")
     if error or pickler.missing:
         why = f"{type(error).__name__}: {error}" if error else f"it holds {', '.join(sorted(pickler.missing))}, which has no name to be found by"
-        raise ModelError(f"This {type(model).__name__} cannot be pickled: {why}. Keep open files, connections and lambdas out of the model.") from error
+        raise ModelError(f"This {type(model).__name__} cannot be pickled: {why}. Keep open files, connections and lambdas "
+                         "out of the model.") from error
 
 # %% ../../../nbs/registry/flavours/03_pickle.ipynb #flavour
 class PickleFlavour(Flavour):
