@@ -105,8 +105,12 @@ def _versions(package: str, times: tuple[tuple[str, int], ...]) -> dict[str, str
 # %% ../../nbs/registry/06_manifest.ipynb #libraries
 def library_versions(
     kind: str,  # Full name of the model's class
+    *packages: str,  # What else the model imports
 ) -> dict[str, str]:  # Distribution to version, those that are installed
-    "Versions of Python, of what every model stands on, and of the package that this model's class comes from."
+    "Versions of Python, of what every model stands on, of the package that this model's class comes from, and of others that it imports."
     import platform
 
-    return {"python": platform.python_version(), **_versions(kind.split(".")[0], folder_times())}
+    versions = {"python": platform.python_version()}
+    for package in (kind.split(".")[0], *packages):
+        versions |= _versions(package, folder_times())
+    return versions

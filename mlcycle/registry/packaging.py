@@ -45,7 +45,9 @@ class LoggedModel:
 
     def __str__(self) -> str:
         verification = f"verified on {self.manifest.verified} rows" if self.manifest.verified else "not verified: it was logged without an example"
-        mark = " (pickle: loads only with allow_pickle=True)" if self.manifest.unsafe else ""
+        code = ", ".join(map(str, self.manifest.facts.get("code", ()))) if self.manifest.unsafe else ""
+        stored = f"{self.manifest.flavour} with the source of {code}" if code else self.manifest.flavour
+        mark = f" ({stored}: loads only with allow_pickle=True)" if self.manifest.unsafe else ""
         takes = f"\n{self.manifest.signature}" if self.manifest.signature else ""
         return f"{self.manifest.kind} as {self.name!r} in run {self.run[:8]}{mark}, {verification}{takes}"
 
@@ -87,7 +89,7 @@ def load_packaged(
     "Bring a stored model back. Raises `UnsafeModelError`, `ModelError`, `CorruptArtifactError`."
     flavour = get_flavour(manifest.flavour)
     if flavour.unsafe and not allow_pickle:
-        raise UnsafeModelError(f"{label} is stored as a {flavour.name}: loading it runs whatever code its file contains. "
+        raise UnsafeModelError(f"{label} is stored as a {flavour.name}: loading it runs whatever code its files contain. "
                                "If you trust where it comes from, load it with allow_pickle=True.")
     with model_files(store, manifest) as folder:
         return flavour.load(folder, manifest.facts)
@@ -110,11 +112,12 @@ def _save(
     folder: Path,          # Where to write
     flavour: str | None,   # Flavour that the user asked for
     allow_pickle: bool,    # Whether an unsafe flavour may be used
+    code: Any,             # Classes and functions whose source goes along
 ) -> tuple[str, dict[str, Any]]:  # Flavour that took it, and its facts
-    tries = candidates(model, flavour, allow_pickle)
+    tries = candidates(model, flavour, allow_pickle, bool(code))
     for candidate in tries:
         try:
-            facts = candidate.save(model, folder)
+            facts = candidate.save(model, folder, code=code) if code else candidate.save(model, folder)
             return candidate.name, json.loads(json.dumps(facts))
         except ModelError:
             if candidate is tries[-1]:
@@ -154,6 +157,7 @@ def package(
     signature: Signature | None = None,   # What it takes and gives; inferred from the example and the model by default
     flavour: str | None = None,           # How to store it; chosen by the model's type by default
     allow_pickle: bool = False,           # Whether it may be stored as a pickle
+    code: Any = (),                       # Classes and functions of the notebook whose source goes along; as a pickle, and loaded only as one
     watch: Watch | None = None,           # Looks at every file before it is stored, and may raise to refuse it
 ) -> LoggedModel:
     "Store a model in a run, verified. Raises `ModelError`, `DataError`, `SignatureError`; then the run has no such model."
@@ -163,7 +167,7 @@ def package(
     if input_example is not None and signature is None:
         signature = infer_signature(input_example, model=model)
     with scratch_folder("model") as folder:
-        flavour_name, facts = _save(model, folder, flavour, allow_pickle)
+        flavour_name, facts = _save(model, folder, flavour, allow_pickle, code)
         example = None
         if input_example is not None:
             input_example = first_rows(input_example)
@@ -172,8 +176,8 @@ def package(
         _show(paths, watch)
         digests = {file: store.blobs.put(path)[0] for file, path in paths.items()}
         manifest = Manifest(flavour_name, get_flavour(flavour_name).unsafe, kind, digests, facts, signature, example,
-                            0 if input_example is None else len(input_example), library_versions(kind))
-        copy = load_packaged(store, manifest, allow_pickle)
+                            0 if input_example is None else len(input_example), library_versions(kind, *facts.get("imports", ())))
+        copy = load_packaged(store, manifest, allow_pickle or bool(code))
         if signature is not None and input_example is not None:
             stored = check(signature, stored_example(store, manifest))
             verify_copy(model, input_example, copy, stored)

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 from sklearn.linear_model import LogisticRegression
 
 from mlcycle.registry.packaging import package
@@ -64,3 +65,84 @@ def test_predicting_a_large_file_takes_constant_memory(tmp_path):
     seen = json.loads(done.stdout)
     assert seen["rows"] == 800_000
     assert seen["grown"] < 8_000, f"grew by {seen['grown']} KiB"  # as a table with its predictions: 32 MB and more
+
+
+CELLS = [
+    "import os\nimport re\nfrom dataclasses import dataclass\nfrom pathlib import Path\n"
+    "import numpy as np\nimport pandas as pd\nimport mlcycle as mlc\n"
+    "from sklearn.base import BaseEstimator, TransformerMixin\nfrom sklearn.linear_model import LogisticRegression\n"
+    "from sklearn.pipeline import make_pipeline\nfrom sklearn.preprocessing import FunctionTransformer\nmlc.autolog()",
+    "BIG, WORDS = 2**60 + 1, re.compile('A', re.I)\n@dataclass\nclass Options:\n    low: float = -1.5\n    high: float = 1.5",
+    "def trace():\n    with open('ran', 'a') as out:\n        out.write('x')\n    return True\n"
+    "def clipped(X, options):\n    return np.clip(X, options.low, options.high)",
+    "class Bare:\n    traced = trace()",
+    "class Clip(TransformerMixin, BaseEstimator):\n    def __init__(self, options=Options()):\n        self.options = options\n"
+    "    def fit(self, X, y=None):\n        self.n_features_in_ = X.shape[1]\n        self.big_ = BIG\n        return self\n"
+    "    def transform(self, X):\n        assert Bare.traced and WORDS.search('xa')\n        return clipped(np.asarray(X), self.options)",
+    "def squared(X):\n    return X * X",
+    "X = pd.DataFrame({'a': np.arange(-8.0, 8.0), 'b': np.arange(16.0)})\ny = (X['a'] > 1).astype(int)",
+    "%%track forest -e churn\nmodel = make_pipeline(FunctionTransformer(squared), Clip(), LogisticRegression()).fit(X, y)\n"
+    "try:\n    mlc.log_model(model, 'own', X)\nexcept mlc.MlcycleError as e:\n    print(e)\n"
+    "mlc.log_model(model, 'own', X, code=[squared, Clip])\nprint('ANSWER', model.predict_proba(X)[:, 1].round(12).tolist())",
+]
+ELSEWHERE = """
+import sys
+import mlcycle as mlc
+import pandas as pd
+X = pd.read_csv("x.csv")
+mlc.register("forest", "clipped", "own")
+for ask in (lambda **say: mlc.load_model("clipped", **say), lambda **say: mlc.predict("clipped", X, **say)):
+    try:
+        ask()
+    except mlc.errors.UnsafeModelError as e:
+        print("REFUSED", "allow_pickle=True" in str(e))
+"""
+USED = """
+import mlcycle as mlc
+import pandas as pd
+X = pd.read_csv("x.csv")
+print("ANSWER", mlc.predict("clipped", X, allow_pickle=True)["probability_1"].round(12).tolist())
+model = mlc.load_model("clipped", allow_pickle=True)
+assert model[1].big_ == 2**60 + 1 and type(model[1]).__module__ != "__main__"
+from joblib import Parallel, delayed
+[there] = Parallel(n_jobs=2)([delayed(model.predict)(X)])
+assert there.tolist() == model.predict(X).tolist()
+with mlc.run("again"):
+    import sklearn
+    mlc.log_model(sklearn.clone(model).fit(X, [0, 1] * 8), "own", X, code=[type(model[1]), model[0].func])
+"""
+
+
+@pytest.mark.parametrize("stock", [False, True], ids=["forked kernel", "Jupyter's kernel"])
+def test_what_the_notebook_defines_goes_along_as_source_and_runs_only_by_consent(tmp_path, stock):
+    "A pipeline of the notebook's own class and function predicts the same in another process; until somebody agrees, no command runs its source."
+    from tests.ui.kernels import Kernel, shown, started
+
+    (tmp_path / ".mlcycle").mkdir()
+    with started(tmp_path, stock) as (manager, client):
+        kernel = Kernel(manager, client)
+        kernel.run("%load_ext mlcycle")
+        for cell in CELLS:
+            status, outputs = kernel.run(cell)
+            assert status == "ok", outputs
+    text = shown(outputs)
+    assert "defines: Clip, Options, squared." in text and "code=[Clip, Options, squared]" in text and "flavour=" not in text
+    (tmp_path / "ran").unlink()
+    rows = "a,b\n" + "".join(f"{a}.0,{b}.0\n" for a, b in zip(range(-8, 8), range(16), strict=True))
+    (tmp_path / "x.csv").write_text(rows)
+
+    def python(*arguments):
+        done = subprocess.run([sys.executable, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        return done.returncode, done.stdout + done.stderr
+
+    code, said = python("-c", ELSEWHERE)
+    assert (code, said.count("REFUSED True")) == (0, 2), said
+    for command, expected in [(("show", "forest"), 0), (("show", "clipped"), 0), (("fsck",), 0), (("promote", "clipped/1", "champion"), 0),
+                              (("predict", "clipped", "x.csv", "-o", "out.csv"), 1)]:
+        code, said = python("-m", "mlcycle", *command)
+        assert code == expected, said
+    assert not (tmp_path / "ran").exists(), "the stored source ran before anybody agreed"
+    code, said = python("-c", USED)
+    answer = text.partition("ANSWER ")[2].splitlines()[0]
+    assert code == 0 and f"ANSWER {answer}" in said, said
+    assert (tmp_path / "ran").exists(), "the source was harmless: this test would prove nothing"

@@ -347,3 +347,28 @@ def test_wrong_calls_say_what_is_wrong(sums: Any, tmp_path: Path) -> None:
 
 ring: list[Any] = []
 ring.append(ring)
+
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
+    lambda inner: st.lists(inner) | st.tuples(inner, inner) | st.dictionaries(st.text() | st.integers(), inner)
+    | st.frozensets(st.integers() | st.text() | st.floats()) | st.sets(st.binary()), max_leaves=12)
+
+
+@given(PLAIN)
+def test_a_plain_value_that_a_stored_class_uses_is_written_exactly(value: Any) -> None:
+    "Constants of a notebook go along with a class as source: signs of zero, infinities, surrogates, types and the order of dicts included."
+    from mlcycle.registry.flavours.collected import literal
+
+    again = eval(literal(value))
+
+    def exact(part: Any) -> Any:
+        if isinstance(part, list | tuple):
+            return type(part), [exact(each) for each in part]
+        if isinstance(part, dict):
+            return dict, [(exact(key), exact(each)) for key, each in part.items()]
+        if isinstance(part, set | frozenset):
+            return type(part), sorted(repr(exact(each)) for each in part)
+        return type(part), repr(part)
+
+    assert exact(again) == exact(value)

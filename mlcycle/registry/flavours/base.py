@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import ConfigError, ModelError, UsageError
+from .definitions import is_local, only_here
 
 # %% auto #0
 __all__ = ['Flavour', 'flavours', 'get_flavour', 'is_unsafe', 'candidates']
@@ -19,6 +20,7 @@ class Flavour:
     "One way to store models. `save` writes files and returns facts for the manifest; `load` gets both back, and trusts neither."
     name = ""       # As in listings and manifests
     unsafe = False  # Whether loading can run code that the file brings
+    takes_code = False  # Whether `save` takes `code`: classes and functions whose source goes along
 
     def handles(
         self,
@@ -79,15 +81,23 @@ def candidates(
     model: Any,                # A model to be stored
     flavour: str | None = None,  # A flavour that the user asked for
     allow_pickle: bool = False,  # Whether an unsafe flavour may be used
+    with_code: bool = False,     # Whether source goes along, which is an opt-in of its own
 ) -> list[Flavour]:            # To be tried in this order, never empty
     "The flavours that may store a model. Raises `ModelError` when there is none, `UsageError` for an unsafe one without opt-in."
+    if with_code and flavour is None:
+        return [candidate for candidate in flavours().values() if candidate.takes_code]
     if flavour is not None:
         chosen = get_flavour(flavour)
-        if chosen.unsafe and not allow_pickle:
+        if with_code and not chosen.takes_code:
+            able = ", ".join(name for name, candidate in flavours().items() if candidate.takes_code)
+            raise UsageError(f"A {flavour} model brings no source: code= goes with flavour={able!r}, which is chosen when flavour= is left out.")
+        if chosen.unsafe and not (allow_pickle or with_code):
             raise UsageError(f"Loading a {flavour} model runs whatever code its file contains. If everybody who will load it trusts "
                              "where it comes from, say allow_pickle=True, here and when loading.")
         return [chosen]
     fitting = [candidate for candidate in flavours().values() if candidate.handles(model) and (allow_pickle or not candidate.unsafe)]
+    if not fitting and is_local(type(model)):
+        raise ModelError(only_here([type(model).__qualname__]))
     if not fitting:
         kind = f"{type(model).__module__}.{type(model).__qualname__}"
         raise ModelError(f"No safe flavour stores a {kind}; there are {', '.join(flavours())}. Install one that does, or store it as a "

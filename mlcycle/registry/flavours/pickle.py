@@ -11,28 +11,41 @@ from typing import Any
 
 from ...errors import ModelError
 from .base import Flavour
+from .code_modules import SourcePickler, SourceUnpickler, make_module
+from .collected import Collected, collect
+from .definitions import only_here
 
 # %% auto #0
 __all__ = ['flavour', 'PickleFlavour']
 
-# %% ../../../nbs/registry/flavours/03_pickle.ipynb #watch
-class _Pickler(pickle.Pickler):
-    "A pickler that notes which classes and functions only this process knows."
-
-    def __init__(self, *args: Any, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.local_names: set[str] = set()
-
-    def persistent_id(self, obj: Any) -> None:
-        if getattr(obj, "__module__", None) == "__main__" and hasattr(obj, "__qualname__"):
-            self.local_names.add(obj.__qualname__)
+# %% ../../../nbs/registry/flavours/03_pickle.ipynb #dump
+def _dump(model: Any, path: Path, collected: Collected | None, given: tuple[str, ...]) -> None:
+    "Write a pickle. Raises `ModelError` for what cannot be pickled, or be loaded elsewhere."
+    error = None
+    with path.open("wb") as out:
+        pickler = SourcePickler(out, collected)
+        try:
+            pickler.dump(model)
+        except Exception as e:  # objects refuse to be pickled with whatever they like
+            error = e
+    if named := sorted(name for name in pickler.missing if "<" not in name):
+        raise ModelError(only_here({*given, *named}))
+    if pickler.anew:
+        raise ModelError(f"The notebook has defined {', '.join(sorted(pickler.anew))} anew since the model was made. Execute the cells that make the "
+                         "model again, then log it.")
+    if error or pickler.missing:
+        why = f"{type(error).__name__}: {error}" if error else f"it holds {', '.join(sorted(pickler.missing))}, which has no name to be found by"
+        raise ModelError(f"This {type(model).__name__} cannot be pickled: {why}. Keep open files, connections and lambdas "
+                         "out of the model.") from error
 
 # %% ../../../nbs/registry/flavours/03_pickle.ipynb #flavour
 class PickleFlavour(Flavour):
     "Anything that Python can pickle."
     name = "pickle"
     unsafe = True
-    file = "model.pkl"  # Its one file
+    takes_code = True
+    file = "model.pkl"     # The pickle
+    code_file = "code.py"  # The source that goes along, where there is any
 
     def handles(
         self,
@@ -45,29 +58,26 @@ class PickleFlavour(Flavour):
         self,
         model: Any,    # The model
         folder: Path,  # Where to write
-    ) -> dict[str, Any]:  # Nothing that `load` must know
-        "Write a pickle. Raises `ModelError` for what cannot be pickled or not be loaded elsewhere."
-        try:
-            with (folder / self.file).open("wb") as out:
-                pickler = _Pickler(out, protocol=5)
-                pickler.dump(model)
-        except Exception as e:  # objects refuse to be pickled with whatever they like
-            raise ModelError(f"This {type(model).__name__} cannot be pickled: {type(e).__name__}: {e}. "
-                             "Keep open files, connections and lambdas out of the model.") from e
-        if pickler.local_names:
-            raise ModelError(f"The model uses what only this notebook or script defines: {', '.join(sorted(pickler.local_names))}. Another "
-                             "process could not load it. Move it into a module (a .py file next to the notebook), import it.")
-        return {}
+        code: Any = (),  # Classes and functions whose source goes along
+    ) -> dict[str, Any]:  # The names that the source defines and the packages that it imports; nothing without source
+        "Write a pickle. Raises `ModelError` for what cannot be pickled or not be loaded elsewhere, `UsageError`."
+        collected = collect(code) if code else None
+        _dump(model, folder / self.file, collected, collected.names if collected else ())
+        if collected is None:
+            return {}
+        (folder / self.code_file).write_text(collected.source, encoding="utf-8")
+        return {"code": list(collected.names), "defines": list(collected.defined), "imports": list(collected.imports)}
 
     def load(
         self,
         folder: Path,           # Folder with the pickle
-        facts: dict[str, Any],  # Not used
+        facts: dict[str, Any],  # Whether source belongs to it
     ) -> Any:                   # The object
-        "Read a pickle, which runs the code in it. Raises `ModelError`."
+        "Read a pickle, which runs the code in it and its source. Raises `ModelError`."
+        module = make_module((folder / self.code_file).read_text(encoding="utf-8")) if facts.get("code") else None
         try:
             with (folder / self.file).open("rb") as source:
-                return pickle.load(source)
+                return pickle.load(source) if module is None else SourceUnpickler(source, module).load()
         except Exception as e:
             raise ModelError(f"The pickled model cannot be restored: {type(e).__name__}: {e}. It needs the modules and versions that it was "
                              "logged with; its manifest names them.") from e

@@ -10,6 +10,7 @@ from typing import Any
 
 from ...errors import ModelError, UnsafeModelError
 from .base import Flavour
+from .definitions import MADE, only_here
 from ..safety.estimators import skops_io
 from ..safety.nodes import check_nodes, check_once, read_schema
 from ..safety.sizes import check_sizes
@@ -87,6 +88,8 @@ class SklearnFlavour(Flavour):
             raise ModelError(f"skops cannot store this {type(model).__name__}: {e} "
                              'Store it as a pickle with log_model(…, flavour="pickle", allow_pickle=True).') from e
         if bad := refused(types):
+            if here := [name.rpartition(".")[2] for name in bad if name.startswith(("__main__.", MADE))]:
+                raise ModelError(only_here(here))
             raise UnsafeModelError(f"This {type(model).__name__} contains what mlcycle does not trust: {', '.join(bad)}. {_hint(bad)}")
         return {"types": types}
 
