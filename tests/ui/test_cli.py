@@ -3,11 +3,13 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
+import click
 import nbformat
 import pytest
 
@@ -17,7 +19,9 @@ from mlcycle.store import artifacts, facts, models, runs
 from mlcycle.store.connect import connect, open_store
 from mlcycle.store.query import page
 from mlcycle.store.runs import to_run
+from mlcycle.ui.tree import COMMANDS, FIRST, GROUPS, Face, tree
 from mlcycle.ui.widgets.comparison_parts import compare_view
+from tests.tree import ROOT
 
 
 def mlcycle(*words: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
@@ -134,6 +138,36 @@ def test_one_problem_is_one(project: Path) -> None:
     after = mlcycle("fsck", cwd=project)
     assert after.returncode == 0 and "all sound" not in after.stdout and "model/model.skops of run" in after.stdout
     assert "model/model.skops" in mlcycle("runs", cwd=project).stdout and "is lost" in mlcycle("register", "m", "churn", cwd=project).stderr
+
+
+def test_help_is_in_groups_and_every_command_has_an_example() -> None:
+    "Each command is below one heading and described by its whole first sentence; its help ends on an example that the command understands."
+    root = click.Context(tree, info_name="mlcycle", terminal_width=80)
+    listed = tree.get_help(root)
+    modules = {path.stem for path in (ROOT / "mlcycle" / "ui" / "commands").glob("*.py")} - {"__init__"}
+    unused = modules - {home.partition(":")[0] for home in COMMANDS.values()}
+    assert len(COMMANDS) == sum(map(len, GROUPS.values())) and not any("click.command" in (ROOT / f"mlcycle/ui/commands/{name}.py").read_text()
+                                                                      for name in unused)
+    headings = [line.rstrip(":") for line in listed.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert headings == ["Options", "Run", "Look", "Model", "Tune", "Keep house"]
+    flat = " ".join(listed.split())
+    for name in COMMANDS:
+        command = tree.get_command(root, name)
+        sentence = command.get_short_help_str(1000)
+        assert sentence and not sentence.endswith("...") and f"{name} {' '.join(sentence.split())}" in flat, name
+        first, called, *words = shlex.split(command.example)
+        assert first.lstrip("%") == "mlcycle" and called == name, command.example
+        assert command.make_context(name, words, obj=Face()).params is not None  # raises click's error for what it does not understand
+        assert f"Example:\n  {command.example}\n" in command.get_help(click.Context(command, info_name=name))
+    assert set(FIRST) < set(COMMANDS) and len(FIRST) == 5
+
+
+def test_mlcycle_alone_shows_how_to_begin(tmp_path: Path) -> None:
+    "Five commands and where the others are, not all of them; and it makes nothing."
+    done = mlcycle(cwd=tmp_path)
+    shown = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("mlcycle ")]
+    assert done.returncode == 0 and shown == list(FIRST) and "`mlcycle --help` lists all" in done.stdout
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_closed_pipe_is_no_error(project: Path) -> None:

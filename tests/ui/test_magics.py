@@ -117,11 +117,14 @@ def test_errors_of_a_command_have_no_traceback(kernel: Kernel) -> None:
 
 def test_help_reads_as_help(kernel: Kernel) -> None:
     "--help of the magic and of a command print and do not fail."
-    for line in ("%mlcycle", "%mlcycle --help", "%mlcycle run --help", "%track", "%track --help", "%track start --help", "%params --help",
+    for line in ("%mlcycle --help", "%mlcycle run --help", "%track", "%track --help", "%track start --help", "%params --help",
                  "%%track --help", "%%track --help\npass"):
         status, outputs = kernel.run(line)
         assert status == "ok" and "Usage:" in shown(outputs), (line, outputs)
         assert "<h4>Options</h4>" in shown(outputs, "text/html"), line
+    status, outputs = kernel.run("%mlcycle")
+    assert status == "ok" and "%mlcycle runs" in shown(outputs) and "`%mlcycle --help` lists all" in shown(outputs)
+    assert "<h4>Keep house</h4>" in shown(kernel.run("%mlcycle --help")[1], "text/html")
 
 
 def test_completion_knows_the_store(kernel: Kernel) -> None:

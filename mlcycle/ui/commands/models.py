@@ -16,7 +16,7 @@ from ..tree import Command
 __all__ = ['register', 'promote', 'rollback', 'models']
 
 # %% ../../../nbs/ui/commands/04_models.ipynb #register
-@click.command("register", cls=Command)
+@click.command("register", cls=Command, example="mlcycle register forest churn")
 @click.argument("run", shell_complete=complete_run)
 @click.argument("name", shell_complete=complete_model)
 @click.option("--artifact", default="model", show_default=True, help="Name that the run logged the model under.")
@@ -37,7 +37,7 @@ def _moved(move: AliasMove) -> Result:
     return Result(move_data(move), [Text(f"{move.model}@{move.alias} {change}{former}", "good")])
 
 # %% ../../../nbs/ui/commands/04_models.ipynb #move
-@click.command("promote", cls=Command)
+@click.command("promote", cls=Command, example="mlcycle promote churn/3 --why \"more trees\"")
 @click.argument("version", shell_complete=complete_model)
 @click.argument("alias", default="champion", shell_complete=complete_alias)
 @click.option("--why", default="", help="The reason, for the history.")
@@ -48,7 +48,7 @@ def promote(version: str, alias: str, why: str) -> Result:
     return _moved(move(version, alias, why))
 
 # %% ../../../nbs/ui/commands/04_models.ipynb #rollback
-@click.command("rollback", cls=Command)
+@click.command("rollback", cls=Command, example="mlcycle rollback churn@champion --why \"worse on new data\"")
 @click.argument("name", metavar="NAME@ALIAS", shell_complete=complete_model)
 @click.option("--why", default="", help="The reason, for the history.")
 def rollback(name: str, why: str) -> Result:
@@ -58,7 +58,7 @@ def rollback(name: str, why: str) -> Result:
     return _moved(move(name, why))
 
 # %% ../../../nbs/ui/commands/04_models.ipynb #models
-@click.command("models", cls=Command)
+@click.command("models", cls=Command, example="mlcycle models")
 def models() -> Result:
     "List registered models."
     from mlcycle.store.connect import current_store

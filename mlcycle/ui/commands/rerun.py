@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ['rerun']
 
 # %% ../../../nbs/ui/commands/14_rerun.ipynb #rerun
-@click.command("rerun", cls=Pairs)
+@click.command("rerun", cls=Pairs, example="mlcycle rerun forest --from 5 -p trees 200")
 @click.argument("ref", metavar="RUN", shell_complete=complete_anything)
 @click.option("-p", "--param", "pairs", nargs=2, multiple=True, metavar="NAME VALUE", help="A parameter that is to differ.")
 @click.option("--from", "first", metavar="CELL", help="Number or id of a cell that is to be executed, with all below it.")

@@ -18,7 +18,7 @@ from ..tree import Command
 __all__ = ['runs', 'artifacts']
 
 # %% ../../../nbs/ui/commands/01_runs.ipynb #runs
-@click.command("runs", cls=Command)
+@click.command("runs", cls=Command, example="mlcycle runs \"metrics.auc > 0.9 and params.model == 'hgb'\" -o -metrics.auc")
 @click.argument("query", required=False)
 @click.option("-e", "--experiment", shell_complete=complete_experiment, help="Only this experiment.")
 @click.option("-o", "--order-by", default="-started", show_default=True, help="A field, - before it for descending: -metrics.auc")
@@ -43,7 +43,7 @@ def runs(query: str | None, experiment: str | None, order_by: str, limit: int, c
     return Result(table.data, [*table.parts, *rest], live=live)
 
 # %% ../../../nbs/ui/commands/01_runs.ipynb #artifacts
-@click.command("artifacts", cls=Command)
+@click.command("artifacts", cls=Command, example="mlcycle artifacts forest --download copies")
 @click.argument("run", shell_complete=complete_run)
 @click.option("-d", "--download", type=click.Path(file_okay=False, path_type=Path), help="Copy them to this folder.")
 @click.option("--only", default="", help="Only names that begin so.")

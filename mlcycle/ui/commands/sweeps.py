@@ -51,7 +51,7 @@ def run_grids(
     return run_many(notebook, grid, fixed=fixed, executor=executor or "local", options=options, **settings).result()
 
 # %% ../../../nbs/ui/commands/18_sweeps.ipynb #map
-@click.command("map", cls=Pairs)
+@click.command("map", cls=Pairs, example="mlcycle map train.ipynb settings.csv -j 2")
 @click.argument("notebook", type=NOTEBOOK)
 @click.argument("table", type=click.Path(path_type=Path))
 @click.option("-p", "--param", "pairs", nargs=2, multiple=True, metavar="NAME VALUE", help="A parameter of all runs, read as its declared type.")

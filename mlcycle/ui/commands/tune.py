@@ -39,7 +39,7 @@ SAMPLERS = ("tpe", "random", "grid", "gp", "cmaes", "qmc", "nsga2")
 PRUNERS = ("median", "hyperband", "percentile", "patient", "wilcoxon", "none")
 
 # %% ../../../nbs/ui/commands/19_tune.ipynb #tune
-@click.command("tune", cls=Pairs)
+@click.command("tune", cls=Pairs, example="mlcycle tune train.ipynb -s 'lr=loguniform(1e-4, 1)' -m auc -d maximize -n 50 -j 2")
 @click.argument("notebook", type=NOTEBOOK)
 @click.option("--space", "file", type=click.Path(path_type=Path), metavar="FILE",
               help="What varies: a YAML file with lines such as lr: loguniform(1e-4, 1).")
@@ -67,9 +67,6 @@ PRUNERS = ("median", "hyperband", "percentile", "patient", "wilcoxon", "none")
 def tune(face: Face, notebook: Path, file: Path | None, varied: tuple[str, ...], pairs: tuple[tuple[str, str], ...], metric: tuple[str, ...],
          direction: tuple[str, ...], timeout: str | None, enqueue: tuple[str, ...], options: RunOptions, **settings: Any) -> Result:
     """Search for the best parameters of NOTEBOOK: each trial is a run of it.
-
-    \b
-    mlcycle tune train.ipynb -s 'lr=loguniform(1e-4, 1)' -m auc -d maximize -n 50 -j 2
 
     What varies may stand in the notebook too, beside the parameter: lr = 0.1  # tune: loguniform(1e-4, 1)"""
     from mlcycle.notebooks.checkpoints.keeper import seconds_of

@@ -193,7 +193,7 @@ class MlcycleMagics(Magics):
         face = Face(notebook=True)
         arguments = split_words(line)
         try:
-            result = invoke(arguments or ["--help"], face)
+            result = invoke(arguments, face)
         except NothingToShow:
             return None
         except MagicError:
