@@ -12,14 +12,15 @@ from importlib import import_module
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from ..display import Facts, Result, Text
 from ..errors import MlcycleError, NotFoundError
 from .help import command_groups, with_page
 
 # %% auto #0
-__all__ = ['GROUPS', 'COMMANDS', 'FIRST', 'NEED_NO_STORE', 'Face', 'Command', 'Tree', 'tree', 'first_commands', 'CommandError',
-           'NothingToShow', 'invoke']
+__all__ = ['GROUPS', 'COMMANDS', 'FIRST', 'NEED_NO_STORE', 'WORDS', 'Face', 'Command', 'Tree', 'tree', 'first_commands',
+           'CommandError', 'NothingToShow', 'invoke']
 
 # %% ../../nbs/ui/03_tree.ipynb #commands
 GROUPS = {  # Heading to the commands below it: name to module and function
@@ -45,6 +46,9 @@ class Face:
     json: bool = False      # Whether `--json` was given
 
 # %% ../../nbs/ui/03_tree.ipynb #command
+WORDS = "mlcycle.words"  # Key of a context's `meta`
+
+
 class Command(click.Command):
     "A command that takes `--json` and returns a `Result`. Its help ends on an example."
 
@@ -59,6 +63,17 @@ class Command(click.Command):
         if any(isinstance(param, click.Argument) and param.name in ("run", "runs", "ref") for param in self.params) and self.name != "delete":
             self.params.append(click.Option(["--strict"], is_flag=True, help="Refuse a name that fits several runs, in place of taking the newest."))
         self.params.append(click.Option(["--json", "as_json"], is_flag=True, help="Print the result as one line of JSON."))
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[WORDS] = tuple(args)
+        return super().parse_args(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        last = [*ctx.meta.get(WORDS, ()), ""][-2:][0]
+        for param in self.params:
+            if last in param.opts and isinstance(param, click.Option) and not param.is_flag:  # `-o -metrics.auc`: a value that begins like an option
+                return param.shell_complete(ctx, incomplete)
+        return super().shell_complete(ctx, incomplete)
 
     def get_help_option(self, ctx: click.Context) -> click.Option | None:
         return with_page(super().get_help_option(ctx))

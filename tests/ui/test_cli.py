@@ -211,7 +211,7 @@ def test_bash_completes_beyond_an_at_sign(project: Path, tmp_path: Path) -> None
     bash.sendline("bind 'set enable-bracketed-paste off'; source complete.sh; PS1='re''ady2> '")
     bash.expect_exact("ready2> ")
     for typed, whole in (("predict biopsy@", "biopsy@champion"), ("predict biopsy@ch", "biopsy@champion"), ("show biopsy/", "biopsy/1"),
-                         ("predict biopsy@champion samp", "biopsy@champion samples/"), ("promote bio", "promote biopsy"),
+                         ("predict biopsy@champion samp", "biopsy@champion samples/"), ("promote bio", "psy"),
                          ("artifacts --only=x base", "--only=x baseline")):
         bash.send(f"mlcycle {typed}\t")
         bash.expect_exact(whole)

@@ -4,6 +4,8 @@ from __future__ import annotations
 import queue
 import re
 
+import nbformat
+
 from tests.ui.kernels import Kernel, shown
 
 
@@ -137,6 +139,15 @@ def test_completion_knows_the_store(kernel: Kernel) -> None:
     assert kernel.complete("best = %mlcycle sho") == ["show"]
     assert kernel.complete("%track st") == ["start", "status", "stop"]
     assert kernel.complete("%%track again -e ch") == ["churn"]
+    kernel.run("import mlcycle as mlc\nwith mlc.run('big forest', params={'trees': 5}):\n    mlc.log_metric('auc', 0.9)")
+    assert kernel.complete("%mlcycle runs -o -met") == ["-metrics.auc"] and kernel.complete("%%tune -m au") == ["auc"]
+    assert kernel.complete('%mlcycle runs "metrics.auc > 0.5 and params.tr') == ["metrics.auc > 0.5 and params.trees"]
+    assert kernel.complete("%mlcycle show big") == ["big\\ forest"]
+    status, _ = kernel.run("%mlcycle show big\\ forest")
+    assert status == "ok"
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("trees = 5", metadata={"tags": ["parameters"]})])
+    kernel.run(f"import json, os; open(os.environ['JPY_SESSION_NAME'], 'w').write(json.dumps({dict(nb)!r}))")
+    assert kernel.complete("%mlcycle run this -p tr") == ["trees"]
 
 
 def test_a_result_can_be_kept(kernel: Kernel) -> None:

@@ -9,7 +9,7 @@ import click
 
 from ...display import Result, Text
 from ...entities import AliasMove
-from ..completion import complete_alias, complete_model, complete_run
+from ..completion import complete_alias, complete_aliased, complete_model, complete_run
 from ..tree import Command
 
 # %% auto #0
@@ -49,7 +49,7 @@ def promote(version: str, alias: str, why: str) -> Result:
 
 # %% ../../../nbs/ui/commands/04_models.ipynb #rollback
 @click.command("rollback", cls=Command, example="mlcycle rollback churn@champion --why \"worse on new data\"")
-@click.argument("name", metavar="NAME@ALIAS", shell_complete=complete_model)
+@click.argument("name", metavar="NAME@ALIAS", shell_complete=complete_aliased)
 @click.option("--why", default="", help="The reason, for the history.")
 def rollback(name: str, why: str) -> Result:
     "Point NAME@ALIAS back at the version it had before."

@@ -12,6 +12,7 @@ import click
 from ...display import Result, Table, Text, show_bytes
 from ...errors import NotFoundError
 from ..completion import complete_experiment, complete_run
+from ..field_completion import complete_columns, complete_order, complete_query
 from ..tree import Command
 
 # %% auto #0
@@ -19,11 +20,13 @@ __all__ = ['runs', 'artifacts']
 
 # %% ../../../nbs/ui/commands/01_runs.ipynb #runs
 @click.command("runs", cls=Command, example="mlcycle runs \"metrics.auc > 0.9 and params.model == 'hgb'\" -o -metrics.auc")
-@click.argument("query", required=False)
+@click.argument("query", required=False, shell_complete=complete_query)
 @click.option("-e", "--experiment", shell_complete=complete_experiment, help="Only this experiment.")
-@click.option("-o", "--order-by", default="-started", show_default=True, help="A field, - before it for descending: -metrics.auc")
+@click.option("-o", "--order-by", default="-started", show_default=True, shell_complete=complete_order,
+              help="A field, - before it for descending: -metrics.auc")
 @click.option("-n", "--limit", default=20, show_default=True, type=click.IntRange(1), help="At most so many.")
-@click.option("-c", "--columns", metavar="all|NAME,…", help="Which columns to show; those that distinguish the runs by default.")
+@click.option("-c", "--columns", metavar="all|NAME,…", shell_complete=complete_columns,
+              help="Which columns to show; those that distinguish the runs by default.")
 def runs(query: str | None, experiment: str | None, order_by: str, limit: int, columns: str | None) -> Result:
     """List runs that fit QUERY, such as "metrics.auc > 0.9 and params.model == 'hgb'"."""
     from mlcycle.store.connect import current_store
