@@ -159,6 +159,23 @@ def test_a_result_can_be_kept(kernel: Kernel) -> None:
     assert shown(outputs).startswith('[{"id": ')
 
 
+def test_a_kept_table_is_a_frame(kernel: Kernel) -> None:
+    "Rows, columns, sorting and the way back to a run, of every command that shows a table; an empty one too."
+    kernel.run("import mlcycle as mlc, pandas as pd\nfor auc in (0.7, 0.9):\n    with mlc.run(f'r{auc}', 'churn', {'auc': 'a', 'C': 1}):\n"
+               "        mlc.log_metric('auc', auc)")
+    kernel.run("best = %mlcycle runs -o -metrics.auc")
+    for code, value in (("best['auc'].tolist()", "[0.9, 0.7]"), ("best.iloc[0]['name']", "'r0.9'"), ("len(best)", "2"),
+                        ("list(best) == list(best.columns)", "True"), ("best['params.auc'].unique().tolist()", "['a']"),
+                        ("best[['name', 'metrics.auc']].shape", "(2, 2)"), ("best.sort_values('auc').iloc[0]['name']", "'r0.7'"),
+                        ("best.data[0]['metrics']", "{'auc': 0.9}"), ("mlc.RunView(best.iloc[0]).run.name", "'r0.9'"),
+                        ("float(best.auc.max()), 'auc' in best, 'iloc' in dir(best)", "(0.9, True, True)"),
+                        ("bool(best), str(best).split()[0]", "(True, 'name')")):
+        status, outputs = kernel.run(code)
+        assert (status, shown(outputs)) == ("ok", value), (code, outputs)
+    kernel.run("none = %mlcycle runs \"name == 'nothing'\"\nevents = %mlcycle events\nstudies = %mlcycle studies\nmodels = %mlcycle models")
+    assert shown(kernel.run("len(none), len(studies), len(models), events['action'].iloc[-1]")[1]) == "(0, 0, 0, 'run.start')"
+
+
 def test_top_level_await_in_a_tracked_cell(kernel: Kernel) -> None:
     "A magic cannot wait in a loop that runs already: it says so before anything runs, and names what works."
     status, outputs = kernel.run("%%track waiting -e churn\nimport asyncio\nawait asyncio.sleep(0.01)")

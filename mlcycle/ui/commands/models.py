@@ -9,6 +9,7 @@ import click
 
 from ...display import Result, Text
 from ...entities import AliasMove
+from ...frame_result import FrameResult
 from ..completion import complete_alias, complete_aliased, complete_model, complete_run
 from ..tree import Command
 
@@ -64,5 +65,6 @@ def models() -> Result:
     from mlcycle.store.connect import current_store
     from mlcycle.ui.views.models import models_view
 
-    return models_view(current_store())
+    view = models_view(current_store())
+    return FrameResult(view.data, view.parts)
 

@@ -5,12 +5,14 @@
 # %% ../../../nbs/ui/commands/01_runs.ipynb #imports
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from ...display import Result, Table, Text, show_bytes
 from ...errors import NotFoundError
+from ...frame_result import FrameResult
 from ..completion import complete_experiment, complete_run
 from ..field_completion import complete_columns, complete_order, complete_query
 from ..tree import Command
@@ -43,7 +45,7 @@ def runs(query: str | None, experiment: str | None, order_by: str, limit: int, c
     wanted = [name.strip() for name in columns.split(",") if name.strip()] if columns else []
     table = runs_view(page, judged_by(current_store(), order_by, page.records), wanted)
     rest = [Text(f"{len(page):,} of {page.total:,} runs; `-n {page.total}` shows all.", "dim")] if page.total > len(page) else []
-    return Result(table.data, [*table.parts, *rest], live=live)
+    return replace(table, parts=[*table.parts, *rest], live=live)
 
 # %% ../../../nbs/ui/commands/01_runs.ipynb #artifacts
 @click.command("artifacts", cls=Command, example="mlcycle artifacts forest --download copies")
@@ -70,4 +72,4 @@ def artifacts(run: str, download: Path | None, only: str) -> Result:
         parts.append(Text(f"{len(written)} files copied to {download}", "good"))
     if lost:
         parts.append(Text(f"{len(lost)} of them {'is' if len(lost) == 1 else 'are'} lost: the content was damaged or removed.", "bad"))
-    return Result([{"name": a.name, "digest": a.digest, "bytes": a.size, "kind": a.kind} for a in (*files, *lost)], parts)
+    return FrameResult([{"name": a.name, "digest": a.digest, "bytes": a.size, "kind": a.kind} for a in (*files, *lost)], parts)

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from ...display import Result, Table, Text, show_bytes, show_value
+from ...frame_result import FrameResult
 from ..tree import Command
 
 # %% auto #0
@@ -26,8 +27,8 @@ def events(subject: str | None, limit: int) -> Result:
 
     newest = listing(current_store(), subject, limit=limit)
     rows = [[e.time, e.actor, e.action, e.subject, show_value(_details(e.data))] for e in newest]
-    return Result([{"time": e.time, "actor": e.actor, "action": e.action, "subject": e.subject, "data": e.data} for e in newest],
-                  [Table(["when", "who", "what", "to", "details"], rows)])
+    return FrameResult([{"time": e.time, "actor": e.actor, "action": e.action, "subject": e.subject, "data": e.data} for e in newest],
+                       [Table(["when", "who", "what", "to", "details"], rows)])
 
 # %% ../../../nbs/ui/commands/06_store.ipynb #details
 def _details(data: dict[str, Any]) -> dict[str, Any]:
