@@ -15,7 +15,7 @@ import click
 from ..display import STYLE
 
 # %% auto #0
-__all__ = ['Help', 'show_help', 'with_page']
+__all__ = ['command_groups', 'Help', 'show_help', 'with_page']
 
 # %% ../../nbs/ui/02_help.ipynb #parts
 def _row(name: str, text: str) -> str:
@@ -31,6 +31,18 @@ def _prose(text: str) -> str:
     "Text with `code` set as code."
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(text, quote=False))
 
+# %% ../../nbs/ui/02_help.ipynb #groups
+def command_groups(
+    ctx: click.Context,  # Of the group
+) -> dict[str, list[tuple[str, str]]]:  # Heading to the names and the descriptions of its commands; empty for a command that has none
+    "The commands of a group under their headings."
+    group = ctx.command
+    if not isinstance(group, click.Group):
+        return {}
+    titles = group.groups() if hasattr(group, "groups") else {"Commands": group.list_commands(ctx)}
+    return {title: [(name, command.get_short_help_str(1000)) for name in names
+                    if (command := group.get_command(ctx, name)) is not None and not command.hidden] for title, names in titles.items()}
+
 # %% ../../nbs/ui/02_help.ipynb #help
 class Help:
     "The help of a command: HTML in a notebook, click's own text elsewhere."
@@ -43,24 +55,19 @@ class Help:
         self.text = ctx.command.get_help(ctx)
         self.says = inspect.cleandoc((ctx.command.help or "").split("\f")[0])
         records = [param.get_help_record(ctx) for param in ctx.command.get_params(ctx)]
+        self.example = getattr(ctx.command, "example", "")
         self.options = [record for record in records if record and record[1]]  # an argument without a help text stands in the usage only
-        self.commands = self._commands(ctx)
-
-    @staticmethod
-    def _commands(ctx: click.Context) -> list[tuple[str, str]]:
-        group = ctx.command
-        if not isinstance(group, click.Group):
-            return []
-        commands = [(name, group.get_command(ctx, name)) for name in group.list_commands(ctx)]
-        return [(name, command.get_short_help_str(200)) for name, command in commands if command is not None and not command.hidden]
+        self.groups = command_groups(ctx)
 
     def __repr__(self) -> str:
         return self.text
 
     def _repr_html_(self) -> str:
+        commands = "".join(_rows(title, rows) for title, rows in self.groups.items())
+        example = f"<h4>Example</h4><pre>{html.escape(self.example)}</pre>" if self.example else ""
         paragraphs = "".join(_paragraph(text) for text in re.split(r"\n\s*\n", self.says))
-        return (f"{STYLE}<div class='mlc'><p class='head'><code>{html.escape(self.usage)}</code></p>{paragraphs}"
-                f"{_rows('Commands', self.commands)}{_rows('Options', self.options)}</div>")
+        return (f"{STYLE}<div class='mlc'><p class='head'><code>{html.escape(self.usage)}</code></p>{paragraphs}{example}"
+                f"{commands}{_rows('Options', self.options)}</div>")
 
 # %% ../../nbs/ui/02_help.ipynb #paragraph
 def _paragraph(text: str) -> str:

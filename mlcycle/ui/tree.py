@@ -12,46 +12,30 @@ from importlib import import_module
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
-from ..display import Result
+from ..display import Facts, Result, Text
 from ..errors import MlcycleError, NotFoundError
-from .help import with_page
+from .help import command_groups, with_page
 
 # %% auto #0
-__all__ = ['COMMANDS', 'NEED_NO_STORE', 'Face', 'Command', 'Tree', 'tree', 'CommandError', 'NothingToShow', 'invoke']
+__all__ = ['GROUPS', 'COMMANDS', 'FIRST', 'NEED_NO_STORE', 'WORDS', 'Face', 'Command', 'Tree', 'tree', 'first_commands',
+           'CommandError', 'NothingToShow', 'invoke']
 
 # %% ../../nbs/ui/03_tree.ipynb #commands
-COMMANDS = {  # Name to module and function, in the order of the model lifecycle
-    "demo": "demo:demo",
-    "run": "notebooks:run",
-    "map": "sweeps:map_",
-    "tune": "tune:tune",
-    "params": "notebooks:params",
-    "runs": "runs:runs",
-    "show": "show:show",
-    "studies": "studies:studies",
-    "watch": "watch:watch",
-    "logs": "logs:logs",
-    "stop": "stop:stop",
-    "lineage": "lineage:lineage",
-    "compare": "compare:compare",
-    "debug": "debug:debug",
-    "rerun": "rerun:rerun",
-    "reproduce": "reproduce:reproduce",
-    "artifacts": "runs:artifacts",
-    "delete": "compare:delete",
-    "register": "models:register",
-    "promote": "models:promote",
-    "rollback": "models:rollback",
-    "models": "models:models",
-    "predict": "predict:predict",
-    "autolog": "autolog:autolog",
-    "events": "store:events",
-    "fsck": "store:fsck",
-    "gc": "store:gc",
-    "warm": "warm:warm",
-    "completion": "completion:completion",
+GROUPS = {  # Heading to the commands below it: name to module and function
+    "Run": {"demo": "demo:demo", "run": "notebooks:run", "map": "sweeps:map_", "params": "notebooks:params", "rerun": "rerun:rerun",
+            "debug": "debug:debug", "stop": "stop:stop", "reproduce": "reproduce:reproduce"},
+    "Look": {"runs": "runs:runs", "show": "show:show", "compare": "compare:compare", "watch": "watch:watch", "logs": "logs:logs",
+             "artifacts": "runs:artifacts", "lineage": "lineage:lineage"},
+    "Model": {"register": "models:register", "promote": "models:promote", "rollback": "models:rollback", "models": "models:models",
+              "predict": "predict:predict"},
+    "Tune": {"tune": "tune:tune", "studies": "studies:studies"},
+    "Keep house": {"autolog": "autolog:autolog", "events": "store:events", "delete": "compare:delete", "fsck": "store:fsck", "gc": "store:gc",
+                   "warm": "warm:warm", "completion": "completion:completion"},
 }
+COMMANDS = {name: home for commands in GROUPS.values() for name, home in commands.items()}
+FIRST = ("demo", "run", "runs", "show", "register")  # What one begins with: `mlcycle` alone shows these
 NEED_NO_STORE = ("demo", "run", "map", "tune", "params", "autolog", "warm", "completion")  # Commands that work where there is no store yet
 
 # %% ../../nbs/ui/03_tree.ipynb #face
@@ -62,17 +46,43 @@ class Face:
     json: bool = False      # Whether `--json` was given
 
 # %% ../../nbs/ui/03_tree.ipynb #command
-class Command(click.Command):
-    "A command that takes `--json` and returns a `Result`."
+WORDS = "mlcycle.words"  # Key of a context's `meta`
 
-    def __init__(self, *args: Any, **kwargs: Any):
+
+class Command(click.Command):
+    "A command that takes `--json` and returns a `Result`. Its help ends on an example."
+
+    def __init__(
+        self,
+        *args: Any,
+        example: str = "",  # A line that a person could type
+        **kwargs: Any,      # Of click's command
+    ):
         super().__init__(*args, **kwargs)
+        self.example = example
         if any(isinstance(param, click.Argument) and param.name in ("run", "runs", "ref") for param in self.params) and self.name != "delete":
             self.params.append(click.Option(["--strict"], is_flag=True, help="Refuse a name that fits several runs, in place of taking the newest."))
         self.params.append(click.Option(["--json", "as_json"], is_flag=True, help="Print the result as one line of JSON."))
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[WORDS] = tuple(args)
+        return super().parse_args(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        last = [*ctx.meta.get(WORDS, ()), ""][-2:][0]
+        for param in self.params:
+            if last in param.opts and isinstance(param, click.Option) and not param.is_flag:  # `-o -metrics.auc`: a value that begins like an option
+                return param.shell_complete(ctx, incomplete)
+        return super().shell_complete(ctx, incomplete)
+
     def get_help_option(self, ctx: click.Context) -> click.Option | None:
         return with_page(super().get_help_option(ctx))
+
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        super().format_help_text(ctx, formatter)
+        if self.example:
+            with formatter.section("Example"):
+                formatter.write(f"  {self.example}\n")
 
     def invoke(self, ctx: click.Context) -> Result:
         as_json = ctx.params.pop("as_json", False)
@@ -101,8 +111,19 @@ class Tree(click.Group):
     def get_help_option(self, ctx: click.Context) -> click.Option | None:
         return with_page(super().get_help_option(ctx))
 
+    def groups(self) -> dict[str, list[str]]:
+        "The headings of `--help`, and the names of the commands below each."
+        return {title: list(commands) for title, commands in GROUPS.items()}
+
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        groups = command_groups(ctx)
+        widest = max(len(name) for rows in groups.values() for name, _ in rows)
+        for title, rows in groups.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(widest), text) for name, text in rows])
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
@@ -132,6 +153,16 @@ def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
 def tree() -> None:
     "The model lifecycle in the notebook: run, track, register, promote, predict."
 
+# %% ../../nbs/ui/03_tree.ipynb #first
+def first_commands(
+    face: Face,  # Where it is shown
+) -> Result:
+    "The commands that one begins with, and where the others are."
+    context, word = click.Context(tree), "%mlcycle" if face.notebook else "mlcycle"
+    described = {name: tree.get_command(context, name).get_short_help_str(1000) for name in FIRST}
+    rest = Text(f"`{word} --help` lists all {len(COMMANDS)} commands, `{word} COMMAND --help` explains one.", "dim")
+    return Result(described, [Text(tree.help or "", "head"), Facts({f"{word} {name}": text for name, text in described.items()}), rest])
+
 # %% ../../nbs/ui/03_tree.ipynb #command-error
 class CommandError(MlcycleError):
     "A command line that could not be understood."
@@ -149,11 +180,10 @@ def invoke(
     "Run one command. Raises `CommandError`, `NothingToShow`, and the errors of the command."
     if "_MLCYCLE_COMPLETE" in os.environ:  # the shell asks, not a person
         import mlcycle.ui.bash_completion  # noqa: F401
+    elif not args:
+        return first_commands(face)
     try:
         result = tree.main(args, prog_name="mlcycle", standalone_mode=False, obj=face)
-    except click.exceptions.NoArgsIsHelpError as e:
-        click.echo(e.format_message())
-        raise NothingToShow from None
     except click.UsageError as e:
         where = f"\nSee `{e.ctx.command_path} --help`." if e.ctx else ""
         raise CommandError(e.format_message() + where) from None

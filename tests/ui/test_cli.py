@@ -3,11 +3,13 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
+import click
 import nbformat
 import pytest
 
@@ -17,7 +19,9 @@ from mlcycle.store import artifacts, facts, models, runs
 from mlcycle.store.connect import connect, open_store
 from mlcycle.store.query import page
 from mlcycle.store.runs import to_run
+from mlcycle.ui.tree import COMMANDS, FIRST, GROUPS, Face, tree
 from mlcycle.ui.widgets.comparison_parts import compare_view
+from tests.tree import ROOT
 
 
 def mlcycle(*words: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
@@ -136,6 +140,36 @@ def test_one_problem_is_one(project: Path) -> None:
     assert "model/model.skops" in mlcycle("runs", cwd=project).stdout and "is lost" in mlcycle("register", "m", "churn", cwd=project).stderr
 
 
+def test_help_is_in_groups_and_every_command_has_an_example() -> None:
+    "Each command is below one heading and described by its whole first sentence; its help ends on an example that the command understands."
+    root = click.Context(tree, info_name="mlcycle", terminal_width=80)
+    listed = tree.get_help(root)
+    modules = {path.stem for path in (ROOT / "mlcycle" / "ui" / "commands").glob("*.py")} - {"__init__"}
+    unused = modules - {home.partition(":")[0] for home in COMMANDS.values()}
+    assert len(COMMANDS) == sum(map(len, GROUPS.values())) and not any("click.command" in (ROOT / f"mlcycle/ui/commands/{name}.py").read_text()
+                                                                      for name in unused)
+    headings = [line.rstrip(":") for line in listed.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert headings == ["Options", "Run", "Look", "Model", "Tune", "Keep house"]
+    flat = " ".join(listed.split())
+    for name in COMMANDS:
+        command = tree.get_command(root, name)
+        sentence = command.get_short_help_str(1000)
+        assert sentence and not sentence.endswith("...") and f"{name} {' '.join(sentence.split())}" in flat, name
+        first, called, *words = shlex.split(command.example)
+        assert first.lstrip("%") == "mlcycle" and called == name, command.example
+        assert command.make_context(name, words, obj=Face()).params is not None  # raises click's error for what it does not understand
+        assert f"Example:\n  {command.example}\n" in command.get_help(click.Context(command, info_name=name))
+    assert set(FIRST) < set(COMMANDS) and len(FIRST) == 5
+
+
+def test_mlcycle_alone_shows_how_to_begin(tmp_path: Path) -> None:
+    "Five commands and where the others are, not all of them; and it makes nothing."
+    done = mlcycle(cwd=tmp_path)
+    shown = [line.split()[1] for line in done.stdout.splitlines() if line.startswith("mlcycle ")]
+    assert done.returncode == 0 and shown == list(FIRST) and "`mlcycle --help` lists all" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_closed_pipe_is_no_error(project: Path) -> None:
     "`mlcycle --help | head -1` and the like."
     done = subprocess.run(f"{sys.executable} -m mlcycle runs | true; exit ${{PIPESTATUS[0]}}", shell=True, executable="/bin/bash", cwd=project,
@@ -177,7 +211,7 @@ def test_bash_completes_beyond_an_at_sign(project: Path, tmp_path: Path) -> None
     bash.sendline("bind 'set enable-bracketed-paste off'; source complete.sh; PS1='re''ady2> '")
     bash.expect_exact("ready2> ")
     for typed, whole in (("predict biopsy@", "biopsy@champion"), ("predict biopsy@ch", "biopsy@champion"), ("show biopsy/", "biopsy/1"),
-                         ("predict biopsy@champion samp", "biopsy@champion samples/"), ("promote bio", "promote biopsy"),
+                         ("predict biopsy@champion samp", "biopsy@champion samples/"), ("promote bio", "psy"),
                          ("artifacts --only=x base", "--only=x baseline")):
         bash.send(f"mlcycle {typed}\t")
         bash.expect_exact(whole)

@@ -4,6 +4,8 @@ from __future__ import annotations
 import queue
 import re
 
+import nbformat
+
 from tests.ui.kernels import Kernel, shown
 
 
@@ -117,11 +119,14 @@ def test_errors_of_a_command_have_no_traceback(kernel: Kernel) -> None:
 
 def test_help_reads_as_help(kernel: Kernel) -> None:
     "--help of the magic and of a command print and do not fail."
-    for line in ("%mlcycle", "%mlcycle --help", "%mlcycle run --help", "%track", "%track --help", "%track start --help", "%params --help",
+    for line in ("%mlcycle --help", "%mlcycle run --help", "%track", "%track --help", "%track start --help", "%params --help",
                  "%%track --help", "%%track --help\npass"):
         status, outputs = kernel.run(line)
         assert status == "ok" and "Usage:" in shown(outputs), (line, outputs)
         assert "<h4>Options</h4>" in shown(outputs, "text/html"), line
+    status, outputs = kernel.run("%mlcycle")
+    assert status == "ok" and "%mlcycle runs" in shown(outputs) and "`%mlcycle --help` lists all" in shown(outputs)
+    assert "<h4>Keep house</h4>" in shown(kernel.run("%mlcycle --help")[1], "text/html")
 
 
 def test_completion_knows_the_store(kernel: Kernel) -> None:
@@ -134,6 +139,15 @@ def test_completion_knows_the_store(kernel: Kernel) -> None:
     assert kernel.complete("best = %mlcycle sho") == ["show"]
     assert kernel.complete("%track st") == ["start", "status", "stop"]
     assert kernel.complete("%%track again -e ch") == ["churn"]
+    kernel.run("import mlcycle as mlc\nwith mlc.run('big forest', params={'trees': 5}):\n    mlc.log_metric('auc', 0.9)")
+    assert kernel.complete("%mlcycle runs -o -met") == ["-metrics.auc"] and kernel.complete("%%tune -m au") == ["auc"]
+    assert kernel.complete('%mlcycle runs "metrics.auc > 0.5 and params.tr') == ["metrics.auc > 0.5 and params.trees"]
+    assert kernel.complete("%mlcycle show big") == ["big\\ forest"]
+    status, _ = kernel.run("%mlcycle show big\\ forest")
+    assert status == "ok"
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("trees = 5", metadata={"tags": ["parameters"]})])
+    kernel.run(f"import json, os; open(os.environ['JPY_SESSION_NAME'], 'w').write(json.dumps({dict(nb)!r}))")
+    assert kernel.complete("%mlcycle run this -p tr") == ["trees"]
 
 
 def test_a_result_can_be_kept(kernel: Kernel) -> None:
@@ -143,6 +157,23 @@ def test_a_result_can_be_kept(kernel: Kernel) -> None:
     assert shown(outputs) == "'baseline'"
     _, outputs = kernel.run("%mlcycle runs --json")
     assert shown(outputs).startswith('[{"id": ')
+
+
+def test_a_kept_table_is_a_frame(kernel: Kernel) -> None:
+    "Rows, columns, sorting and the way back to a run, of every command that shows a table; an empty one too."
+    kernel.run("import mlcycle as mlc, pandas as pd\nfor auc in (0.7, 0.9):\n    with mlc.run(f'r{auc}', 'churn', {'auc': 'a', 'C': 1}):\n"
+               "        mlc.log_metric('auc', auc)")
+    kernel.run("best = %mlcycle runs -o -metrics.auc")
+    for code, value in (("best['auc'].tolist()", "[0.9, 0.7]"), ("best.iloc[0]['name']", "'r0.9'"), ("len(best)", "2"),
+                        ("list(best) == list(best.columns)", "True"), ("best['params.auc'].unique().tolist()", "['a']"),
+                        ("best[['name', 'metrics.auc']].shape", "(2, 2)"), ("best.sort_values('auc').iloc[0]['name']", "'r0.7'"),
+                        ("best.data[0]['metrics']", "{'auc': 0.9}"), ("mlc.RunView(best.iloc[0]).run.name", "'r0.9'"),
+                        ("float(best.auc.max()), 'auc' in best, 'iloc' in dir(best)", "(0.9, True, True)"),
+                        ("bool(best), str(best).split()[0]", "(True, 'name')")):
+        status, outputs = kernel.run(code)
+        assert (status, shown(outputs)) == ("ok", value), (code, outputs)
+    kernel.run("none = %mlcycle runs \"name == 'nothing'\"\nevents = %mlcycle events\nstudies = %mlcycle studies\nmodels = %mlcycle models")
+    assert shown(kernel.run("len(none), len(studies), len(models), events['action'].iloc[-1]")[1]) == "(0, 0, 0, 'run.start')"
 
 
 def test_top_level_await_in_a_tracked_cell(kernel: Kernel) -> None:

@@ -15,7 +15,7 @@ from ..tree import Command, Face
 __all__ = ['autolog']
 
 # %% ../../../nbs/ui/commands/11_autolog.ipynb #autolog
-@click.command("autolog", cls=Command)
+@click.command("autolog", cls=Command, example="%mlcycle autolog on")
 @click.argument("switch", type=click.Choice(["on", "off"]))
 @click.option("--models", is_flag=True, help="Store each fitted model, with its signature.")
 @click.option("--training-metrics", is_flag=True, help="Predict the training set again, for metrics on it.")

@@ -20,7 +20,7 @@ from ..tree import Command, Face
 __all__ = ['compare', 'delete']
 
 # %% ../../../nbs/ui/commands/09_compare.ipynb #compare
-@click.command("compare", cls=Command)
+@click.command("compare", cls=Command, example="mlcycle compare forest logistic")
 @click.argument("runs", nargs=-1, required=True, shell_complete=complete_run)
 def compare(runs: tuple[str, ...]) -> Result:
     "Put RUNS side by side: params, metrics, files, environment and code; what differs from the first one is marked."
@@ -44,7 +44,7 @@ def _labels(runs: Iterable[Run]) -> str:
     return ", ".join(f"{run.name} ({run.id[:8]})" for run in runs)
 
 # %% ../../../nbs/ui/commands/09_compare.ipynb #delete
-@click.command("delete", cls=Command)
+@click.command("delete", cls=Command, example="mlcycle delete forest")
 @click.argument("runs", nargs=-1, required=True, shell_complete=complete_run)
 @click.option("--children", is_flag=True, help="Also the runs that are part of them.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")

@@ -14,7 +14,7 @@ from ..tree import Command
 __all__ = ['completion']
 
 # %% ../../../nbs/ui/commands/07_completion.ipynb #completion
-@click.command("completion", cls=Command)
+@click.command("completion", cls=Command, example="mlcycle completion bash")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> Result:
     "Print the completion script of a SHELL; for bash: eval \"$(mlcycle completion bash)\" in ~/.bashrc."

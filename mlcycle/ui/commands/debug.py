@@ -15,7 +15,7 @@ from ..tree import Command, Face
 __all__ = ['debug']
 
 # %% ../../../nbs/ui/commands/15_debug.ipynb #debug
-@click.command("debug", cls=Command)
+@click.command("debug", cls=Command, example="mlcycle debug forest")
 @click.argument("ref", metavar="RUN", shell_complete=complete_anything)
 @click.pass_obj
 def debug(face: Face, ref: str) -> Result:

@@ -65,7 +65,7 @@ def _accuracy(path: Path) -> float:
     return float((frame["prediction"] == frame["diagnosis"]).mean())
 
 # %% ../../../nbs/ui/commands/08_demo.ipynb #demo
-@click.command("demo", cls=Command)
+@click.command("demo", cls=Command, example="mlcycle demo --dir first-project")
 @click.option("-d", "--dir", "folder", default="mlcycle-demo", show_default=True, type=click.Path(file_okay=False, path_type=Path),
               help="Folder to write the project to; new or empty.")
 @click.pass_obj

@@ -15,7 +15,7 @@ from ..tree import Command
 __all__ = ['lineage']
 
 # %% ../../../nbs/ui/commands/10_lineage.ipynb #lineage
-@click.command("lineage", cls=Command)
+@click.command("lineage", cls=Command, example="mlcycle lineage churn@champion")
 @click.argument("ref", shell_complete=complete_anything)
 def lineage(ref: str) -> Result:
     "Show where a version (churn, churn/3, churn@champion) or a run came from: notebook, data, environment, code."

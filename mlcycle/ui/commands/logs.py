@@ -39,7 +39,7 @@ class Printed(Result):
         return super().__repr__()
 
 # %% ../../../nbs/ui/commands/16_logs.ipynb #logs
-@click.command("logs", cls=Command)
+@click.command("logs", cls=Command, example="mlcycle logs forest --follow")
 @click.argument("run", shell_complete=complete_run)
 @click.option("--follow", "-f", "following", is_flag=True, help="Stay, and show what it prints until it ends.")
 @click.pass_obj

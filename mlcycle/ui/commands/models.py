@@ -9,14 +9,15 @@ import click
 
 from ...display import Result, Text
 from ...entities import AliasMove
-from ..completion import complete_alias, complete_model, complete_run
+from ...frame_result import FrameResult
+from ..completion import complete_alias, complete_aliased, complete_model, complete_run
 from ..tree import Command
 
 # %% auto #0
 __all__ = ['register', 'promote', 'rollback', 'models']
 
 # %% ../../../nbs/ui/commands/04_models.ipynb #register
-@click.command("register", cls=Command)
+@click.command("register", cls=Command, example="mlcycle register forest churn")
 @click.argument("run", shell_complete=complete_run)
 @click.argument("name", shell_complete=complete_model)
 @click.option("--artifact", default="model", show_default=True, help="Name that the run logged the model under.")
@@ -37,7 +38,7 @@ def _moved(move: AliasMove) -> Result:
     return Result(move_data(move), [Text(f"{move.model}@{move.alias} {change}{former}", "good")])
 
 # %% ../../../nbs/ui/commands/04_models.ipynb #move
-@click.command("promote", cls=Command)
+@click.command("promote", cls=Command, example="mlcycle promote churn/3 --why \"more trees\"")
 @click.argument("version", shell_complete=complete_model)
 @click.argument("alias", default="champion", shell_complete=complete_alias)
 @click.option("--why", default="", help="The reason, for the history.")
@@ -48,8 +49,8 @@ def promote(version: str, alias: str, why: str) -> Result:
     return _moved(move(version, alias, why))
 
 # %% ../../../nbs/ui/commands/04_models.ipynb #rollback
-@click.command("rollback", cls=Command)
-@click.argument("name", metavar="NAME@ALIAS", shell_complete=complete_model)
+@click.command("rollback", cls=Command, example="mlcycle rollback churn@champion --why \"worse on new data\"")
+@click.argument("name", metavar="NAME@ALIAS", shell_complete=complete_aliased)
 @click.option("--why", default="", help="The reason, for the history.")
 def rollback(name: str, why: str) -> Result:
     "Point NAME@ALIAS back at the version it had before."
@@ -58,11 +59,12 @@ def rollback(name: str, why: str) -> Result:
     return _moved(move(name, why))
 
 # %% ../../../nbs/ui/commands/04_models.ipynb #models
-@click.command("models", cls=Command)
+@click.command("models", cls=Command, example="mlcycle models")
 def models() -> Result:
     "List registered models."
     from mlcycle.store.connect import current_store
     from mlcycle.ui.views.models import models_view
 
-    return models_view(current_store())
+    view = models_view(current_store())
+    return FrameResult(view.data, view.parts)
 

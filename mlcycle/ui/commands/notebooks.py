@@ -12,6 +12,7 @@ import click
 
 from ...display import Result, Text
 from ...errors import UsageError
+from .parameter_completion import complete_parameter
 from .run_options import NOTEBOOK, Pairs, is_this, run_options
 from ..tree import Command, Face
 
@@ -22,9 +23,10 @@ if TYPE_CHECKING:
 __all__ = ['run', 'params']
 
 # %% ../../../nbs/ui/commands/02_notebooks.ipynb #run
-@click.command("run", cls=Pairs)
+@click.command("run", cls=Pairs, example="mlcycle run train.ipynb -p model forest -p trees 500")
 @click.argument("notebook", type=NOTEBOOK)
-@click.option("-p", "--param", "pairs", nargs=2, multiple=True, metavar="NAME VALUE", help="A parameter, read as its declared type.")
+@click.option("-p", "--param", "pairs", nargs=2, multiple=True, shell_complete=complete_parameter, metavar="NAME VALUE",
+              help="A parameter, read as its declared type.")
 @click.option("-y", "--yaml", "texts", multiple=True, metavar="YAML", help="Parameters as YAML: 'lr: 0.1'.")
 @click.option("-f", "--file", "files", multiple=True, type=click.Path(path_type=Path), help="Parameters from a YAML file.")
 @click.option("--name", help="What to call the run.")
@@ -71,7 +73,7 @@ def run(face: Face, notebook: Path, pairs: tuple[tuple[str, str], ...], texts: t
         return run_notebook(opened, values, register=register, options=options, **naming).result()
 
 # %% ../../../nbs/ui/commands/02_notebooks.ipynb #params
-@click.command("params", cls=Command)
+@click.command("params", cls=Command, example="mlcycle params train.ipynb")
 @click.argument("notebook", type=NOTEBOOK)
 @click.option("--write", is_flag=True, help="Turn its line %params into a cell tagged `parameters`, as Papermill by itself wants one.")
 def params(notebook: Path, write: bool) -> Result:

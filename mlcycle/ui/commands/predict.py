@@ -17,7 +17,7 @@ from ..tree import Command
 __all__ = ['predict']
 
 # %% ../../../nbs/ui/commands/05_predict.ipynb #predict
-@click.command("predict", cls=Command)
+@click.command("predict", cls=Command, example="mlcycle predict churn@champion new.csv -o predictions.parquet")
 @click.argument("ref", shell_complete=complete_model)
 @click.argument("source", metavar="IN", type=click.Path(path_type=Path))
 @click.option("-o", "--out", required=True, type=click.Path(path_type=Path), help="Where to write: .parquet, .csv or .jsonl.")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ['reproduce']
 
 # %% ../../../nbs/ui/commands/13_reproduce.ipynb #reproduce
-@click.command("reproduce", cls=Command)
+@click.command("reproduce", cls=Command, example="mlcycle reproduce churn@champion --check")
 @click.argument("ref", metavar="RUN|VERSION", shell_complete=complete_anything)
 @click.option("--in-place", is_flag=True, help="Work on the project's files as they are now, not on a checkout of the run's own.")
 @click.option("--fresh-env", is_flag=True, help="Build the environment that the run recorded, with uv or pip, and run in it; it is kept.")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ...display import Result
+from .parameter_completion import complete_parameter
 from .run_options import Pairs, run_options
 from ..completion import complete_anything
 
@@ -20,9 +21,10 @@ if TYPE_CHECKING:
 __all__ = ['rerun']
 
 # %% ../../../nbs/ui/commands/14_rerun.ipynb #rerun
-@click.command("rerun", cls=Pairs)
+@click.command("rerun", cls=Pairs, example="mlcycle rerun forest --from 5 -p trees 200")
 @click.argument("ref", metavar="RUN", shell_complete=complete_anything)
-@click.option("-p", "--param", "pairs", nargs=2, multiple=True, metavar="NAME VALUE", help="A parameter that is to differ.")
+@click.option("-p", "--param", "pairs", nargs=2, multiple=True, shell_complete=complete_parameter, metavar="NAME VALUE",
+              help="A parameter that is to differ.")
 @click.option("--from", "first", metavar="CELL", help="Number or id of a cell that is to be executed, with all below it.")
 @run_options("--register", "--keep", "--timeout", "--cell-timeout", "--follow")
 def rerun(ref: str, pairs: tuple[tuple[str, str], ...], options: RunOptions, **settings: Any) -> Result:

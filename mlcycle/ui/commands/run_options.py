@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ...errors import UsageError
+from .parameter_completion import complete_kernel
 from ..completion import complete_experiment, complete_model
 from ..tree import Command, Face
 
@@ -60,7 +61,7 @@ OPTIONS: dict[str, tuple[dict[str, Any], Mapping[str, str]]] = {  # What click i
                      {"run": "Experiment that the run belongs to.", "*": "Experiment that the runs belong to."}),
     "--register": ({"metavar": "MODEL", "shell_complete": complete_model},
                    {"run": "Register the model that it logs, when it finishes.", "trials": "Register the model that the best trial logged."}),
-    "--kernel": ({}, {"*": "Kernel to execute it with, in place of its own."}),
+    "--kernel": ({"shell_complete": complete_kernel}, {"*": "Kernel to execute it with, in place of its own."}),
     "--timeout": (_SECONDS, {"run": "Seconds for the whole run.", "runs": "Seconds for each run."}),
     "--trial-timeout": ({"metavar": "TIME"}, {"trials": "Longest time for one trial: 10m."}),
     "--cell-timeout": (_SECONDS, {"*": "Seconds for each cell."}),

@@ -5,25 +5,30 @@
 # %% ../../../nbs/ui/commands/01_runs.ipynb #imports
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from ...display import Result, Table, Text, show_bytes
 from ...errors import NotFoundError
+from ...frame_result import FrameResult
 from ..completion import complete_experiment, complete_run
+from ..field_completion import complete_columns, complete_order, complete_query
 from ..tree import Command
 
 # %% auto #0
 __all__ = ['runs', 'artifacts']
 
 # %% ../../../nbs/ui/commands/01_runs.ipynb #runs
-@click.command("runs", cls=Command)
-@click.argument("query", required=False)
+@click.command("runs", cls=Command, example="mlcycle runs \"metrics.auc > 0.9 and params.model == 'hgb'\" -o -metrics.auc")
+@click.argument("query", required=False, shell_complete=complete_query)
 @click.option("-e", "--experiment", shell_complete=complete_experiment, help="Only this experiment.")
-@click.option("-o", "--order-by", default="-started", show_default=True, help="A field, - before it for descending: -metrics.auc")
+@click.option("-o", "--order-by", default="-started", show_default=True, shell_complete=complete_order,
+              help="A field, - before it for descending: -metrics.auc")
 @click.option("-n", "--limit", default=20, show_default=True, type=click.IntRange(1), help="At most so many.")
-@click.option("-c", "--columns", metavar="all|NAME,…", help="Which columns to show; those that distinguish the runs by default.")
+@click.option("-c", "--columns", metavar="all|NAME,…", shell_complete=complete_columns,
+              help="Which columns to show; those that distinguish the runs by default.")
 def runs(query: str | None, experiment: str | None, order_by: str, limit: int, columns: str | None) -> Result:
     """List runs that fit QUERY, such as "metrics.auc > 0.9 and params.model == 'hgb'"."""
     from mlcycle.store.connect import current_store
@@ -40,10 +45,10 @@ def runs(query: str | None, experiment: str | None, order_by: str, limit: int, c
     wanted = [name.strip() for name in columns.split(",") if name.strip()] if columns else []
     table = runs_view(page, judged_by(current_store(), order_by, page.records), wanted)
     rest = [Text(f"{len(page):,} of {page.total:,} runs; `-n {page.total}` shows all.", "dim")] if page.total > len(page) else []
-    return Result(table.data, [*table.parts, *rest], live=live)
+    return replace(table, parts=[*table.parts, *rest], live=live)
 
 # %% ../../../nbs/ui/commands/01_runs.ipynb #artifacts
-@click.command("artifacts", cls=Command)
+@click.command("artifacts", cls=Command, example="mlcycle artifacts forest --download copies")
 @click.argument("run", shell_complete=complete_run)
 @click.option("-d", "--download", type=click.Path(file_okay=False, path_type=Path), help="Copy them to this folder.")
 @click.option("--only", default="", help="Only names that begin so.")
@@ -67,4 +72,4 @@ def artifacts(run: str, download: Path | None, only: str) -> Result:
         parts.append(Text(f"{len(written)} files copied to {download}", "good"))
     if lost:
         parts.append(Text(f"{len(lost)} of them {'is' if len(lost) == 1 else 'are'} lost: the content was damaged or removed.", "bad"))
-    return Result([{"name": a.name, "digest": a.digest, "bytes": a.size, "kind": a.kind} for a in (*files, *lost)], parts)
+    return FrameResult([{"name": a.name, "digest": a.digest, "bytes": a.size, "kind": a.kind} for a in (*files, *lost)], parts)

@@ -25,7 +25,7 @@ __all__ = ['STUDY', 'show']
 STUDY = "study:"
 
 
-@click.command("show", cls=Command)
+@click.command("show", cls=Command, example="mlcycle show churn@champion")
 @click.argument("ref", shell_complete=complete_anything)
 def show(ref: str) -> Result:
     "Show a model (churn), a version (churn/3, churn@champion), a study (its name) or a run (its name, or the beginning of its id)."

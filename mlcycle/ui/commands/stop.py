@@ -15,7 +15,7 @@ from ..tree import Command
 __all__ = ['stop']
 
 # %% ../../../nbs/ui/commands/17_stop.ipynb #stop
-@click.command("stop", cls=Command)
+@click.command("stop", cls=Command, example="mlcycle stop forest")
 @click.argument("run", shell_complete=complete_run)
 @click.option("--wait", type=click.FloatRange(0), default=15.0, show_default=True, metavar="S", help="Seconds to wait for its end.")
 def stop(run: str, wait: float) -> Result:

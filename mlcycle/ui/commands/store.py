@@ -10,13 +10,14 @@ from typing import Any
 import click
 
 from ...display import Result, Table, Text, show_bytes, show_value
+from ...frame_result import FrameResult
 from ..tree import Command
 
 # %% auto #0
 __all__ = ['events', 'fsck', 'gc']
 
 # %% ../../../nbs/ui/commands/06_store.ipynb #events
-@click.command("events", cls=Command)
+@click.command("events", cls=Command, example="mlcycle events churn@champion -n 5")
 @click.argument("subject", required=False)
 @click.option("-n", "--limit", default=20, show_default=True, type=click.IntRange(1), help="The newest so many.")
 def events(subject: str | None, limit: int) -> Result:
@@ -26,8 +27,8 @@ def events(subject: str | None, limit: int) -> Result:
 
     newest = listing(current_store(), subject, limit=limit)
     rows = [[e.time, e.actor, e.action, e.subject, show_value(_details(e.data))] for e in newest]
-    return Result([{"time": e.time, "actor": e.actor, "action": e.action, "subject": e.subject, "data": e.data} for e in newest],
-                  [Table(["when", "who", "what", "to", "details"], rows)])
+    return FrameResult([{"time": e.time, "actor": e.actor, "action": e.action, "subject": e.subject, "data": e.data} for e in newest],
+                       [Table(["when", "who", "what", "to", "details"], rows)])
 
 # %% ../../../nbs/ui/commands/06_store.ipynb #details
 def _details(data: dict[str, Any]) -> dict[str, Any]:
@@ -35,7 +36,7 @@ def _details(data: dict[str, Any]) -> dict[str, Any]:
     return {key: str(value)[:12] if key in ("run", "digest") else value for key, value in data.items() if value not in (None, "")}
 
 # %% ../../../nbs/ui/commands/06_store.ipynb #fsck
-@click.command("fsck", cls=Command)
+@click.command("fsck", cls=Command, example="mlcycle fsck --repair")
 @click.option("--repair", is_flag=True, help="Mend what can be mended.")
 def fsck(repair: bool) -> Result:
     "Check every digest, dangling reference and unfinished run. Leaves with 1 when something is wrong."
@@ -65,7 +66,7 @@ def fsck(repair: bool) -> Result:
     return Result(data, [Table(["problem", "where", "what", ""], rows), summary, *known], 0 if report.sound else 1)
 
 # %% ../../../nbs/ui/commands/06_store.ipynb #gc
-@click.command("gc", cls=Command)
+@click.command("gc", cls=Command, example="mlcycle gc --remove")
 @click.option("--remove", is_flag=True, help="Remove it; without this, only say what would go.")
 def gc(remove: bool) -> Result:
     "Find the stored content that nothing refers to, and how many bytes removing it frees."

@@ -14,7 +14,7 @@ from ..tree import Command
 __all__ = ['studies']
 
 # %% ../../../nbs/ui/commands/20_studies.ipynb #studies
-@click.command("studies", cls=Command)
+@click.command("studies", cls=Command, example="mlcycle studies")
 def studies() -> Result:
     "List studies: what was tuned, how the trials ended, the best value, and who is at work."
     from mlcycle.store.connect import current_store

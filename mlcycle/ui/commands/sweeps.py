@@ -12,6 +12,7 @@ import click
 
 from ...display import Result
 from ...errors import UsageError
+from .parameter_completion import complete_parameter
 from .run_options import NOTEBOOK, Pairs, run_options
 
 if TYPE_CHECKING:
@@ -51,10 +52,11 @@ def run_grids(
     return run_many(notebook, grid, fixed=fixed, executor=executor or "local", options=options, **settings).result()
 
 # %% ../../../nbs/ui/commands/18_sweeps.ipynb #map
-@click.command("map", cls=Pairs)
+@click.command("map", cls=Pairs, example="mlcycle map train.ipynb settings.csv -j 2")
 @click.argument("notebook", type=NOTEBOOK)
 @click.argument("table", type=click.Path(path_type=Path))
-@click.option("-p", "--param", "pairs", nargs=2, multiple=True, metavar="NAME VALUE", help="A parameter of all runs, read as its declared type.")
+@click.option("-p", "--param", "pairs", nargs=2, multiple=True, shell_complete=complete_parameter, metavar="NAME VALUE",
+              help="A parameter of all runs, read as its declared type.")
 @click.option("-j", "--jobs", type=click.IntRange(1), metavar="N", help="Runs at once; a run for each processor by default.")
 @click.option("--executor", default="local", show_default=True, metavar="WHERE", help="Where they run: local, or dask://HOST:PORT.")
 @click.option("--name", help="What to call the sweep.")

@@ -12,6 +12,7 @@ import click
 
 from ...display import Result, Text
 from ...errors import UsageError
+from .parameter_completion import complete_objective, complete_parameter, complete_varied
 from .run_options import NOTEBOOK, Pairs, is_this, run_options
 from ..completion import complete_study
 from ..tree import Face
@@ -39,12 +40,14 @@ SAMPLERS = ("tpe", "random", "grid", "gp", "cmaes", "qmc", "nsga2")
 PRUNERS = ("median", "hyperband", "percentile", "patient", "wilcoxon", "none")
 
 # %% ../../../nbs/ui/commands/19_tune.ipynb #tune
-@click.command("tune", cls=Pairs)
+@click.command("tune", cls=Pairs, example="mlcycle tune train.ipynb -s 'lr=loguniform(1e-4, 1)' -m auc -d maximize -n 50 -j 2")
 @click.argument("notebook", type=NOTEBOOK)
 @click.option("--space", "file", type=click.Path(path_type=Path), metavar="FILE",
               help="What varies: a YAML file with lines such as lr: loguniform(1e-4, 1).")
-@click.option("-s", "varied", multiple=True, metavar="NAME=…", help="What varies: 'lr=loguniform(1e-4, 1)', 'depth=int(2, 12)', 'model={rf, hgb}'.")
-@click.option("-m", "--metric", multiple=True, metavar="NAME", help="Metric to optimize, as the notebook logs it; several for a Pareto front.")
+@click.option("-s", "varied", multiple=True, metavar="NAME=…", shell_complete=complete_varied,
+              help="What varies: 'lr=loguniform(1e-4, 1)', 'depth=int(2, 12)', 'model={rf, hgb}'.")
+@click.option("-m", "--metric", multiple=True, metavar="NAME", shell_complete=complete_objective,
+              help="Metric to optimize, as the notebook logs it; several for a Pareto front.")
 @click.option("-d", "--direction", multiple=True, type=click.Choice(["minimize", "maximize"]),
               help="Whether less or more is better; one for each metric.")
 @click.option("-n", "--trials", type=click.IntRange(1), metavar="N", help="Trials of the whole study; a grid ends by itself.")
@@ -59,7 +62,8 @@ PRUNERS = ("median", "hyperband", "percentile", "patient", "wilcoxon", "none")
 @click.option("--from-study", metavar="NAME", shell_complete=complete_study, help="Take over the finished trials of another study.")
 @click.option("--max-failures", type=click.IntRange(1), metavar="N", help="Stop when so many trials failed.")
 @click.option("--stop-when-flat", is_flag=True, help="Stop when the best has not changed for 30 trials.")
-@click.option("-p", "--param", "pairs", nargs=2, multiple=True, metavar="NAME VALUE", help="A parameter of all trials, read as its declared type.")
+@click.option("-p", "--param", "pairs", nargs=2, multiple=True, shell_complete=complete_parameter, metavar="NAME VALUE",
+              help="A parameter of all trials, read as its declared type.")
 @run_options("--register", "--experiment", "--secret", "--kernel", "--trial-timeout", "--cell-timeout", "--memory", "--fresh", "--no-shared-prefix",
              kind="trials")
 @click.option("--executor", metavar="WHERE", help="Where trials run: local (the default), or dask://HOST:PORT.")
@@ -67,9 +71,6 @@ PRUNERS = ("median", "hyperband", "percentile", "patient", "wilcoxon", "none")
 def tune(face: Face, notebook: Path, file: Path | None, varied: tuple[str, ...], pairs: tuple[tuple[str, str], ...], metric: tuple[str, ...],
          direction: tuple[str, ...], timeout: str | None, enqueue: tuple[str, ...], options: RunOptions, **settings: Any) -> Result:
     """Search for the best parameters of NOTEBOOK: each trial is a run of it.
-
-    \b
-    mlcycle tune train.ipynb -s 'lr=loguniform(1e-4, 1)' -m auc -d maximize -n 50 -j 2
 
     What varies may stand in the notebook too, beside the parameter: lr = 0.1  # tune: loguniform(1e-4, 1)"""
     from mlcycle.notebooks.checkpoints.keeper import seconds_of

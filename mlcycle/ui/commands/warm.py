@@ -32,7 +32,7 @@ def _status(states: list[dict[str, Any]]) -> Result:
     return Result(states, [Table(("pid", "project", "since", "idle", "imports", "memory"), rows, empty="No process waits.")])
 
 # %% ../../../nbs/ui/commands/21_warm.ipynb #warm
-@click.command("warm", cls=Command)
+@click.command("warm", cls=Command, example="mlcycle warm status")
 @click.argument("action", type=click.Choice(["status", "stop"]), default="status")
 def warm(action: str) -> Result:
     """Show the processes that wait for the next `mlcycle run`, or stop them.

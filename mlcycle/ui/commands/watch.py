@@ -15,7 +15,7 @@ from ..tree import Command
 __all__ = ['watch']
 
 # %% ../../../nbs/ui/commands/12_watch.ipynb #watch
-@click.command("watch", cls=Command)
+@click.command("watch", cls=Command, example="mlcycle watch forest")
 @click.argument("run", shell_complete=complete_run)
 def watch(run: str) -> Result:
     "Follow a run while it works: its curves and values as they arrive, and a button to stop it."

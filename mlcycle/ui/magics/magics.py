@@ -19,7 +19,9 @@ from ...errors import MlcycleError, TrialPruned
 from ..session.journal import journal_of
 from ..session.options import MagicError, TrackOptions, params_line, read_options, split_words, take_params, track_cell, track_line
 from ..session.run_display import RunDisplay, note
+from .tune_cell import run_tune_cell, tune_cell
 from ..tree import Face, NothingToShow, invoke
+from ..typed_line import read_line
 
 # %% auto #0
 __all__ = ['MlcycleMagics', 'match_line', 'load_ipython_extension']
@@ -193,7 +195,7 @@ class MlcycleMagics(Magics):
         face = Face(notebook=True)
         arguments = split_words(line)
         try:
-            result = invoke(arguments or ["--help"], face)
+            result = invoke(arguments, face)
         except NothingToShow:
             return None
         except MagicError:
@@ -233,8 +235,6 @@ class MlcycleMagics(Magics):
     @cell_magic
     def tune(self, line: str, cell: str) -> Any:
         "Search for the best params of a cell: `%%tune -n 50 --metric auc -d maximize`, with `suggest(\"lr\", \"loguniform(1e-4, 1)\")` in it."
-        from mlcycle.ui.magics.tune_cell import run_tune_cell, tune_cell
-
         options = read_options(tune_cell, split_words(line))
         if options is None:
             return None
@@ -266,7 +266,7 @@ class MlcycleMagics(Magics):
         return _declarations(self.shell)
 
 # %% ../../../nbs/ui/magics/02_magics.ipynb #words-of
-_COMPLETED = {"%mlcycle ": None, "%%track ": track_cell, "%track ": track_line, "%params ": params_line}
+_COMPLETED = {"%mlcycle ": None, "%%track ": track_cell, "%track ": track_line, "%%tune ": tune_cell, "%params ": params_line}
 
 
 def _words_of(line: str) -> tuple[click.Command | None, str] | None:
@@ -283,15 +283,15 @@ def match_line(
     context: Any,  # IPython's completion context
 ) -> dict[str, Any]:
     "Complete the words of the magics."
-    from mlcycle.ui.completion import complete_line
+    from mlcycle.ui.completion import complete_items
 
     magic = _words_of(context.line_with_cursor[: _cursor(context)])
     if magic is None:
         return {"completions": []}
     command, rest = magic
-    texts = complete_line(rest, command)
-    fragment = "" if not rest or rest[-1].isspace() else rest.split()[-1]
-    return {"completions": [SimpleCompletion(text=text, type="mlcycle") for text in texts], "matched_fragment": fragment, "suppress": bool(texts)}
+    typed = read_line(rest)
+    offered = [SimpleCompletion(text=typed.written(item.value), type=item.help or "mlcycle") for item in complete_items(rest, command)]
+    return {"completions": offered, "matched_fragment": rest[typed.start:], "suppress": bool(offered)}
 
 # %% ../../../nbs/ui/magics/02_magics.ipynb #cursor
 def _cursor(context: Any) -> int:

@@ -13,6 +13,8 @@ import click
 
 from ...errors import UsageError
 from ..commands.tune import PRUNERS, SAMPLERS
+from ..completion import complete_experiment, complete_study
+from ..field_completion import complete_metric
 
 # %% auto #0
 __all__ = ['cell_objective', 'tune_cell', 'run_tune_cell']
@@ -50,8 +52,9 @@ def cell_objective(
 # %% ../../../nbs/ui/magics/01_tune_cell.ipynb #options
 @click.command("%%tune", context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.argument("name", required=False, metavar="[STUDY]")
-@click.option("--study", metavar="NAME", help="What to call the study, as for `mlcycle tune`.")
-@click.option("-m", "--metric", multiple=True, metavar="NAME", help="What to call the objective; `objective` by default.")
+@click.option("--study", metavar="NAME", shell_complete=complete_study, help="What to call the study, as for `mlcycle tune`.")
+@click.option("-m", "--metric", multiple=True, metavar="NAME", shell_complete=complete_metric,
+              help="What to call the objective; `objective` by default.")
 @click.option("-d", "--direction", multiple=True, type=click.Choice(["minimize", "maximize"]),
               help="Whether less or more is better; less by default.")
 @click.option("-n", "--trials", type=click.IntRange(1), metavar="N", help="Trials of the whole study.")
@@ -62,7 +65,7 @@ def cell_objective(
 @click.option("--seed", type=int, metavar="N", help="The same seed gives the same trials.")
 @click.option("--max-failures", type=click.IntRange(1), metavar="N", help="Stop when so many trials failed.")
 @click.option("--stop-when-flat", is_flag=True, help="Stop when the best has not changed for 30 trials.")
-@click.option("-e", "--experiment", help="Experiment that the runs belong to.")
+@click.option("-e", "--experiment", shell_complete=complete_experiment, help="Experiment that the runs belong to.")
 @click.option("--out", metavar="VARIABLE", help="Leave the study in this variable.")
 def tune_cell(**given: Any) -> dict[str, Any]:
     """Search for the best params of a cell, as a study called STUDY.

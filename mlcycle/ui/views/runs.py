@@ -13,6 +13,7 @@ from typing import Any
 from ...display import STATES, Age, Facts, Part, Result, Table, Text, show_bytes, show_seconds
 from ...entities import Artifact, Run
 from ...errors import MlcycleError, UsageError
+from ...frame_result import FrameResult
 from ...store import artifacts, facts, inputs, metrics, runs
 from ...store.connect import Store
 from ...track.queries import RunsPage
@@ -22,7 +23,7 @@ from .parts import Columns, Folded, Picture, lineage_parts
 from .run_columns import ordered_columns
 
 # %% auto #0
-__all__ = ['FIGURES', 'FIGURE_BYTES', 'figures', 'run_data', 'run_view', 'runs_view']
+__all__ = ['FIGURES', 'FIGURE_BYTES', 'figures', 'run_data', 'run_view', 'short_names', 'runs_view']
 
 # %% ../../../nbs/ui/views/02_runs.ipynb #figures
 FIGURES = 4             # Figures that a view shows at most
@@ -146,12 +147,23 @@ def _origin(run: Run, tags: dict[str, str], captures: dict[str, dict[str, Any]])
         "environment": f"Python {environment['python']}, {environment.get('distributions')} distributions" if environment.get("python") else None,
     }
 
+# %% ../../../nbs/ui/views/02_runs.ipynb #short
+def short_names(
+    columns: Sequence[str],  # As `track.queries.runs_page` names them, the weightiest first
+) -> dict[str, str]:         # Each of them to a name of its own
+    "Columns under the names that a table shows."
+    short: dict[str, str] = {}
+    for column in columns:
+        name = column.removeprefix("params.").removeprefix("metrics.")
+        short[column] = column if name in short.values() or (name != column and name in columns) else name
+    return short
+
 # %% ../../../nbs/ui/views/02_runs.ipynb #runs
 def runs_view(
     page: RunsPage,           # What `track.queries.runs_page` returned
     first: Sequence[str] = (),  # Columns that come before the others, as `run_columns.judged_by` returns them
     wanted: Sequence[str] = (),  # The columns to show, besides the name; `all` for every one
-) -> Result:
+) -> FrameResult:
     "A table of runs, the weightiest columns first. Raises `UsageError` for a column that no run has."
     columns = list(page.columns)
     records = [{name: None if value != value else value for name, value in record.items()} for record in page.records]  # NaN is no value
@@ -165,8 +177,10 @@ def runs_view(
         names, shown = _chosen(wanted, columns), None
     heads = [{"id": "run", "seconds": "took"}.get(c) or c.removeprefix("params.").removeprefix("metrics.") for c in names]
     rows = [[_cell(c, r[c]) for c in names] for r in records]
-    return Result(data, [Table(heads, rows, empty="No runs fit. `mlcycle run NOTEBOOK` makes one.", ordered=True, whole=bool(wanted),
-                               shown=None if whole else shown, rest="--columns all, or --columns NAME,NAME")])
+    short = short_names([*names, *(c for c in columns if c not in names)])
+    parts = [Table(heads, rows, empty="No runs fit. `mlcycle run NOTEBOOK` makes one.", ordered=True, whole=bool(wanted),
+                   shown=None if whole else shown, rest="--columns all, or --columns NAME,NAME")]
+    return FrameResult(data, parts, make_frame=lambda: page.frame()[list(short)].rename(columns=short), other_names=short)
 
 # %% ../../../nbs/ui/views/02_runs.ipynb #same
 def _cell(column: str, value: Any) -> Any:

@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from ...display import Part, Result, Table, Text, show_seconds, show_value
+from ...frame_result import FrameResult
 from ...registry.lineage import space_words
 from ...tune.importances import importances
 from ...tune.overview import Summary, progress, seen_study, sessions, summaries
@@ -153,6 +154,6 @@ def studies_view(
 ) -> Result:
     "Every study of a store."
     found = summaries(store)
-    return Result([summary.json() for summary in found],
-                  [Table(["study", "target", "trials", "best", "goal", "worked on", "at work"], [_study_row(summary) for summary in found],
-                         empty="There are no studies. mlc.tune(...) or `mlcycle tune` makes one.")])
+    return FrameResult([summary.json() for summary in found],
+                       [Table(["study", "target", "trials", "best", "goal", "worked on", "at work"], [_study_row(summary) for summary in found],
+                              empty="There are no studies. mlc.tune(...) or `mlcycle tune` makes one.")])
