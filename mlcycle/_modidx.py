@@ -3082,6 +3082,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'mlcycle.terminal._units': ('terminal.html#_units', 'mlcycle/terminal.py'),
                                   'mlcycle.terminal.hanging': ('terminal.html#hanging', 'mlcycle/terminal.py'),
                                   'mlcycle.terminal.json_escaped': ('terminal.html#json_escaped', 'mlcycle/terminal.py'),
+                                  'mlcycle.terminal.notice': ('terminal.html#notice', 'mlcycle/terminal.py'),
                                   'mlcycle.terminal.one_line': ('terminal.html#one_line', 'mlcycle/terminal.py'),
                                   'mlcycle.terminal.printable': ('terminal.html#printable', 'mlcycle/terminal.py'),
                                   'mlcycle.terminal.program_output': ('terminal.html#program_output', 'mlcycle/terminal.py')},
