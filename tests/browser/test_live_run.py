@@ -40,7 +40,8 @@ POINTS = """([index, least]) => {
 PLACES = """(cell) => {
   const out = document.querySelectorAll('.jp-Notebook .jp-Cell')[cell].querySelector('.jp-Cell-outputArea'), corner = out.getBoundingClientRect();
   const place = (box) => [box.x - corner.x, box.y - corner.y, box.width, box.height].map(Math.round);
-  return [...out.querySelectorAll('canvas, figure img, table')].map((node) => place(node.getBoundingClientRect())).concat([[Math.round(corner.height)]]);
+  const nodes = [...out.querySelectorAll('canvas, figure img, table')];
+  return nodes.map((node) => place(node.getBoundingClientRect())).concat([[Math.round(corner.height)]]);
 }"""
 
 
