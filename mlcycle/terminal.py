@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import re
+import sys
 
 # %% auto #0
-__all__ = ['printable', 'one_line', 'hanging', 'json_escaped', 'program_output']
+__all__ = ['printable', 'one_line', 'hanging', 'json_escaped', 'program_output', 'notice']
 
 # %% ../nbs/11_terminal.ipynb #codes
 _CODES = (r"\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff"
@@ -74,3 +75,11 @@ def program_output(
     "What a program prints, without what would steer the terminal."
     kept = _OUTPUT.sub("", text)
     return kept if colours else _COLOUR.sub("", kept).replace("\x1b", "")
+
+# %% ../nbs/11_terminal.ipynb #notice
+def notice(
+    text: str,  # What a person should know, and no program reads
+) -> None:
+    "Write a line beside what a command returns: to standard error; in a notebook, where that looks like an error, to standard output."
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    print(text, file=sys.stderr if getattr(shell, "kernel", None) is None else sys.stdout)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from .blobs import Blobs
 from .database import Database
 from .engine import display_url
 from .opening import open_database
+from ..terminal import notice
 
 # %% auto #0
 __all__ = ['Store', 'open_store', 'connect', 'current_store', 'store_beside', 'connected_store', 'rest', 'store_there']
@@ -107,7 +107,7 @@ def _project_store(settings: Settings) -> Store:
         _opened[key] = _open(settings)
         if new:  # nobody has chosen this place: it follows from the folder
             place = path.parent if path.parent.name == FOLDER else path
-            print(f"A new store: {place}. It keeps the runs of {settings.root} and the folders below it.", file=sys.stderr)
+            notice(f"A new store: {place}. It keeps the runs of {settings.root} and the folders below it.")
     return _opened[key]
 
 # %% ../../nbs/store/05_connect.ipynb #store-beside
@@ -120,7 +120,7 @@ def store_beside(
         return current_store()
     store = _project_store(load_settings(root))
     if not os.environ.get(ENV_STORE):
-        print(f"{Path(path).name} belongs to the project {root}: its runs are kept there.", file=sys.stderr)
+        notice(f"{Path(path).name} belongs to the project {root}: its runs are kept there.")
     return store
 
 # %% ../../nbs/store/05_connect.ipynb #connected

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -16,6 +15,7 @@ from ..display import show_age
 from ..entities import Run
 from ..errors import AmbiguousError, NotFoundError, UsageError
 from . import runs
+from ..terminal import notice
 
 if TYPE_CHECKING:
     from mlcycle.store.connect import Store
@@ -85,7 +85,7 @@ def newest(
         if prefer and len(preferred) > 1:
             raise
         chosen = (preferred or same)[0]
-        print(_which(ref.strip(), chosen, same), file=sys.stderr)
+        notice(_which(ref.strip(), chosen, same))
         return chosen
     except NotFoundError:
         if not (match := _BEFORE.fullmatch(ref.strip())):

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -28,10 +29,19 @@ for epoch in range(80):
     mlc.log_metrics({"train_loss": math.exp(-epoch / 40) + 0.02 * math.sin(epoch), "val_loss": math.exp(-epoch / 45) + 0.05,
                      "accuracy": 1 - 0.6 * math.exp(-epoch / 30)}, step=epoch)
     time.sleep(0.1)
-mlc.log_metric("auc", 0.91)"""
+mlc.log_metric("auc", 0.91)
+while not Path("measured").exists():
+    time.sleep(0.05)"""
 POINTS = """([index, least]) => {
   const label = document.querySelectorAll('.mlc-live canvas')[index]?.ariaLabel;
   return Number((label?.match(/(\\d+) points/) ?? [0, 0])[1]) >= least;
+}"""
+# Places of the charts and the tables of a cell's output, and its height, all from its upper left corner.
+PLACES = """(cell) => {
+  const out = document.querySelectorAll('.jp-Notebook .jp-Cell')[cell].querySelector('.jp-Cell-outputArea'), corner = out.getBoundingClientRect();
+  const place = (box) => [box.x - corner.x, box.y - corner.y, box.width, box.height].map(Math.round);
+  const nodes = [...out.querySelectorAll('canvas, figure img, table')];
+  return nodes.map((node) => place(node.getBoundingClientRect())).concat([[Math.round(corner.height)]]);
 }"""
 
 
@@ -46,7 +56,7 @@ def shown(opened: Notebook) -> dict[str, str]:
 
 def test_a_chart_grows_while_its_cell_runs_and_stays_as_a_picture(notebook: Opener) -> None:
     "The first thing a person sees of mlcycle: curves below the cell, while it runs."
-    opened = notebook("%load_ext mlcycle\nimport math, time\nimport mlcycle as mlc\nlr, model = 0.1, 'hgb'", TRACKED)
+    opened = notebook("%load_ext mlcycle\nimport math, time\nfrom pathlib import Path\nimport mlcycle as mlc\nlr, model = 0.1, 'hgb'", TRACKED)
     opened.run(0, 1)
     opened.wait(POINTS, [0, 5])
     assert opened.running(1)
@@ -55,9 +65,15 @@ def test_a_chart_grows_while_its_cell_runs_and_stays_as_a_picture(notebook: Open
     out = opened.output(1)
     assert out.get_by_role("status").first.inner_text() == "running"
     opened.shot("live-running")
+    out.get_by_role("row", name="auc").wait_for()
+    opened.wait(POINTS, [0, 80])
+    live = opened.page.evaluate(PLACES, 1)
+    (opened.path.parent / "measured").touch()  # until then the cell goes on
     opened.idle()
-    out.locator("img.mlc-drawn").wait_for()
-    assert "finished" in out.inner_text() and "0.91" in out.inner_text()
+    out.locator("img.mlc-drawn").first.wait_for()
+    assert opened.page.evaluate(PLACES, 1) == live and len(live) == 5  # two charts, auc, the params: the page stays as it was
+    text = out.inner_text()
+    assert "finished" in text and text.count("0.91") == 1 and text.index("auc") < text.index("accuracy") < text.index("Params")
     opened.shot("live-finished")
     bundle = shown(opened)
     assert set(bundle) == {"text/plain", "text/html"} and "data:image/svg+xml" in bundle["text/html"]
@@ -72,7 +88,7 @@ def test_the_stop_button_ends_a_busy_cell(notebook: Opener) -> None:
     opened.output(1).get_by_role("button", name="Stop").click()
     opened.wait("() => document.querySelector('.jp-NotebookPanel').innerText.includes('KeyboardInterrupt')")
     opened.idle(1)
-    opened.output(1).locator("img.mlc-drawn").wait_for()
+    opened.output(1).locator("img.mlc-drawn").first.wait_for()
     assert "cancelled" in opened.output(1).inner_text()
     opened.shot("live-stopped")
     opened.run(2)
@@ -94,7 +110,7 @@ def test_a_page_that_is_loaded_again_goes_on(notebook: Opener) -> None:
     with store_of(opened) as store:
         assert runs.resolve(store, "baseline").status == "running"
         opened.output(1).get_by_role("button", name="Stop").click()
-        opened.output(1).locator("img.mlc-drawn").wait_for()  # the widget's place is the picture's, though the page was loaded again
+        opened.output(1).locator("img.mlc-drawn").first.wait_for()  # the widget's place is the picture's, though the page was loaded again
         assert runs.resolve(store, "baseline").status == "cancelled"
     opened.shot("live-reloaded-stopped")
     bundle = shown(opened)
@@ -106,15 +122,15 @@ def test_what_is_saved_during_a_run_is_the_picture_of_now(notebook: Opener) -> N
     opened = notebook(SETUP, TRAIN.format(epochs=3000))
     opened.run(0, 1)
     opened.wait(POINTS, [0, 60])
-    opened.output(1).get_by_role("button", name="log").click()
+    opened.output(1).get_by_role("button", name="log scale").click()
     bundle = shown(opened)
-    assert "application/vnd.jupyter.widget-view+json" in bundle and "running" in bundle["text/plain"] and "[curves of" in bundle["text/plain"]
-    points = int(next(line for line in bundle["text/plain"].splitlines() if line.strip().startswith("accuracy")).split()[-1])
+    assert "application/vnd.jupyter.widget-view+json" in bundle and "running" in bundle["text/plain"] and "running" in bundle["text/html"]
+    points = int(re.search(r"accuracy .* (\d+) points", bundle["text/plain"])[1])
     assert points >= 10
     opened.wait(POINTS, [0, points + 30])
-    assert opened.output(1).get_by_role("button", name="log").get_attribute("aria-pressed") == "true"
+    assert opened.output(1).get_by_role("button", name="log scale").get_attribute("aria-pressed") == "true"
     opened.output(1).get_by_role("button", name="Stop").click()
-    opened.output(1).locator("img.mlc-drawn").wait_for()
+    opened.output(1).locator("img.mlc-drawn").first.wait_for()
 
 
 def test_keys_in_the_live_view_are_its_own(notebook: Opener) -> None:
@@ -122,13 +138,13 @@ def test_keys_in_the_live_view_are_its_own(notebook: Opener) -> None:
     opened = notebook(SETUP, TRAIN.format(epochs=3000), "'below'")
     opened.run(0, 1)
     opened.wait(POINTS, [0, 5])
-    for control in (opened.output(1).get_by_role("button", name="log"), opened.page.locator(".mlc-live canvas").first):
+    for control in (opened.output(1).get_by_role("button", name="log scale"), opened.page.locator(".mlc-live canvas").first):
         control.focus()
         for key in ("Escape", "d", "d", "x", "a", "b", "ArrowDown", "d", "d"):
             opened.page.keyboard.press(key)
         assert opened.page.locator(".jp-Notebook .jp-Cell").count() == 3 and control.evaluate("(node) => document.activeElement === node")
     opened.output(1).get_by_role("button", name="Stop").click()
-    opened.output(1).locator("img.mlc-drawn").wait_for()
+    opened.output(1).locator("img.mlc-drawn").first.wait_for()
     opened.page.evaluate("() => window.jupyterapp.commands.execute('notebook:enter-command-mode')")  # the proof that these keys delete cells
     opened.page.keyboard.press("d")
     opened.page.keyboard.press("d")
@@ -156,7 +172,7 @@ def test_a_run_of_another_process_in_the_dark(notebook: Opener, folder: Path) ->
             opened.output(1).get_by_text("step 0").wait_for()
             opened.shot("live-dark")
             opened.output(1).get_by_role("button", name="Stop").click()
-            opened.output(1).locator("img.mlc-drawn").wait_for()
+            opened.output(1).locator("img.mlc-drawn").first.wait_for()
             opened.shot("live-dark-stopped")
             assert program.wait(120) != 0
             assert runs.resolve(store, "far").status == "cancelled"

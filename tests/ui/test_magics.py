@@ -185,7 +185,8 @@ def test_top_level_await_in_a_tracked_cell(kernel: Kernel) -> None:
              "    await asyncio.sleep(0.01)\n    mlc.log_metric('auc', 1)\nrun.run.status")
     _, outputs = kernel.run(works)
     assert [o["data"]["text/plain"] for o in outputs if o["type"] == "execute_result"] == ["'finished'"]
-    assert "A new store: " in shown(outputs)  # it was the first write in this folder
+    notes = [o for o in outputs if "A new store: " in o.get("text", "")]  # it was the first write in this folder
+    assert notes and {o["name"] for o in outputs if o["type"] == "stream"} == {"stdout"}  # a notebook draws standard error as an error
 
 
 def test_a_traceback_names_the_cell_and_its_lines(kernel: Kernel) -> None:

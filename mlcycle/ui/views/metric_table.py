@@ -74,13 +74,14 @@ def line(
 class MetricTable:
     "The metrics of a run as a part of a result."
     values: Mapping[str, float]                                            # Metric to its last value
-    curves: Mapping[str, Sequence[float]] = field(default_factory=dict)    # Metric to all of its values, where there are several
+    curves: Mapping[str, Sequence[float]] = field(default_factory=dict)    # Metric to its values, where there are several
+    counts: Mapping[str, int] = field(default_factory=dict)                # Metric to the number of its values, where `curves` has fewer
 
     def _note(self, name: str) -> str:
         "The range and the number of the values of a curve."
         finite = [value for value in self.curves[name] if math.isfinite(value)]
         ends = f"{show_value(min(finite))} to {show_value(max(finite))}, " if finite else ""
-        return f"{ends}{len(self.curves[name]):,} points"
+        return f"{ends}{self.counts.get(name, len(self.curves[name])):,} points"
 
     def html(self) -> str:
         "As HTML."

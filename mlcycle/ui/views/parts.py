@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mlcycle.registry.lineage import Lineage
 
 # %% auto #0
-__all__ = ['Columns', 'Picture', 'Folded', 'lineage_parts']
+__all__ = ['INVERT', 'Columns', 'Picture', 'Folded', 'lineage_parts']
 
 # %% ../../../nbs/ui/views/01_parts.ipynb #columns
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Columns:
         return Group(*(part.rich() for part in self.parts))
 
 # %% ../../../nbs/ui/views/01_parts.ipynb #picture
-_INVERT = "<style>:is([data-jp-theme-light='false'],.vscode-dark,.quarto-dark) img.mlc-drawn{filter:invert(.933) hue-rotate(180deg)}</style>"
+INVERT = "<style>:is([data-jp-theme-light='false'],.vscode-dark,.quarto-dark) img.mlc-drawn{filter:invert(.933) hue-rotate(180deg)}</style>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class Picture:
     def html(self) -> str:
         "As HTML."
         data = base64.b64encode(self.data).decode()
-        style, name = (_INVERT, "mlc-drawn") if self.drawn else ("", "")
+        style, name = (INVERT, "mlc-drawn") if self.drawn else ("", "")
         return (f"{style}<img class='{name}' alt='{html.escape(self.alt)}' src='data:{self.mime};base64,{data}' "
                 "style='max-width:100%;height:auto;display:block;margin:4px 0'>")
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,7 +23,8 @@ from .parts import Columns, Folded, Picture, lineage_parts
 from .run_columns import ordered_columns
 
 # %% auto #0
-__all__ = ['FIGURES', 'FIGURE_BYTES', 'figures', 'run_data', 'run_view', 'short_names', 'runs_view']
+__all__ = ['FIGURES', 'FIGURE_BYTES', 'figures', 'picture_parts', 'run_data', 'given_parts', 'run_view', 'short_names',
+           'runs_view']
 
 # %% ../../../nbs/ui/views/02_runs.ipynb #figures
 FIGURES = 4             # Figures that a view shows at most
@@ -33,8 +34,8 @@ _MIME = {"png": "image/png", "jpg": "image/jpeg", "jpeg": "image/jpeg", "gif": "
 
 def figures(
     store: Store,
-    files: list[Artifact],  # A run's artifacts
-) -> list[Part]:            # Pictures, and a line on those that are not shown
+    files: Sequence[Artifact],  # A run's artifacts
+) -> list[Part]:                # Pictures, and a line on those that are not shown
     "The figures among some files as pictures."
     pictured = [(file, _MIME[ending]) for file in files if file.kind == "figure" and (ending := file.name.rpartition(".")[2].lower()) in _MIME]
     parts: list[Part] = []
@@ -46,6 +47,15 @@ def figures(
     if rest := len(pictured) - len(parts):
         parts.append(Text(f"{rest} more figure{'s' if rest > 1 else ''} among the artifacts", "dim"))
     return parts
+
+# %% ../../../nbs/ui/views/02_runs.ipynb #picture-parts
+def picture_parts(
+    store: Store,
+    files: Sequence[Artifact],  # A run's artifacts
+) -> list[Part]:
+    "The evaluations and the figures of a run."
+    pictures = figures(store, files)
+    return [*evaluation_parts(store, files), *([Text("Figures", "head"), Columns(pictures)] if pictures else [])]
 
 # %% ../../../nbs/ui/views/02_runs.ipynb #data
 def run_data(
@@ -72,12 +82,16 @@ def _heading(run: Run, lost: Sequence[Artifact]) -> list[Part]:
     return parts
 
 # %% ../../../nbs/ui/views/02_runs.ipynb #given
-def _given(data: dict[str, Any], captures: dict[str, dict[str, Any]]) -> list[Part]:
+def given_parts(
+    params: Mapping[str, Any],               # Of a run
+    tags: Mapping[str, str],                 # Of it
+    captures: Mapping[str, dict[str, Any]],  # What `facts.captures` returned
+) -> list[Part]:
     "The params of a run, those that the library chose folded away, and its tags."
     defaults = set(captures.get("autolog", {}).get("defaults", ()))
-    chosen = {name: value for name, value in data["params"].items() if name not in defaults}
-    rest = {name: value for name, value in data["params"].items() if name in defaults}
-    columns: list[Part] = [Facts(values, title) for values, title in ((chosen, "Params"), (data["tags"], "Tags")) if values]
+    chosen = {name: value for name, value in params.items() if name not in defaults}
+    rest = {name: value for name, value in params.items() if name in defaults}
+    columns: list[Part] = [Facts(values, title) for values, title in ((chosen, "Params"), (tags, "Tags")) if values]
     folded: list[Part] = [Folded(f"{len(rest)} params at their defaults", Facts(rest), "--json shows them")] if rest else []
     return [*([Columns(columns)] if columns else []), *folded]
 
@@ -107,10 +121,8 @@ def run_view(
              "inputs": [{"name": d.name, "role": d.role, "digest": d.digest, "rows": d.rows, "source": d.source} for d in datasets],
              "lost": [a.name for a in lost], "warnings": facts.warnings(store, run), "children": [child.id for child in children]}
     table = metric_table(store, run)
-    parts: list[Part] = [*_heading(run, lost), *([table] if table else []), *evaluation_parts(store, files)]
-    if pictures := figures(store, files):
-        parts += [Text("Figures", "head"), Columns(pictures)]
-    parts += _given(data, captures)
+    parts: list[Part] = [*_heading(run, lost), *([table] if table else []), *picture_parts(store, files)]
+    parts += given_parts(data["params"], data["tags"], captures)
     if children:
         parts.append(_children_table(store, run))
     tables = [Table(["data", "for", "rows", "digest"], [[d.name, d.role, d.rows, d.digest[:12]] for d in datasets], "Inputs"),

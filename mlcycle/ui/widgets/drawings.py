@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ...display import show_value
+from ...display import cut_middle, show_value
 
 if TYPE_CHECKING:
     import numpy as np
 
 # %% auto #0
-__all__ = ['COLOURS', 'DASHES', 'WIDTH', 'look', 'ticks', 'short', 'Chart', 'points_of', 'curves', 'parallel']
+__all__ = ['COLOURS', 'DASHES', 'WIDTH', 'Points', 'look', 'ticks', 'step_ticks', 'short', 'Chart', 'points_of', 'frame_of',
+           'curves', 'parallel']
 
 # %% ../../../nbs/ui/widgets/06_drawings.ipynb #colours
 COLOURS = ("#2f81f7", "#d1591c", "#2a9d50", "#a06af0", "#e5484d", "#0f9b9b", "#b58407", "#858d96")
@@ -49,6 +50,17 @@ def ticks(
     first = math.ceil(low / step - 1e-9)
     return [float(f"{i * step:.12g}") for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
+# %% ../../../nbs/ui/widgets/06_drawings.ipynb #step-ticks
+def step_ticks(
+    low: float,      # First step
+    high: float,     # Last step
+    about: int = 4,  # How many, more or less
+) -> list[float]:
+    "Whole numbers between two steps, and the last step itself: where a curve ends is what one looks for."
+    whole = sorted({step for tick in ticks(low, high, about) if low <= (step := round(tick)) <= high})
+    least = (high - low) / (2 * about)  # else labels run into each other
+    return [*(step for step in whole if high - step > least), high]
+
 # %% ../../../nbs/ui/widgets/06_drawings.ipynb #short
 def short(
     value: float,  # A number at an axis
@@ -67,6 +79,7 @@ class Chart:
     title: str                            # The metric
     lines: Sequence[tuple[int, Sequence[tuple[float, float | None]]]]  # Place of the run, and its points
     labels: Sequence[str] = ()            # Names of the lines, written into the chart; none where a legend stands elsewhere
+    about: str = ""                       # The lines in words, for who cannot see them
 
 # %% ../../../nbs/ui/widgets/06_drawings.ipynb #points-of
 def points_of(
@@ -86,6 +99,29 @@ def _svg(width: float, height: float, title: str, body: str, card: bool) -> str:
 def _text(x: float, y: float, text: str, anchor: str = "start", fill: str = _DIM, attributes: str = "") -> str:
     return f"<text x='{x:.1f}' y='{y:.1f}' text-anchor='{anchor}' fill='{fill}'{attributes}>{html.escape(text)}</text>"
 
+# %% ../../../nbs/ui/widgets/06_drawings.ipynb #frame
+Points = Sequence[tuple[float, float | None]]
+
+
+def frame_of(
+    chart: Chart,
+    log: bool = False,  # Logarithmic axis
+) -> tuple[list[tuple[int, Points]], float, float, float, float] | None:  # Lines with scaled values; first and last step, least and greatest value
+    "What of a chart can be drawn, and within which limits; None where there is nothing to draw."
+    def scale(value: float | None) -> float | None:
+        if value is None or (log and value <= 0):
+            return None
+        return math.log10(value) if log else value
+
+    lines = [(run, [(x, scale(y)) for x, y in points]) for run, points in chart.lines]
+    xs = [x for _, points in lines for x, _ in points]
+    ys = [y for _, points in lines for _, y in points if y is not None]
+    if not ys:
+        return None
+    x0, y0, y1 = min(xs), min(ys), max(ys)
+    pad = (y1 - y0) * 0.06 or abs(y0) * 0.05 or 0.5
+    return lines, x0, max(xs) if max(xs) > x0 else x0 + 1, y0 - pad, y1 + pad
+
 # %% ../../../nbs/ui/widgets/06_drawings.ipynb #path
 def _path(points: Sequence[tuple[float, float] | None], run: int, name: str) -> str:
     "A line with gaps where points are None; a point without neighbours is a dot."
@@ -104,38 +140,38 @@ def _path(points: Sequence[tuple[float, float] | None], run: int, name: str) -> 
     return (f"<g class='mlc-line' data-run='{run}'><title>{html.escape(name)}</title><path d='{''.join(parts)}' fill='none' stroke='{colour}' "
             f"stroke-width='1.7' stroke-linejoin='round'{dashes}/>{''.join(dots)}</g>")
 
+# %% ../../../nbs/ui/widgets/06_drawings.ipynb #heading
+def _heading(title: str, x: float, y: float, width: float, labels: Sequence[str]) -> str:
+    "The title of a chart, beside its labels; what is left out of it is in the tooltip."
+    from rich.cells import cell_len
+
+    room = int((width - sum(cell_len(label) + 3.5 for label in labels) * 6.2) / 6.8)
+    text = _text(x, y, shown := cut_middle(title, max(4, room)), fill=_FG, attributes=_BOLD)
+    return text if shown == title else f"<g><title>{html.escape(title)}</title>{text}</g>"
+
 # %% ../../../nbs/ui/widgets/06_drawings.ipynb #chart-chart
 def _chart(chart: Chart, names: Sequence[str], log: bool, left: float, top: float, width: float, height: float) -> str:
-    def scale(value: float | None) -> float | None:
-        if value is None or (log and value <= 0):
-            return None
-        return math.log10(value) if log else value
-
-    lines = [(run, [(x, scale(y)) for x, y in points]) for run, points in chart.lines]
-    xs = [x for _, points in lines for x, _ in points]
-    ys = [y for _, points in lines for _, y in points if y is not None]
-    if not ys:
+    frame = frame_of(chart, log)
+    if frame is None:
         return _text(left + width / 2, top + height / 2, f"{chart.title}: nothing to draw", "middle")
-    x0, y0, y1 = min(xs), min(ys), max(ys)
-    x1 = max(xs) if max(xs) > x0 else x0 + 1
-    pad = (y1 - y0) * 0.06 or abs(y0) * 0.05 or 0.5
-    y0, y1 = y0 - pad, y1 + pad
+    lines, x0, x1, y0, y1 = frame
 
     def place(x: float, y: float) -> tuple[float, float]:
         return left + (x - x0) / (x1 - x0) * width, top + height - (y - y0) / (y1 - y0) * height
 
     marks = "".join(f"<tspan fill='{look(run)[0]}' dx='{8 if i else 0}'>●</tspan> <tspan>{html.escape(label)}</tspan>"
                     for i, ((run, _), label) in enumerate(zip(chart.lines, chart.labels, strict=False)))
-    room = int((width + 42 - sum(len(label) + 3.5 for label in chart.labels) * 6.2) / 6.8)  # letters of the title
-    title = chart.title if not marks or len(chart.title) <= room else chart.title[: max(3, room - 1)] + "…"
-    out = [_text(left - 42 if marks else left, top - 8, title, fill=_FG, attributes=_BOLD),
+    out = [_heading(chart.title, left - 42 if marks else left, top - 8, width + 42 if marks else width, chart.labels),
            f"<text x='{left + width:.1f}' y='{top - 8:.1f}' text-anchor='end' fill='{_FG}'>{marks}</text>" if marks else ""]
     for tick in ticks(y0, y1, 5):
         y = place(x0, tick)[1]
         out.append(f"<path d='M{left:.1f} {y:.1f}h{width:.1f}' stroke='{_LINE}'/>")
         out.append(_text(left - 5, y + 4, short(10**tick if log else tick), "end"))
-    whole = sorted({round(tick) for tick in ticks(x0, x1)})
-    out += [_text(place(tick, y0)[0], top + height + 14, short(tick), "middle") for tick in whole if x0 <= tick <= x1]
+    out.append(_text(left - 14, top + height + 14, "step", "end"))
+    steps = step_ticks(x0, max(x for _, points in lines for x, _ in points))
+    for i, step in enumerate(steps):
+        at_end = 0 < i == len(steps) - 1  # there is no room on both sides of it
+        out.append(_text(place(step, y0)[0] + 12 * at_end, top + height + 14, short(step), "end" if at_end else "middle"))
     for i, (run, points) in enumerate(lines):
         name = chart.labels[i] if chart.labels else names[run]
         out.append(_path([None if y is None else place(x, y) for x, y in points], run, f"{name}: {chart.title}"))

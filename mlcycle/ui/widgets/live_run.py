@@ -6,30 +6,38 @@
 from __future__ import annotations
 
 import contextvars
+import html
 import math
 import threading
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ...display import STATES, Facts, Result, Table, Text, show_seconds, show_value
+from ...display import STATES, STYLE, Part, Result, Text, show_seconds, show_value
 from ...entities import Run
-from ...store import facts, runs
+from ...store import artifacts, facts, runs
 from ...store.refs import find_run
+from ...terminal import one_line
+from ..views.metric_table import MetricTable
 from .busy import answer_while_busy
-from ..views.parts import Picture
 from .view import View
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     from mlcycle.store.connect import Store
     from mlcycle.track.active import ActiveRun
     from mlcycle.ui.widgets.curves import Reader
+    from mlcycle.ui.widgets.drawings import Chart
 
 # %% auto #0
-__all__ = ['PERIOD', 'SAVE_PERIOD', 'SHARE', 'CHARTS', 'live_data', 'live_result', 'LiveRun', 'Followed', 'follow']
+__all__ = ['PERIOD', 'SAVE_PERIOD', 'BELOW_PERIOD', 'SHARE', 'CHARTS', 'live_data', 'LiveMetrics', 'LiveHeading', 'below_parts',
+           'live_result', 'LiveRun', 'Followed', 'follow']
 
 # %% ../../../nbs/ui/widgets/07_live_run.ipynb #live-constants
 PERIOD = 0.1       # Seconds between two messages to the page at least
 SAVE_PERIOD = 5.0  # Seconds between two pictures for the notebook's file at least
+BELOW_PERIOD = 2.0  # Seconds between two readings of params and figures at least
 SHARE = 0.1        # Part of the time that following a run may take
 CHARTS = 12        # Charts in a picture at most
 
@@ -55,9 +63,13 @@ def _series(reader: Reader, name: str, label: str, place: int) -> dict[str, Any]
             "low": show_value(summary.low), "high": show_value(summary.high),
             "x": steps.astype("<f8").tobytes(), "y": np.asarray(values, "<f8").tobytes()}
 
+# %% ../../../nbs/ui/widgets/07_live_run.ipynb #live-values
+def _single_values(reader: Reader) -> MetricTable:
+    "The metrics that have one point; they stand above the charts."
+    return MetricTable({s.name: s.value for s in reader.summaries.values() if s.count == 1})
+
 # %% ../../../nbs/ui/widgets/07_live_run.ipynb #live-data
 def live_data(
-    store: Store,
     run: Run,
     reader: Reader,  # What was read of its metrics
 ) -> dict[str, Any]:
@@ -67,20 +79,74 @@ def live_data(
     return {
         "run": {"id": run.id, "name": run.name, "experiment": run.experiment, "status": run.status, "reason": run.reason, "here": is_here,
                 "started": run.started.timestamp(), "ended": run.ended.timestamp() if run.ended else None, "now": time.time()},
-        "params": {name: show_value(value)[:60] for name, value in [*facts.params(store, run).items()][:20]},
-        "values": [{"name": s.name, "value": show_value(s.value)} for s in reader.summaries.values() if s.count == 1],
+        "values": values.html() if (values := _single_values(reader)).values else "",
         "charts": [{"title": title, "series": [_series(reader, name, label, i) for i, (name, label) in enumerate(names.items())]}
                    for title, names in _charts(reader).items()]}
 
 # %% ../../../nbs/ui/widgets/07_live_run.ipynb #live-result
-def _picture(run: Run, reader: Reader, charts: dict[str, dict[str, str]]) -> Picture:
-    "The first charts of a run as one picture."
-    from mlcycle.ui.widgets.drawings import Chart, curves, points_of
+def _chart(title: str, names: dict[str, str], reader: Reader) -> Chart:
+    "A chart that is kept in the notebook, with the last value of each of its metrics."
+    from mlcycle.ui.widgets.drawings import Chart, points_of
 
-    drawn = [Chart(title, [(i, points_of(*reader.curves[name].thin().points())) for i, name in enumerate(names)],
-                   [f"{label if len(names) > 1 else ''} {show_value(reader.summaries[name].value)}".strip() for name, label in names.items()])
-             for title, names in [*charts.items()][:CHARTS]]
-    return Picture(curves(drawn, [run.name]).encode(), "curves of " + ", ".join(chart.title for chart in drawn), drawn=True)
+    shown = [(label if len(names) > 1 else "", reader.summaries[name]) for name, label in names.items()]
+    return Chart(title, [(i, points_of(*reader.curves[name].thin().points())) for i, name in enumerate(names)],
+                 [f"{label} {show_value(s.value)}".strip() for label, s in shown],
+                 "; ".join(f"{label} {s.count:,} points, last {show_value(s.value)}, least {show_value(s.low)}, greatest {show_value(s.high)}".strip()
+                           for label, s in shown))
+
+# %% ../../../nbs/ui/widgets/07_live_run.ipynb #live-metrics
+@dataclass(frozen=True, slots=True)
+class LiveMetrics:
+    "The metrics of a run in the form of its live view: those of one point as a table, the others as charts."
+    reader: Reader  # What was read of them
+
+    def html(self) -> str:
+        "As HTML."
+        from mlcycle.ui.widgets.fluid_charts import ChartGrid
+
+        single, charts = _single_values(self.reader), [*_charts(self.reader).items()]
+        grid = ChartGrid([_chart(title, names, self.reader) for title, names in charts[:CHARTS]])
+        undrawn = MetricTable({name: self.reader.summaries[name].value for _, names in charts[CHARTS:] for name in names})
+        parts: list[Part] = [*([single] if single.values else []), *([grid] if grid.charts else []), *([undrawn] if undrawn.values else [])]
+        return "".join(part.html() for part in parts)
+
+    def rich(self) -> RenderableType:
+        "For a terminal: every metric once, with its curve in bars."
+        summaries = self.reader.summaries.values()
+        curves = {s.name: self.reader.curves[s.name].points()[1].tolist() for s in summaries if s.count > 1}
+        return MetricTable({s.name: s.value for s in summaries}, curves, {s.name: s.count for s in summaries}).rich()
+
+# %% ../../../nbs/ui/widgets/07_live_run.ipynb #live-heading
+@dataclass(frozen=True, slots=True)
+class LiveHeading:
+    "The status of a run, its name, and how long it took."
+    run: Run  # As it is now
+
+    def html(self) -> str:
+        "As HTML."
+        run = self.run
+        took = show_seconds(run.seconds) if run.ended else ""
+        return (f"<div style='display:flex;flex-wrap:wrap;align-items:center;gap:2px 12px;min-height:30px'>"
+                f"<span class='{STATES.get(run.status, '')}' style='font-weight:500'>● {run.status}</span>"
+                f"<strong style='font-weight:600;overflow-wrap:anywhere'>{html.escape(one_line(run.name))}</strong>"
+                f"<span class='dim' style='overflow-wrap:anywhere'>{run.id[:8]} in {html.escape(one_line(run.experiment))}</span>"
+                f"<span class='dim' style='margin-left:auto'>{took}</span></div>")
+
+    def rich(self) -> RenderableType:
+        "For a terminal."
+        run = self.run
+        took = f" in {show_seconds(run.seconds)}" if run.ended else ""
+        return Text(f"{run.name} ({run.id[:8]}) of {run.experiment}: {run.status}{took}", STATES.get(run.status, "")).rich()
+
+# %% ../../../nbs/ui/widgets/07_live_run.ipynb #live-below
+def below_parts(
+    store: Store,
+    run: Run,
+) -> list[Part]:
+    "What stands below the charts: evaluations, figures, params."
+    from mlcycle.ui.views.runs import given_parts, picture_parts
+
+    return [*picture_parts(store, artifacts.listing(store, run)), *given_parts(facts.params(store, run), {}, facts.captures(store, run))]
 
 
 def live_result(
@@ -88,23 +154,11 @@ def live_result(
     run: Run,
     reader: Reader,  # What was read of its metrics
 ) -> Result:
-    "A run with its curves as a picture, and a table of its values."
-    charts = _charts(reader)
-    summaries = [*reader.summaries.values()]
-    seconds = f" in {show_seconds(run.seconds)}" if run.ended else ""
-    parts: list[Any] = [Text(f"{run.name} ({run.id[:8]}) of {run.experiment}: {run.status}{seconds}", STATES.get(run.status, ""))]
+    "A run as its live view shows it, with pictures in place of the charts."
+    parts: list[Part] = [LiveHeading(run), *([LiveMetrics(reader)] if reader.summaries else []), *below_parts(store, run)]
     if run.reason and run.status != "finished":
         parts.append(Text(run.reason, "dim"))
-    if params := facts.params(store, run):
-        parts.append(Facts(params))
-    if charts:
-        parts.append(_picture(run, reader, charts))
-    if len(charts) > CHARTS:
-        parts.append(Text(f"{CHARTS} of {len(charts)} charts; the table has every metric.", "dim"))
-    if summaries:
-        rows = [[s.name, s.value, s.low, s.high, s.step, s.count] for s in summaries]
-        parts.append(Table(["metric", "last", "least", "greatest", "step", "points"], rows))
-    values = {s.name: s.value if math.isfinite(s.value) else None for s in summaries}
+    values = {s.name: s.value if math.isfinite(s.value) else None for s in reader.summaries.values()}
     return Result({"run": run.id, "status": run.status, "metrics": values}, parts)
 
 # %% ../../../nbs/ui/widgets/07_live_run.ipynb #live
@@ -127,10 +181,15 @@ class LiveRun(View):
 
     def data(self) -> dict[str, Any]:
         "The data that the page draws, as far as it has been read."
-        return live_data(self.store, self.run, self.reader) | {"note": self._note}
+        return live_data(self.run, self.reader) | {"note": self._note}
+
+    def below(self) -> str:
+        "HTML of what stands below the charts."
+        parts = "".join(part.html() for part in below_parts(self.store, self.run))
+        return f"{STYLE}<div class='mlc'>{parts}</div>" if parts else ""
 
     def static(self) -> Result:
-        "The curves as a picture, and a table of the values."
+        "The curves as pictures, the values, the params."
         with self._lock:
             self.run = runs.get(self.store, self.run.id)
             return live_result(self.store, self.run, self.reader.read())
@@ -142,7 +201,7 @@ class LiveRun(View):
         with self._lock:
             if not self.reader.summaries:
                 self.reader.read()
-            return LiveWidget(stop=self.stop, data=self.data())
+            return LiveWidget(stop=self.stop, data=self.data(), below=self.below())
 
     def stop(self) -> str:  # One sentence for the page: what is done now
         "Ask the run to end as `cancelled` with what it logged. Raises `UsageError` where that cannot be done from here."
@@ -174,6 +233,7 @@ class LiveRun(View):
     def _follow(self) -> None:
         wait, failures = PERIOD, 0
         status_read = picture_sent = 0.0  # when that was last done
+        below_read = time.monotonic()
         before: Any = None
         while True:
             began = time.monotonic()
@@ -182,6 +242,9 @@ class LiveRun(View):
                     if began - status_read > 0.25:
                         self.run = runs.get(self.store, self.run.id)
                         status_read = began
+                    if began - below_read > BELOW_PERIOD:
+                        self.widget().below = self.below()
+                        below_read = began
                     self.reader.read()
                     now = (self.run, tuple(self.reader.summaries.values()))
                     changed = now != before

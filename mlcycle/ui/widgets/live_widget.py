@@ -23,6 +23,7 @@ class LiveWidget(anywidget.AnyWidget):
     _esm = asset("common.js", "keep.js", "live_run.js")
     _css = asset("mlcycle.css", "live_run.css")
     data = traitlets.Dict().tag(sync=True)     # What `LiveRun.data` gives
+    below = traitlets.Unicode().tag(sync=True)  # HTML that mlcycle wrote: what stands below the charts
     picture = traitlets.Dict().tag(sync=True)  # The static form for the notebook's file, and the widget's id
 
     def __init__(

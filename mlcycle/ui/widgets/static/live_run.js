@@ -11,10 +11,16 @@ function numbers(view, Type) {
 function ticks(low, high, about) {
   if (!(high > low)) return [low];
   const rough = (high - low) / Math.max(about, 1), power = 10 ** Math.floor(Math.log10(rough));
-  const step = [1, 2, 5, 10].map((m) => m * power).find((s) => s >= rough * 0.999) ?? 10 * power;
+  const step = [1, 2, 2.5, 5, 10].map((m) => m * power).find((s) => s >= rough * 0.999) ?? 10 * power;
   const found = [];
   for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) found.push(Number((i * step).toPrecision(12)));
   return found;
+}
+
+// Whole numbers between two steps, and the last step itself.
+function stepTicks(low, high, about) {
+  const whole = [...new Set(ticks(low, high, about).map(Math.round))].filter((v) => v >= low && high - v > (high - low) / (2 * about));
+  return [...whole, high];
 }
 
 function short(value) {
@@ -107,17 +113,19 @@ class Chart {
     context.lineWidth = 1;
     context.textBaseline = "middle";
     context.textAlign = "right";
-    for (const v of ticks(low, high, 4)) {
+    for (const v of ticks(low, high, 5)) {
       const y = Math.round(bottom - (v - low) / (high - low) * (bottom - top)) + 0.5;
       context.strokeStyle = line;
       context.beginPath(); context.moveTo(left, y); context.lineTo(right, y); context.stroke();
       context.fillStyle = dim;
       context.fillText(short(log ? Number((10 ** v).toPrecision(3)) : v), left - 6, y);
     }
-    context.textAlign = "center";
-    for (const v of ticks(a, b, Math.max(3, Math.floor(width / 90)))) {
-      if (Number.isInteger(v)) context.fillText(short(v), Math.min(Math.max(atX(v), left), right - 8), bottom + 12);
-    }
+    context.fillText("step", left - 14, bottom + 12);
+    const steps = stepTicks(a, Math.max(...this.series.map((s) => s.x.at(-1) ?? a)), 4);
+    steps.forEach((v, i) => {
+      context.textAlign = i && i === steps.length - 1 ? "right" : "center";  // there is no room on both sides of the last
+      context.fillText(short(v), atX(v), bottom + 12);
+    });
     this.series.forEach((s) => {
       context.strokeStyle = context.fillStyle = s.colour;
       context.setLineDash(s.dash ? s.dash.split(" ").map(Number) : []);
@@ -159,13 +167,13 @@ function render({model, el: root}) {
     chosen.log = !chosen.log;
     scale.setAttribute("aria-pressed", String(chosen.log));
     later();
-  }}, "log");
+  }}, "log scale");
   const stop = el("button", {class: "mlc-button mlc-danger", type: "button", onclick: askToStop}, "Stop");
-  const params = el("div", {class: "mlc-live-params"}), values = el("dl", {class: "mlc-live-values"}), grid = el("div", {class: "mlc-live-grid"});
+  const values = el("div", {class: "mlc"}), grid = el("div", {class: "mlc-live-grid"}), below = el("div", {class: "mlc-live-below"});
   const more = el("button", {class: "mlc-button mlc-live-more", type: "button", onclick: () => { chosen.all = true; later(); }});
   const note = el("div", {class: "mlc-live-note mlc-warn", role: "status"});
   const box = el("section", {class: "mlc-w mlc-live", "aria-label": "Live view of a run"},
-    el("div", {class: "mlc-live-head"}, status, name, about, el("span", {class: "mlc-live-tools"}, time, scale, stop)), params, values, grid, more, note);
+    el("div", {class: "mlc-live-head"}, status, name, about, el("span", {class: "mlc-live-tools"}, time, scale, stop)), values, grid, more, below, note);
   root.append(box);
 
   function askToStop() {
@@ -189,8 +197,17 @@ function render({model, el: root}) {
     time.textContent = showSeconds(Math.max(0, (run.ended ?? Date.now() / 1000 - offset) - run.started));
   }
 
+  // Written by Python, names and values escaped. What is the same stays, with what a person has unfolded in it.
+  function put(node, html) {
+    if (put.shown.get(node) === html) return;
+    put.shown.set(node, html);
+    node.innerHTML = html;
+    node.hidden = !html;
+  }
+  put.shown = new Map();
+
   function update() {
-    const {run, params: given, values: single, charts: shown, note: said} = model.get("data");
+    const {run, values: single, charts: shown, note: said} = model.get("data");
     if (!run) return;
     offset = Date.now() / 1000 - run.now;
     if (status.textContent !== run.status) {  // else a screen reader repeats it ten times a second
@@ -202,9 +219,8 @@ function render({model, el: root}) {
     stop.hidden = run.status !== "running";
     if (run.status !== "running") { clearTimeout(stopping); note.textContent = run.reason ?? ""; } else if (said) note.textContent = said;
     scale.hidden = !shown.length;
-    params.replaceChildren(...Object.entries(given).flatMap(([key, value], i) => [i ? "  " : "", el("span", {}, `${key} `, el("b", {}, value), " ")]));
-    values.replaceChildren(...single.map((v) => el("div", {}, el("dt", {}, v.name), el("dd", {}, v.value))));
-    values.hidden = !single.length;
+    put(values, single);
+    put(below, model.get("below"));
     const kept = new Map(), wanted = chosen.all ? shown : shown.slice(0, FIRST);
     for (const chart of wanted) {
       const held = charts.get(chart.title) ?? new Chart(later);
@@ -234,13 +250,13 @@ function render({model, el: root}) {
   }
   function changed() { fresh = true; later(); }
 
-  model.on("change:data", changed);
+  model.on("change:data change:below", changed);
   model.on("msg:custom", answered);
   const clock = setInterval(tick, 500), sizes = new ResizeObserver(later);
   sizes.observe(box);
   const unwatch = settle(box, later);
   draw();
-  return () => { model.off("change:data", changed); model.off("msg:custom", answered); clearInterval(clock); clearTimeout(timer); sizes.disconnect(); unwatch(); };
+  return () => { model.off("change:data change:below", changed); model.off("msg:custom", answered); clearInterval(clock); clearTimeout(timer); sizes.disconnect(); unwatch(); };
 }
 
 export default { initialize, render };
