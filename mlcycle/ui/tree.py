@@ -141,6 +141,14 @@ class CommandError(MlcycleError):
 class NothingToShow(Exception):
     "The command has printed its answer and has no result, as with `--help`."
 
+# %% ../../nbs/ui/03_tree.ipynb #half
+def _check_words(args: list[str]) -> None:
+    for word in args:
+        try:
+            os.fsencode(word)
+        except UnicodeEncodeError:
+            raise CommandError(f"{word!r} holds half of a surrogate pair, which no name has. Write the whole character.") from None
+
 # %% ../../nbs/ui/03_tree.ipynb #invoke
 def invoke(
     args: list[str],  # The words of the command line
@@ -149,6 +157,7 @@ def invoke(
     "Run one command. Raises `CommandError`, `NothingToShow`, and the errors of the command."
     if "_MLCYCLE_COMPLETE" in os.environ:  # the shell asks, not a person
         import mlcycle.ui.bash_completion  # noqa: F401
+    _check_words(args)
     try:
         result = tree.main(args, prog_name="mlcycle", standalone_mode=False, obj=face)
     except click.exceptions.NoArgsIsHelpError as e:
