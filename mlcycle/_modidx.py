@@ -2944,6 +2944,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'mlcycle/store/opening.py')},
             'mlcycle.store.query': { 'mlcycle.store.query._check_part': ('store/query.html#_check_part', 'mlcycle/store/query.py'),
                                      'mlcycle.store.query._count': ('store/query.html#_count', 'mlcycle/store/query.py'),
+                                     'mlcycle.store.query._first_keys': ('store/query.html#_first_keys', 'mlcycle/store/query.py'),
                                      'mlcycle.store.query._keys': ('store/query.html#_keys', 'mlcycle/store/query.py'),
                                      'mlcycle.store.query._order_field': ('store/query.html#_order_field', 'mlcycle/store/query.py'),
                                      'mlcycle.store.query._ordering': ('store/query.html#_ordering', 'mlcycle/store/query.py'),
