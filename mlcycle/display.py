@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .terminal import hanging, json_escaped, one_line, printable
+from .terminal import encodable, hanging, json_escaped, one_line, printable
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -403,14 +403,14 @@ class Result:
 
         out = StringIO()
         self.print(Console(file=out, width=140, color_system=None, force_jupyter=False))
-        return "\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines())
+        return encodable("\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines()))
 
     def _repr_html_(self) -> str:
         return f"{STYLE}<div class='mlc'>{self.body()}</div>"
 
     def body(self) -> str:
         "The parts as HTML, without the style."
-        return "".join(part.html() for part in self.parts)
+        return encodable("".join(part.html() for part in self.parts))
 
     @cached_property
     def view(self) -> Any:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import re
 import sys
+from typing import Any
 
 # %% auto #0
-__all__ = ['printable', 'one_line', 'hanging', 'json_escaped', 'program_output', 'notice']
+__all__ = ['printable', 'one_line', 'hanging', 'json_escaped', 'encodable', 'program_output', 'notice']
 
 # %% ../nbs/11_terminal.ipynb #codes
 _CODES = (r"\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff"
@@ -62,6 +63,20 @@ def json_escaped(
 def _units(character: str) -> list[int]:
     data = character.encode("utf-16-be", "surrogatepass")
     return [int.from_bytes(data[i:i + 2]) for i in range(0, len(data), 2)]
+
+# %% ../nbs/11_terminal.ipynb #encodable
+_HALF = re.compile("[\ud800-\udfff]")
+
+
+def encodable(
+    value: Any,  # Text, or what JSON can hold
+) -> Any:        # The same; a copy where a text in it held halves of surrogate pairs
+    "What can be written as UTF-8: each half of a surrogate pair as its escape."
+    if isinstance(value, str):
+        return value if value.isascii() else _HALF.sub(_escape, value)
+    if isinstance(value, dict):
+        return {encodable(key): encodable(item) for key, item in value.items()}
+    return type(value)(map(encodable, value)) if type(value) in (list, tuple) else value
 
 # %% ../nbs/11_terminal.ipynb #output
 _OUTPUT = re.compile(r"\x1b(?!\[[0-9;]*m)(?:\[[0-9;?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-_])?"

@@ -14,6 +14,7 @@ from ..errors import DataError, ModelError
 from .coerce import Misfit, cast, dtype_name
 from .outputs import outputs
 from .signatures import Column, Signature, Tensor
+from ..terminal import encodable
 
 # %% auto #0
 __all__ = ['infer_signature']
@@ -137,6 +138,8 @@ def _frame_inputs(
     from dataclasses import replace
 
     columns = _columns(X)
+    if halves := [column.name for column in columns if encodable(column.name) != column.name]:
+        raise DataError(f"The column {halves[0]!r} has half of a surrogate pair in its name. Rename it, and fit the model again.")
     if model is None:
         return tuple(columns)
     encoders = _encoders(model, [column.name for column in columns]) if hasattr(model, "get_params") else ()

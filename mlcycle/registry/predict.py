@@ -22,6 +22,7 @@ from .overlap import ahead, behind
 from .signatures import Signature
 from .sinks import check_sink, open_sink
 from .sources import UNNAMED_INDEX, open_source
+from ..terminal import one_line
 
 # %% auto #0
 __all__ = ['answer', 'predict', 'FilePrediction', 'predict_file']
@@ -79,7 +80,7 @@ class FilePrediction:
     version: str    # `name/3`, or the run
 
     def __str__(self) -> str:
-        return f"{self.rows:,} rows predicted with {self.version} in {self.seconds:.1f} s, written to {self.path}"
+        return one_line(f"{self.rows:,} rows predicted with {self.version} in {self.seconds:.1f} s, written to {self.path}")
 
     def _repr_html_(self) -> str:
         return f"<p>{escape(str(self))}</p>"

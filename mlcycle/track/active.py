@@ -181,8 +181,13 @@ class ActiveRun:
         text: str,  # Content
         name: str,  # What to call it
     ) -> Artifact:
-        "Store a text as UTF-8; secrets in it are masked. Raises `ArtifactError`."
-        return self.log_bytes(self.redactor.text(text).encode("utf-8", "surrogateescape"), name, "text")
+        "Store a text as UTF-8; secrets in it are masked. Raises `DataError`, `ArtifactError`."
+        try:
+            data = self.redactor.text(text).encode("utf-8", "surrogateescape")
+        except UnicodeEncodeError as e:
+            raise DataError(f"The text {name!r} cannot be stored: character {e.start} is half of a surrogate pair, {text[e.start:e.end]!r}. "
+                            "Remove it, or encode the text and use run.log_bytes.") from None
+        return self.log_bytes(data, name, "text")
 
     def log_figure(
         self,

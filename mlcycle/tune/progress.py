@@ -11,6 +11,7 @@ from html import escape
 
 from ..display import show_value
 from ..notebooks.follow.progress import clock
+from ..terminal import one_line
 from .trials import COUNTED, Counts, TrialRow
 
 # %% auto #0
@@ -80,13 +81,13 @@ class StudyState:
         counted = [f"{self.counts.counted}{of_total} trials", *(f"{by[status]} {status}" for status in COUNTED[1:] if by[status])]
         best = [f"best {show_value(self.counts.best.values[0])}"] if self.counts.best else []
         if self.status != "running":
-            return f"{self.title}: {', '.join([self.status, *counted, *best, clock(self.elapsed())])}"
+            return one_line(f"{self.title}: {', '.join([self.status, *counted, *best, clock(self.elapsed())])}")
         now = "executing the cells that all share" if self.preparing else f"{self.running} running"
         left = self.remaining()
         rest = [f"{clock(left)} left"] if left is not None else []
         if self.stopping:
             rest = ["stopping"]
-        return f"{self.title}: {', '.join([*counted, now, *best, clock(self.elapsed()), *rest])}"
+        return one_line(f"{self.title}: {', '.join([*counted, now, *best, clock(self.elapsed()), *rest])}")
 
     def __repr__(self) -> str:
         return self.line()

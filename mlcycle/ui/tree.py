@@ -172,6 +172,14 @@ class CommandError(MlcycleError):
 class NothingToShow(Exception):
     "The command has printed its answer and has no result, as with `--help`."
 
+# %% ../../nbs/ui/03_tree.ipynb #half
+def _check_words(args: list[str]) -> None:
+    for word in args:
+        try:
+            os.fsencode(word)
+        except UnicodeEncodeError:
+            raise CommandError(f"{word!r} holds half of a surrogate pair, which no name has. Write the whole character.") from None
+
 # %% ../../nbs/ui/03_tree.ipynb #invoke
 def invoke(
     args: list[str],  # The words of the command line
@@ -182,6 +190,7 @@ def invoke(
         import mlcycle.ui.bash_completion  # noqa: F401
     elif not args:
         return first_commands(face)
+    _check_words(args)
     try:
         result = tree.main(args, prog_name="mlcycle", standalone_mode=False, obj=face)
     except click.UsageError as e:

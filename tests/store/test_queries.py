@@ -126,15 +126,18 @@ ORDERS = ["started", "-started", "name", "status", "seconds", "metrics.m", "max(
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(order=st.sampled_from(ORDERS),
        text=st.sampled_from(["", "metrics.m > 5", "params.p != 5 or name == 'without'", "not tags.t == 'a'", "status == 'x'"]),
-       experiment=st.sampled_from([None, "e", "other"]), limit=st.integers(1, 15), offset=st.integers(0, 16))
-def test_pages_are_pieces_of_the_whole(values_store: Store, order: str, text: str, experiment: str | None, limit: int, offset: int) -> None:
+       experiment=st.sampled_from([None, "e", "other"]), limit=st.integers(1, 15), offset=st.integers(0, 16), window=st.sampled_from([1, 5, 2000]))
+def test_pages_are_pieces_of_the_whole(values_store: Store, order: str, text: str, experiment: str | None, limit: int, offset: int,
+                                       window: int) -> None:
     "In every order each page is a piece of all runs in that order, which holds each run that fits once; a page with its number says the same."
     whole = [row.name for row in query.page(values_store, text, experiment, order, None)]
     assert sorted(whole) == sorted(names(values_store, text) if experiment != "other" else [])
     assert query.count(values_store, text, experiment) == len(whole)
-    assert [row.name for row in query.page(values_store, text, experiment, order, limit, offset)] == whole[offset:offset + limit]
-    rows, total = query.page_and_count(values_store, text, experiment, order, limit, offset)
-    assert [row.name for row in rows] == whole[offset:offset + limit] and total == len(whole)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(query, "WINDOW", window)  # whether the page is among the runs that are looked at first makes no difference
+        page = query.page(values_store, text, experiment, order, limit, offset)
+        rows, total = query.page_and_count(values_store, text, experiment, order, limit, offset)
+    assert [row.name for row in page] == [row.name for row in rows] == whole[offset:offset + limit] and total == len(whole)
 
 
 def test_params_and_metrics_are_ordered_by_value(values_store: Store) -> None:

@@ -12,16 +12,19 @@ from pathlib import Path
 
 import nbformat
 import numpy as np
+import pandas as pd
 import pexpect
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
 
 import mlcycle as mlc
 from mlcycle.display import Facts, Result, Table, Text
 from mlcycle.errors import MlcycleError
+from mlcycle.store import facts, runs
 from mlcycle.terminal import hanging, json_escaped, one_line, printable, program_output
-from mlcycle.ui.tree import COMMANDS
+from mlcycle.ui.tree import COMMANDS, Face, invoke
 
 CODES = "\x1b[31;5mRED\x1b]0;TITLE\x07\x1b]8;;http://evil/\x07LINK\x1b]52;c;cHduZWQ=\x07\x9b31m\u202eRTL\u202c\u2028\r\n{} LINE\x08\x08\x1b[2J"
 NAME, OUTPUT = CODES.format("NAME"), CODES.format("OUTPUT")  # outputs and tracebacks have lines of their own, names have not
@@ -50,8 +53,6 @@ def obeyed(text: str) -> set[str]:
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "A store in which every text is hostile."
-    from sklearn.linear_model import LogisticRegression
-
     folder = tmp_path_factory.mktemp("hostile")
     (folder / ".mlcycle").mkdir()
     store = mlc.connect(folder / ".mlcycle" / "mlcycle.db")
@@ -153,3 +154,41 @@ def test_any_text_is_safe_on_every_face(text: str) -> None:
         shown.encode()
     assert json.loads(json_escaped(result.json())) == {text: [text]}
     assert "\n" not in one_line(text) and not re.search(r"\n\S", hanging(text))
+
+
+HALF = "half \ud800"
+
+
+def test_half_of_a_surrogate_pair_is_refused_or_shown_as_its_escape(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    "UTF-8 has no half of a surrogate pair: no verb, no face of a result, no state of a widget and no command fails on one in a raw error."
+    monkeypatch.chdir(tmp_path)
+    store = mlc.connect(tmp_path / ".mlcycle" / "mlcycle.db")
+    table = pd.DataFrame({"a": [0.0, 1.0]}).set_axis(pd.Index([HALF], dtype=object), axis=1)
+    refused = []
+    for name in ("one", "two"):
+        with suppress(ValueError), mlc.run(name, "e", {"p": HALF, "listed": [HALF], "keyed": {HALF: HALF}}, capture=False) as run:
+            for write in (lambda: run.log_text(HALF, "a.txt"), lambda: run.log_text("a", HALF), lambda: run.set_tags({"t": HALF}),
+                          lambda: run.log_metric(HALF, 1), lambda: run.log_table(table, "t"), lambda: run.log_table(table, "t.csv"),
+                          lambda: run.log_model(LogisticRegression().fit(table, [0, 1]), input_example=table), lambda: run.set_tags({HALF: 1})):
+                with pytest.raises(MlcycleError) as error:
+                    write()
+                refused.append(str(error.value))
+            run.warn(HALF)
+            run.log_input(table, "columns")
+            raise ValueError(HALF)
+    assert facts.params(store, runs.resolve(store, "one")) == {"p": HALF, "listed": [HALF], "keyed": {HALF: HALF}}
+    faces = [repr(run), run._repr_html_(), repr(runs.resolve(store, "one")), *refused]
+    for view in (mlc.RunsTable(), mlc.Compare("one", "two"), mlc.LiveRun("one"), mlc.RunView("one")):
+        widget = view.widget()
+        faces += [repr(view), *view._repr_mimebundle_().values(), json.dumps(widget.get_state(), default=str, ensure_ascii=False)]
+    for words in (["show", "one"], ["show", "one", "--json"], ["runs"], ["runs", "--json"], ["compare", "one", "two"], ["events"]):
+        result = invoke(words, Face())
+        faces += [repr(result), result.body(), result.json()]
+    for words in (["show", HALF], ["params", HALF], ["map", HALF], ["tune", "n.ipynb", "-s", HALF], [HALF]):
+        with pytest.raises(MlcycleError) as error:
+            invoke(words, Face())
+        faces.append(str(error.value))
+    assert [face for face in map(str, faces) if "\ud800" in face] == []
+    assert all("half \\ud800" in str(face) for face in faces[:2])
+    store.close()
+    mlc.connect(None)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ...display import Result, Table, Text, show_seconds
 from ...entities import Status
 from ..follow.progress import clock
+from ...terminal import one_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -150,13 +151,13 @@ class SweepState:
         "One line for a person."
         failed = "".join(f", {count} {what}" for count, what in ((self.pruned, "pruned"), (self.failed, "failed")) if count)
         if self.status != "running":
-            return f"{self.title}: {self.status}, {len(self.took) - self.cancelled} of {self.total} done{failed}, {clock(self.elapsed())}"
+            return one_line(f"{self.title}: {self.status}, {len(self.took) - self.cancelled} of {self.total} done{failed}, {clock(self.elapsed())}")
         left = self.remaining()
         running = f"{self.running} running" if self.slots else "no worker at the moment"
         if self.preparing:
             running = "executing the cells that all share"
         rest = ", stopping" if self.stopping else f", {clock(left)} left" if left is not None else ""
-        return f"{self.title}: {len(self.took)} of {self.total} done, {running}{failed}, {clock(self.elapsed())}{rest}"
+        return one_line(f"{self.title}: {len(self.took)} of {self.total} done, {running}{failed}, {clock(self.elapsed())}{rest}")
 
     def __repr__(self) -> str:
         return self.line()

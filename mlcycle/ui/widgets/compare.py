@@ -77,10 +77,11 @@ def curves_data(
 # %% ../../../nbs/ui/widgets/09_compare.ipynb #widget
 @cache
 def _widget_class() -> Any:
-    import anywidget
     import traitlets
 
-    class CompareWidget(anywidget.AnyWidget):
+    from mlcycle.ui.widgets.sending import BrowserWidget
+
+    class CompareWidget(BrowserWidget):
         "A comparison in the browser."
         _esm = asset("common.js", "compare.js")
         _css = asset("mlcycle.css", "tables.css")

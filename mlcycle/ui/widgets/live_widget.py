@@ -8,16 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import anywidget
 import traitlets
 
+from .sending import BrowserWidget
 from .view import asset
 
 # %% auto #0
 __all__ = ['LiveWidget']
 
 # %% ../../../nbs/ui/widgets/04_live_widget.ipynb #widget
-class LiveWidget(anywidget.AnyWidget):
+class LiveWidget(BrowserWidget):
     "The browser's part of `LiveRun`: it draws `data`, and asks for `stop`."
 
     _esm = asset("common.js", "keep.js", "live_run.js")

@@ -60,10 +60,11 @@ PREDICT = Action("predict", "Predict", "Predict")
 # %% ../../../nbs/ui/widgets/13_page.ipynb #widget
 @cache
 def _widget_class() -> type:
-    import anywidget
     import traitlets
 
-    class PageWidget(anywidget.AnyWidget):
+    from mlcycle.ui.widgets.sending import BrowserWidget
+
+    class PageWidget(BrowserWidget):
         "A page in the browser."
         _esm = asset("common.js", "page.js")
         _css = asset("mlcycle.css", "page.css")

@@ -54,10 +54,11 @@ def open_executed(
 # %% ../../../nbs/ui/widgets/11_runs_table.ipynb #widget
 @cache
 def _widget_class() -> Any:
-    import anywidget
     import traitlets
 
-    class RunsWidget(anywidget.AnyWidget):
+    from mlcycle.ui.widgets.sending import BrowserWidget
+
+    class RunsWidget(BrowserWidget):
         "The table in the browser: a request goes to the kernel, a page of runs comes back."
         _esm = asset("common.js", "links.js", "runs_table.js")
         _css = asset("mlcycle.css", "tables.css")

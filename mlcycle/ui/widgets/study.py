@@ -37,10 +37,11 @@ __all__ = ['PERIOD', 'REDRAW_PERIOD', 'SHARE', 'FollowedStudy', 'StudyView']
 # %% ../../../nbs/ui/widgets/17_study.ipynb #widget
 @cache
 def _widget_class() -> Any:
-    import anywidget
     import traitlets
 
-    class StudyWidget(anywidget.AnyWidget):
+    from mlcycle.ui.widgets.sending import BrowserWidget
+
+    class StudyWidget(BrowserWidget):
         "A study in the browser."
         _esm = asset("common.js", "links.js", "keep.js", "study.js")
         _css = asset("mlcycle.css", "tables.css", "study.css")

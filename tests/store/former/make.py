@@ -1,10 +1,10 @@
-"""How store-0002.tar.gz was made: by this script, with mlcycle as it was at commit d20a096 (tables of version 0002), where no real person,
-machine or path is named.
+"""How the archives beside this file were made: by this script, with mlcycle as it was, where no real person, machine or path is named.
 
-    git worktree add FORMER d20a096 && uv venv VENV && uv pip install -p VENV setuptools -e FORMER
+    git worktree add FORMER COMMIT && uv venv VENV && uv pip install -p VENV setuptools -e FORMER
     unshare --map-root-user --mount --uts sh tests/store/former/make.sh FORMER VENV
 
-It is kept to say what is in the store, and is not run by any test. A later version gets an archive of its own beside this one.
+The tables of version 0002 are those of commit d20a096, 0003 of 354d6e6, 0004 of 03aaf09. It is kept to say what is in the stores, and is not run by
+any test. A later version gets an archive of its own.
 """
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def main() -> None:
     mlc.tune(objective, ["depth=int(1,6)", "rate=loguniform(1e-3,1)"], metric="loss", trials=5, seed=0, study="depths", experiment="tuning",
              progress=False)
     registry()
-    assert opening.stored_version(current_store().db) == "0002"
+    version = opening.stored_version(current_store().db)
     current_store().close()
     with sqlite3.connect(".mlcycle/mlcycle.db") as con:
         con.execute("UPDATE captures SET data = json_replace(data, '$.cpu', 'some processor', '$.memory', 16000000000, '$.kernel', '6.1.0')"
@@ -103,7 +103,7 @@ def main() -> None:
         con.commit()
         con.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     con.close()
-    with tarfile.open("store-0002.tar.gz", "w:gz", compresslevel=9) as archive:
+    with tarfile.open(f"store-{version}.tar.gz", "w:gz", compresslevel=9) as archive:
         for path in [Path(".mlcycle/mlcycle.db"), *sorted(p for p in Path(".mlcycle/artifacts").rglob("*") if p.is_file())]:
             archive.add(path, path.relative_to(".mlcycle"), filter=lambda info: info.replace(uid=0, gid=0, uname="", gname="", mtime=0, deep=False))
 

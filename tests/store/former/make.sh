@@ -10,4 +10,4 @@ cp "$here/make.py" /home/anna/churn/make.py
 "$uv" pip install -q --offline -p /home/anna/venv/bin/python --no-deps --no-build-isolation -e /home/anna/mlcycle
 cd /home/anna/churn
 env -i HOME=/home/anna USER=anna LOGNAME=anna LANG=C.UTF-8 PATH=/home/anna/venv/bin:/usr/bin:/bin python /home/anna/churn/make.py
-cp store-0002.tar.gz "$here"
+cp store-*.tar.gz "$here"
