@@ -136,7 +136,8 @@ def as_table(
         data = data.to_pandas()
     if isinstance(data, pd.DataFrame):
         return data
-    is_named = isinstance(data, Mapping) or (isinstance(data, list | tuple) and bool(data) and all(isinstance(row, Mapping | pd.Series) for row in data))
+    is_rows = isinstance(data, list | tuple) and bool(data)
+    is_named = isinstance(data, Mapping) or (is_rows and all(isinstance(row, Mapping | pd.Series) for row in data))
     if signature is None or isinstance(signature.inputs, Tensor):
         if is_named and signature is not None:
             raise SignatureError(f"The model takes no named columns but {signature.inputs.summary}. Give an array or a list of rows; a model that "
@@ -149,7 +150,8 @@ def as_table(
     if isinstance(data, np.ndarray):
         return _array(signature, data)
     if not isinstance(data, list | tuple):
-        raise SignatureError(f"{_takes(signature)}; it got {type(data).__name__}. Give a DataFrame, a dict, a list of dicts, or values in that order.")
+        raise SignatureError(f"{_takes(signature)}; it got {type(data).__name__}. Give a DataFrame, a dict, a list of dicts, "
+                             "or values in that order.")
     return _in_order(signature, list(data)) if any(map(_is_values, data)) else _flat(signature, list(data))
 
 # %% ../../nbs/registry/22_rows.ipynb #named

@@ -364,8 +364,10 @@ def test_a_plain_value_that_a_stored_class_uses_is_written_exactly(value: Any) -
 
 
 TYPED = st.fixed_dictionaries({
-    "count": st.integers(-2**63, 2**63 - 1), "share": st.none() | st.floats(allow_nan=False), "word": st.text(st.characters(exclude_categories=["Cs"])),
-    "plan": st.sampled_from(["basic", "plus"]), "since": st.datetimes(pd.Timestamp("1900-01-01"), pd.Timestamp("2200-01-01")), "yes": st.booleans()})
+    "count": st.integers(-2**63, 2**63 - 1), "share": st.none() | st.floats(allow_nan=False),
+    "word": st.text(st.characters(exclude_categories=["Cs"])),
+    "plan": st.sampled_from(["basic", "plus"]), "yes": st.booleans(),
+    "since": st.datetimes(pd.Timestamp("1900-01-01"), pd.Timestamp("2200-01-01"))})
 
 
 @settings(deadline=None, max_examples=40)
@@ -386,8 +388,9 @@ def test_each_form_of_rows_is_the_same_table_to_a_model(rows: list[dict[str, Any
     assert wanted["count"].tolist() == [row["count"] for row in rows]
     values = np.empty((len(rows), 6), dtype=object)
     values[:] = [list(row.values()) for row in rows]
-    forms = {"list of dicts": rows, "dict of columns": {name: [row[name] for row in rows] for name in rows[0]}, "dict of a frame": frame.to_dict("series"),
-             "tuples": [tuple(row.values()) for row in rows], "list of lists": [list(row.values()) for row in rows], "array": values, "polars": pl.DataFrame(rows),
+    forms = {"list of dicts": rows, "dict of columns": {name: [row[name] for row in rows] for name in rows[0]},
+             "dict of a frame": frame.to_dict("series"), "tuples": [tuple(row.values()) for row in rows],
+             "list of lists": [list(row.values()) for row in rows], "array": values, "polars": pl.DataFrame(rows),
              "rows of a frame": [frame.iloc[i] for i in range(len(rows))], "records": pd.DataFrame(rows).to_records(index=False)}
     if len(rows) == 1:
         forms |= {"dict": rows[0], "row": frame.iloc[0], "flat list": list(rows[0].values()), "flat array": values[0]}
