@@ -33,6 +33,8 @@ def test_in_a_notebook(kernel: Kernel, tmp_path: Path) -> None:
     status, outputs = kernel.run("%mlcycle autolog on")
     assert status == "ok" and "Autologging is on" in shown(outputs)
     assert kernel.run(FIT + "Ridge(alpha=2.0).fit(X, X[:, 0]);")[0] == "ok"
+    with open_store(tmp_path / ".mlcycle" / "mlcycle.db") as store:  # the cell has ended, the kernel lives on
+        assert "autologged/manifest.json" in [file.name for file in artifacts.listing(store, all_runs(store)[0])]
     status, outputs = kernel.run("%%track tracked\n" + PLOT.format("Shown at the end") + FIT + "Ridge().fit(X, X[:, 0]);")
     assert status == "ok" and sum("image/png" in o.get("data", {}) for o in outputs) == 1
     status, outputs = kernel.run("with mlc.run('block'):\n" + "".join(f"    {line}\n" for line in PLOT.format("In a block").splitlines()))
