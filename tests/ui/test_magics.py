@@ -85,7 +85,7 @@ def test_a_cell_that_fails_is_a_failed_run_and_a_failed_cell(kernel: Kernel) -> 
 
 
 def test_an_error_of_a_tracked_cell_is_shown_once_and_is_the_users_own(kernel: Kernel) -> None:
-    "One error output with the cell's line, as without `%%track`; other tracebacks of the cell stay, and an exception that takes no attributes is shown too."
+    "One error output, as without `%%track`; other tracebacks of the cell stay, and an exception that takes no attributes is shown too."
     stubborn = "class Stubborn(Exception):\n    def __setattr__(self, name, value):\n        raise TypeError\n"
     for code, name, shows in [("1 / 0", "ZeroDivisionError", 1), ("int('x')", "ValueError", 1), (stubborn + "raise Stubborn('no')", "Stubborn", 2),
                               ("try:\n    1 / 0\nexcept Exception:\n    get_ipython().showtraceback()\nint('x')", "ValueError", 2)]:
