@@ -49,6 +49,10 @@ USES: dict[str, list[Use]] = {
         Use(f"{APP}._ports", KERNEL, "mlcycle's `log_connection_info` sets it in place of ipykernel's; whatever reads it there sees no ports"),
         Use("ipykernel.kernelbase:Kernel._allow_stdin", "display", "results are widgets where nobody can answer them, as in a batch run; or never"),
     ],
+    "IPython": [
+        Use("IPython.core.interactiveshell:InteractiveShell._showtraceback", "ui/magics/magics",
+            "a failing tracked cell shows its traceback twice"),
+    ],
     "traitlets": [
         Use("traitlets.config:SingletonConfigurable._walk_mro", "notebooks/warm/kernel_answers", "imports are told that there is no shell"),
         Use("traitlets.config:SingletonConfigurable._instance", "notebooks/warm/kernel_answers", "the same"),

@@ -12,13 +12,13 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..data.frames import to_pandas
 from ..entities import Run, Version
 from ..errors import DataError, MlcycleError, ModelError, UsageError
 from .check import check
 from .loading import OpenModel, open_model
 from .outputs import outputs
 from .overlap import ahead, behind
+from .rows import as_table
 from .signatures import Signature
 from .sinks import check_sink, open_sink
 from .sources import UNNAMED_INDEX, open_source
@@ -55,17 +55,17 @@ def answer(
 # %% ../../nbs/registry/16_predict.ipynb #predict
 def predict(
     ref: str | Version | Run | OpenModel,  # `name`, `name/3`, `name@alias`, a run, or a model that is open already
-    data: Any,                             # A DataFrame; for a model without column names also an array or a list
+    data: Any,                             # A DataFrame, a dict, a list of dicts or of rows, a Series, an array; values in the signature's order
     *,
     extra: Literal["error", "drop"] = "error",  # What to do about columns that the model does not take
     allow_pickle: bool = False,  # Whether a pickle may be loaded, which runs the code in it
     store: Store | None = None,  # The store; the current one by default
 ) -> pd.DataFrame:               # `prediction` and `probability_…`, with the index of the data
     "Predict a table in memory. Raises `NotFoundError`, `SignatureError`, `DataError`, `ModelError`."
-    data = to_pandas(data)
-    if len(data) == 0:
-        raise DataError("There are no rows to predict.")
     opened = ref if isinstance(ref, OpenModel) else open_model(ref, allow_pickle=allow_pickle, store=store)
+    if hasattr(data, "__len__") and len(data) == 0:
+        raise DataError("There are no rows to predict.")
+    data = as_table(opened.stored.signature, data)
     table = answer(opened, data, extra=extra)
     index = getattr(data, "index", None)  # a list has one too, but it is a method
     return table if index is None or callable(index) else table.set_axis(index)

@@ -5,6 +5,7 @@
 # %% ../../nbs/registry/11_versions.ipynb #imports
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..entities import Run, Version
@@ -14,7 +15,7 @@ from ..store import artifacts, metrics, models
 from ..store.refs import find_run
 
 # %% auto #0
-__all__ = ['CHAMPION', 'use_store', 'run_model', 'register', 'resolve_version']
+__all__ = ['CHAMPION', 'AUTOLOGGED', 'before_lookup', 'use_store', 'run_model', 'register', 'resolve_version']
 
 # %% ../../nbs/registry/11_versions.ipynb #lazy
 if TYPE_CHECKING:
@@ -32,6 +33,10 @@ def use_store(
 
     return store or current_store()
 
+# %% ../../nbs/registry/11_versions.ipynb #autologged
+AUTOLOGGED = "autologged"  # What autologging calls the model that it keeps of a run: any other of the run goes before it
+before_lookup: list[Callable[[Store, Run], None]] = []  # Called before a run's models are looked up: what waits to be stored is stored then
+
 # %% ../../nbs/registry/11_versions.ipynb #run-model
 def run_model(
     store: Store,  # The store
@@ -41,11 +46,14 @@ def run_model(
     "The model that a run logged. Raises `NotFoundError` that lists what it did log."
     from mlcycle.registry.manifest import MANIFEST
 
+    for store_now in before_lookup:
+        store_now(store, run)
     manifests = {file.name.removesuffix(f"/{MANIFEST}"): file.digest for file in artifacts.listing(store, run)
              if file.kind == "model" and file.name.endswith(f"/{MANIFEST}")}
     lost = artifacts.lost(store, run)
     gone = sorted({folder for file in lost for folder in (*manifests, file.name.removesuffix(f"/{MANIFEST}")) if file.name.startswith(f"{folder}/")})
-    name = artifact or ("model" if "model" in (*manifests, *gone) or len(manifests) != 1 else next(iter(manifests)))
+    by_hand = [name for name in manifests if name != AUTOLOGGED] or list(manifests)
+    name = artifact or ("model" if "model" in (*manifests, *gone) or len(by_hand) != 1 else by_hand[0])
     if name in gone:
         raise NotFoundError(f"The model {name!r} of run {run.id[:8]} ({run.name}) is lost: its content was damaged or removed, and "
                             f"`fsck --repair` recorded that. Restore the store from a backup, or make it again: `mlcycle rerun {run.id[:8]}`.")

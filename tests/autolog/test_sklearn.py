@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import joblib
@@ -38,9 +39,10 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils import all_estimators
 
 import mlcycle as mlc
+from mlcycle.registry.loading import find_model
 from mlcycle.store import artifacts, facts, inputs, metrics
 from mlcycle.store import runs as store_runs
-from mlcycle.store.connect import Store
+from mlcycle.store.connect import Store, open_store
 from mlcycle.track.active import ActiveRun
 from tests.autolog.conftest import all_runs
 
@@ -391,3 +393,62 @@ def test_parent_of_the_kept_type(logged: Store) -> None:
     with mlc.run("scored", capture=False) as run:
         cross_val_score(LogisticRegression(), small, target, cv=2, scoring=score)
     assert seen == [run, run]
+
+
+def test_the_model_of_a_fit_is_kept_without_being_asked_for(python: Callable[..., str], tmp_path: Path) -> None:
+    "As it was when it was fitted, one of a run, at the end of the process; a search's best one; none of trials, and none beside the user's own."
+    code = """
+import os
+import numpy as np
+import mlcycle as mlc
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.model_selection import GridSearchCV
+
+class Own(Ridge):
+    pass
+
+X = np.arange(40.0).reshape(-1, 2)
+y = np.repeat([0, 1], 10)
+mlc.autolog()
+model = Ridge(alpha=0.1)
+with mlc.run("early"):
+    model.fit(X, X[:, 0])
+early = model.predict(X[:3]).tolist()
+with mlc.run("late"):
+    model.set_params(alpha=1e6).fit(X, -X[:, 1])
+with mlc.run("search"):
+    GridSearchCV(LogisticRegression(), {"C": [1.0, 2.0]}, cv=2).fit(X, y)
+with mlc.run("by hand"):
+    mlc.log_model(LogisticRegression(C=9.0).fit(X, y), "forest", X[:2])
+    Ridge().fit(X, y)
+with mlc.run("own"):
+    Own().fit(X, y)
+def target(C):
+    LogisticRegression(C=C * 2).fit(X, y)
+    return LogisticRegression(C=C).fit(X, y).score(X, y)
+mlc.tune(target, {"C": "uniform(1, 2)"}, trials=2, study="tuned", direction="maximize", progress=False)
+assert mlc.predict("early", X[:3])["prediction"].tolist() == early
+if os.fork() == 0:
+    from mlcycle.track.autolog.kept_models import store_waiting
+    store_waiting()
+    os._exit(0)
+os.wait()
+from mlcycle.track.autolog.kept_models import store_waiting
+store_waiting()
+for number in range(9):
+    with mlc.run(f"many-{number}"):
+        Ridge().fit(X, y)
+"""
+    python(code)
+    with open_store(tmp_path / "mlcycle.db") as store:
+        kept = {run.name: [file.name.split("/")[0] for file in artifacts.listing(store, run) if file.name.endswith("manifest.json")]
+                for run in all_runs(store)}
+        notes = {run.name: [note for note in facts.warnings(store, run) if "not kept" in note] for run in all_runs(store)}
+        own = {"early", "late", "search", *(f"many-{number}" for number in range(1, 9))}
+        assert {name for name, models in kept.items() if models == ["autologged"]} - {name for name in kept if name.startswith("Ridge")} == own
+        assert kept["by hand"] == ["forest"] and not any(models for name, models in kept.items() if "tuned" in name)
+        assert "code=[Own]" in notes["own"][0] and "newer ones" in notes["many-0"][0]
+        assert sum(map(len, notes.values())) == 2, notes
+        found = find_model("search", store=store)
+        assert found.manifest.kind.endswith("LogisticRegression") and found.manifest.verified and not found.manifest.unsafe
+        assert find_model("by hand", store=store).manifest.kind.endswith("LogisticRegression")

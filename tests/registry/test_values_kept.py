@@ -372,3 +372,38 @@ def test_a_plain_value_that_a_stored_class_uses_is_written_exactly(value: Any) -
         return type(part), repr(part)
 
     assert exact(again) == exact(value)
+
+
+TYPED = st.fixed_dictionaries({
+    "count": st.integers(-2**63, 2**63 - 1), "share": st.none() | st.floats(allow_nan=False),
+    "word": st.text(st.characters(exclude_categories=["Cs"])),
+    "plan": st.sampled_from(["basic", "plus"]), "yes": st.booleans(),
+    "since": st.datetimes(pd.Timestamp("1900-01-01"), pd.Timestamp("2200-01-01"))})
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(TYPED, min_size=1, max_size=6))
+def test_each_form_of_rows_is_the_same_table_to_a_model(rows: list[dict[str, Any]]) -> None:
+    "Dicts, lists, arrays, rows and tables of two libraries give a model exactly what the DataFrame does: large numbers, categories, times, nulls."
+    import polars as pl
+
+    from mlcycle.registry.check import check
+    from mlcycle.registry.rows import as_table
+    from mlcycle.registry.signatures import Column, Signature
+
+    signature = Signature((Column("count", "int64"), Column("share", "float64", nullable=True), Column("word", "str"),
+                           Column("plan", "category", categories=("plus", "basic")), Column("since", "datetime64[us]"), Column("yes", "bool")))
+    frame = pd.DataFrame(rows).astype({"share": "float64", "word": "str", "plan": pd.CategoricalDtype(["basic", "plus"])})
+    rows = [{name: row[name] for name in signature.names} for row in rows]
+    wanted = check(signature, frame)
+    assert wanted["count"].tolist() == [row["count"] for row in rows]
+    values = np.empty((len(rows), 6), dtype=object)
+    values[:] = [list(row.values()) for row in rows]
+    forms = {"list of dicts": rows, "dict of columns": {name: [row[name] for row in rows] for name in rows[0]},
+             "dict of a frame": frame.to_dict("series"), "tuples": [tuple(row.values()) for row in rows],
+             "list of lists": [list(row.values()) for row in rows], "array": values, "polars": pl.DataFrame(rows),
+             "rows of a frame": [frame.iloc[i] for i in range(len(rows))], "records": pd.DataFrame(rows).to_records(index=False)}
+    if len(rows) == 1:
+        forms |= {"dict": rows[0], "row": frame.iloc[0], "flat list": list(rows[0].values()), "flat array": values[0]}
+    for name, form in forms.items():
+        pd.testing.assert_frame_equal(check(signature, as_table(signature, form)).reset_index(drop=True), wanted, obj=name)

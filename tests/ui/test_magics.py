@@ -86,6 +86,23 @@ def test_a_cell_that_fails_is_a_failed_run_and_a_failed_cell(kernel: Kernel) -> 
     assert "failed" in shown(outputs) and "ZeroDivisionError" in shown(outputs)
 
 
+def test_an_error_of_a_tracked_cell_is_shown_once_and_is_the_users_own(kernel: Kernel) -> None:
+    "One error output, as without `%%track`; other tracebacks of the cell stay, and an exception that takes no attributes is shown too."
+    stubborn = "class Stubborn(Exception):\n    def __setattr__(self, name, value):\n        raise TypeError\n"
+    for code, name, shows in [("1 / 0", "ZeroDivisionError", 1), ("int('x')", "ValueError", 1), (stubborn + "raise Stubborn('no')", "Stubborn", 2),
+                              ("try:\n    1 / 0\nexcept Exception:\n    get_ipython().showtraceback()\nint('x')", "ValueError", 2)]:
+        status, outputs = kernel.run(f"%%track {name}\n{code}")
+        errors = [o for o in outputs if o["type"] == "error"]
+        assert (status, len(errors)) == ("error", shows) and name in [error["ename"] for error in errors], errors
+        assert not any("site-packages" in "".join(error["traceback"]) or "magics.py" in "".join(error["traceback"]) for error in errors), errors
+    kernel.run("import mlcycle as mlc\nbefore = len(mlc.runs())")
+    for code in ("if 1\n    pass", "return 1", "x = (", "print('a'"):
+        status, outputs = kernel.run(f"%%track nothing\n{code}")
+        assert [o["ename"] for o in outputs if o["type"] == "error"] == ["SyntaxError", "MagicError"] and status == "error", outputs
+        assert "no run was made" in outputs[-2]["evalue"]
+    assert shown(kernel.run("len(mlc.runs()) == before")[1]) == "True"
+
+
 def test_an_interrupt_cancels_the_run(kernel: Kernel) -> None:
     "The stop button leaves a cancelled run with what it had logged, and a kernel that works on."
     message = kernel.client.execute("%%track long -e churn\nimport mlcycle as mlc, time\nmlc.log_metric('loss', 1.0)\n"

@@ -52,6 +52,7 @@ def points_of(
 # %% ../../../nbs/notebooks/reproduce/01_verdict.ipynb #is-duration
 _CLOCK = {"second", "seconds", "sec", "secs", "time", "duration", "elapsed", "runtime", "latency"}
 _ERROR = {"mae", "mse", "rmse", "rmsle", "mape", "medae", "error", "errors", "loss", "bias", "r2", "score", "std", "deviation"}  # of a predicted time
+_WORK = [["fit"], ["score"], ["refit"], ["predict"]]  # `std_score_time` of a cross-validation is the time of the work, not an error
 
 
 def is_duration(
@@ -59,7 +60,9 @@ def is_duration(
 ) -> bool:
     "Whether a metric is a duration: its last word is seconds, time, duration or the like, and none of its words is an error's."
     words = re.findall(r"[a-z]+[0-9]?", metric.lower())
-    return bool(words) and words[-1] in _CLOCK and not _ERROR & set(words)
+    if not words or words[-1] not in _CLOCK:
+        return False
+    return words[-2:-1] in _WORK or not _ERROR & set(words)
 
 # %% ../../../nbs/notebooks/reproduce/01_verdict.ipynb #change
 @dataclass(frozen=True, slots=True)

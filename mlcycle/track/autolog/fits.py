@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from .fitted import describe_data, free_curves, free_numbers, training_metrics
+from .kept_models import keep_model
 from .logs import Log
 from .options import options
 from .outermost import is_outermost, quiet, record
@@ -158,6 +159,9 @@ def _after(log: Log, estimator: Any, X: Any, y: Any, sample_weight: Any) -> None
     if options.training_metrics:
         with log.careful("training metrics"):
             log.measures(training_metrics(estimator, X, y, sample_weight))
+    if options.models is None:
+        with log.careful("the model"):
+            keep_model(log, estimator, X)
     if options.models:
         with log.careful("the model"):
             log.run.log_model(estimator, "model", input_example=X[:5])

@@ -15,7 +15,7 @@ __all__ = ['Options', 'set_options', 'options']
 @dataclass(frozen=True)
 class Options:
     "What autologging does besides reading values that cost nothing."
-    models: bool = False            # Store the fitted model, with its signature
+    models: bool | None = None      # Store the fitted model in the fit; None keeps a copy and stores it when the cell has ended
     training_metrics: bool | None = None  # Predict the fit's own data, for metrics on it; None takes one score where that is cheap
     datasets: bool | None = None    # Record the data by its digest; None does so for small data (1 MB and less)
     figures: bool = True            # Store the figures that a tracked cell shows

@@ -80,6 +80,18 @@ def _capture(active: ActiveRun, kind: Kind, key: Any, source: str | None) -> Non
     except Exception as e:
         Log(active, True).warn(f"the environment was not captured: {type(e).__name__}: {e}")
 
+# %% ../../../nbs/track/autolog/06_outermost.ipynb #tell
+_told_in = 0  # The process in which the line was written
+
+
+def _tell(active: ActiveRun, kind: Kind) -> None:
+    "Write once in a notebook which run a fit has made."
+    global _told_in
+    if kind == "cell" and _told_in != os.getpid():
+        _told_in = os.getpid()
+        print(f"mlcycle: this fit is the run {active.name} ({active.id[:8]}). Each fit outside of a run makes one: `%mlcycle runs` lists them, "
+              "`%mlcycle autolog off` ends it.", file=sys.stderr)
+
 # %% ../../../nbs/track/autolog/06_outermost.ipynb #begin
 _claimed: set[str] = set()  # Ids of runs that a call was logged into
 
@@ -91,6 +103,7 @@ def _begin(label: str) -> tuple[ActiveRun, bool, threading.Thread | None]:
         around = current_run()
     except NoActiveRunError:
         active = start(label=label, kind=kind, capture=False)
+        _tell(active, kind)
         thread = threading.Thread(target=_capture, args=(active, kind, key, source), name="mlcycle-capture", daemon=True)
         thread.start()
         return active, True, thread

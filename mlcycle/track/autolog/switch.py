@@ -38,7 +38,7 @@ _patches, _imports = Patches(), Imports()
 def autolog(
     on: bool = True,                # False switches it off and takes every change back
     *,
-    models: bool = False,           # Store the fitted model, with its signature
+    models: bool | None = None,     # Store the model in the fit; by default after the cell, one of a run, up to 16 MB
     training_metrics: bool | None = None,  # Predict the fit's own data, for metrics on it; by default one score, where that is cheap
     datasets: bool | None = None,   # Record the data by its digest; by default for small data (1 MB and less)
     figures: bool = True,           # Store the figures that a tracked cell shows

@@ -17,12 +17,13 @@ __all__ = ['autolog']
 # %% ../../../nbs/ui/commands/11_autolog.ipynb #autolog
 @click.command("autolog", cls=Command, example="%mlcycle autolog on")
 @click.argument("switch", type=click.Choice(["on", "off"]))
-@click.option("--models", is_flag=True, help="Store each fitted model, with its signature.")
-@click.option("--training-metrics", is_flag=True, help="Predict the training set again, for metrics on it.")
+@click.option("--models/--no-models", default=None, help="Store each fitted model in the fit, or none; by default one a run, after the cell.")
+@click.option("--training-metrics/--no-training-metrics", default=None,
+              help="Predict the training set again, for metrics on it, or never; by default one score where that is cheap.")
 @click.option("--datasets/--no-datasets", default=None, help="Note the data by its digest, always or never; by default when it is small.")
 @click.option("--no-figures", is_flag=True, help="Leave out the figures that a tracked cell shows.")
 @click.pass_obj
-def autolog(face: Face, switch: str, models: bool, training_metrics: bool, datasets: bool | None, no_figures: bool) -> Result:
+def autolog(face: Face, switch: str, models: bool | None, training_metrics: bool | None, datasets: bool | None, no_figures: bool) -> Result:
     "Log what scikit-learn, xgboost and lightgbm train in this notebook by itself, or no longer."
     from mlcycle.track.autolog.switch import autolog as set_autolog
 

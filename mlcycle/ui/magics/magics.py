@@ -5,6 +5,7 @@
 # %% ../../../nbs/ui/magics/02_magics.ipynb #imports
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -66,6 +67,51 @@ def _numbered(shell: Any) -> Iterator[None]:
         del compiler.cache
 
 
+# %% ../../../nbs/ui/magics/02_magics.ipynb #held
+@contextmanager
+def _held_tracebacks(shell: Any) -> Iterator[list[tuple[Any, Any, Any]]]:
+    held: list[tuple[Any, Any, Any]] = []
+    shell._showtraceback = lambda *shown: held.append(shown)
+    try:
+        yield held
+    finally:
+        del shell._showtraceback
+
+
+def _raise_as_own(shell: Any, error: BaseException | None, held: list[tuple[Any, Any, Any]]) -> None:
+    "Show what was held back; the cell's own error is raised with the traceback that was made for it."
+    own = [lines for _, value, lines in held if value is error]
+    is_own = isinstance(error, Exception) and not isinstance(error, SyntaxError) and bool(own)
+    if is_own:
+        try:
+            error._render_traceback_ = lambda: own[-1]
+        except Exception:  # it takes no attributes
+            is_own = False
+    for shown in held:
+        if not (is_own and shown[1] is error):
+            shell._showtraceback(*shown)
+    if is_own and error is not None:
+        raise error
+
+# %% ../../../nbs/ui/magics/02_magics.ipynb #compiles
+def _is_python(shell: Any, cell: str) -> bool:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they come when the cell runs
+        try:
+            compile(shell.transform_cell(cell), "<cell>", "exec", flags=shell.compile.flags, dont_inherit=True)
+        except (SyntaxError, ValueError, OverflowError):
+            return False
+    return True
+
+
+def _refuse_syntax_error(shell: Any, below: str) -> None:
+    "Show a syntax error of a cell. Raises `MagicError` where there is one."
+    if not _is_python(shell, below):
+        with _numbered(shell):
+            shell.run_cell(below, store_history=False, silent=False)
+        raise MagicError("nothing ran, and no run was made")
+
+# %% ../../../nbs/ui/magics/02_magics.ipynb #track-cell
 def _run_cell(shell: Any, line: str, cell: str, options: TrackOptions) -> None:
     from mlcycle.track.current import run
 
@@ -74,7 +120,10 @@ def _run_cell(shell: Any, line: str, cell: str, options: TrackOptions) -> None:
     if _awaits(shell, cell):
         raise MagicError("A tracked cell cannot await at its top level. Use `with mlc.run(...):` in a plain cell, where await works.")
     _check_variable(options.out)
+    below = cell if cell.lstrip().startswith("%%") else f"# %%track {line}\n{cell}"  # lines are counted as in the notebook
+    _refuse_syntax_error(shell, below)
     params, inline = take_params(options.params, shell.user_ns)
+    held: list[tuple[Any, Any, Any]] = []
     block = run(options.name, options.experiment, params, options.tags, kind="cell", source=cell)
     try:
         active = block.__enter__()
@@ -84,8 +133,7 @@ def _run_cell(shell: Any, line: str, cell: str, options: TrackOptions) -> None:
     try:
         shell.user_ns.update(inline)
         run_display = RunDisplay(active, options.live)
-        below = cell if cell.lstrip().startswith("%%") else f"# %%track {line}\n{cell}"  # lines are counted as in the notebook
-        with _quiet(shell.displayhook, cell), _numbered(shell):
+        with _quiet(shell.displayhook, cell), _numbered(shell), _held_tracebacks(shell) as held:
             execution = shell.run_cell(below, store_history=False, silent=False)
         error = execution.error_before_exec or execution.error_in_exec
     finally:
@@ -96,6 +144,7 @@ def _run_cell(shell: Any, line: str, cell: str, options: TrackOptions) -> None:
     if options.out:
         shell.user_ns[options.out] = active
     run_display.settle()
+    _raise_as_own(shell, error, held)
     if isinstance(error, TrialPruned):
         raise error
     if error is not None:

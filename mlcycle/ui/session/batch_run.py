@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ...display import Result, Table, Text
 from ...errors import MlcycleError, UsageError
 from ...notebooks.document.outputs import Difference, differences
-from ...notebooks.reproduce.verdict import named_within
+from ...notebooks.reproduce.verdict import is_duration, named_within
 from .hidden_state import Finding, judge
 from .journal import journal_of
 from .this_notebook import Unsaved, notebook_path, saved_cells, unsaved
@@ -48,9 +48,11 @@ class Comparison:
 
     @property
     def metrics(self) -> list[tuple[str, float | None, float | None, float | None]]:
-        "Name, value here, value in the batch run, and the difference; None where one side lacks the metric."
+        "Name, value here, value in the batch run, and the difference; None where one side lacks the metric. Durations are left out."
         rows = []
         for key in [*self.before, *(key for key in self.after if key not in self.before)]:
+            if is_duration(key[1]):  # no two runs take the same time
+                continue
             a, b = self.before.get(key), self.after.get(key)
             rows.append((": ".join(filter(None, key)), a, b, _difference(a, b)))
         return rows
