@@ -70,7 +70,8 @@ def _parameter(ctx: click.Context, param: click.Parameter, incomplete: str) -> l
         return [CompletionItem(p.name, help=one_line("; ".join(filter(None, (p.default_in_one_line or "required", p.help)))))
                 for p in parameters if p.name.startswith(incomplete)]
     if earlier[-2] in param.opts:
-        return [CompletionItem(value, help=p.type) for p in parameters if p.name == earlier[-1] for value in _values(p) if value.startswith(incomplete)]
+        return [CompletionItem(value, help=p.type) for p in parameters if p.name == earlier[-1] for value in _values(p)
+                if value.startswith(incomplete)]
     return []
 
 
