@@ -22,6 +22,7 @@ _HOME = {
     "start_run": "track.started",
     **dict.fromkeys(("report", "current_trial"), "track.trial"),
     **dict.fromkeys(("runs", "history"), "track.queries"),
+    **dict.fromkeys(("note", "tag"), "track.annotations"),
     "autolog": "track.autolog.switch",
     "run_notebook": "notebooks.execute.runner",
     "run_many": "notebooks.sweep.runner",

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..entities import AliasMove, MoveKind, Version
@@ -23,16 +24,31 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/registry/12_aliases.ipynb #promote
 def promote(
-    ref: str | Version,     # A version, `name/3`, `name@challenger` or `name`
+    ref: str | Version,     # A version, `name/3`, `name@challenger`, or `name` for its newest
     alias: str = CHAMPION,  # Alias to point at it
     why: str = "",          # The reason, for the history
     *,
     store: Store | None = None,  # The store; the current one by default
-) -> AliasMove:
-    "Point an alias at a version; where it points there already, only the reason is added. Raises `NotFoundError`, `UsageError`."
+) -> AliasMove:  # Where it points there already, from that version to itself
+    "Point an alias at a version; where it points there already, only a reason is added. Raises `NotFoundError`, `UsageError`."
     store, alias = use_store(store), check_model_name(alias, "alias")
+    version = _candidate(ref, store)
+    last: list[AliasMove] = []
+
+    def choose(moves: list[AliasMove]) -> tuple[int | None, str, MoveKind] | None:
+        last[:] = moves[-1:]
+        stays = bool(last) and last[0].after == version.number and not why
+        return None if stays else (version.number, why, "promoted")
+
+    return models.change_alias(store, version.model, alias, choose) or replace(last[0], before=version.number)
+
+
+def _candidate(ref: str | Version, store: Store) -> Version:
+    "The version that is to be promoted."
     version = resolve_version(ref, store=store)
-    return models.move_alias(store, version.model, alias, version.number, why)
+    if isinstance(ref, str) and (parsed := parse_ref(ref)).number is None and parsed.alias is None:
+        return models.versions(store, version.model)[-1]
+    return version
 
 # %% ../../nbs/registry/12_aliases.ipynb #pile
 def _places(

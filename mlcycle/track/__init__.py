@@ -14,4 +14,5 @@ __all__ = []
 __getattr__, __dir__, __all__ = lazy_names(__name__, {
     "run": "current", "current_run": "current", "Terminated": "current", "ActiveRun": "active", "start": "begin", "attach": "begin",
     "runs": "queries", "history": "queries", "report": "trial", "current_trial": "trial", "stop_run": "stopping",
+    "note": "annotations", "tag": "annotations",
 })

@@ -80,7 +80,7 @@ class WholeWords(BashComplete):
         if not self.line():
             return super().get_completion_args()
         typed = read_line(self.line())
-        return list(typed.words[1:]), typed.incomplete
+        return list(typed.earlier[1:]), typed.incomplete
 
     def complete(self) -> str:
         "One line for each completion: what it is, and what to insert."

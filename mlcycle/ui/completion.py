@@ -148,7 +148,7 @@ def complete_items(
 
     typed = read_line(line)
     try:
-        items = ShellComplete(command or tree, {}, "mlcycle", "_MLCYCLE_COMPLETE").get_completions(list(typed.words), typed.incomplete)
+        items = ShellComplete(command or tree, {}, "mlcycle", "_MLCYCLE_COMPLETE").get_completions(list(typed.earlier), typed.incomplete)
     except Exception:
         return []
     return [item for item in items if item.type == "plain"] + [CompletionItem(name) for name in _files(items, typed.incomplete)]

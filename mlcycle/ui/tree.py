@@ -31,8 +31,8 @@ GROUPS = {  # Heading to the commands below it: name to module and function
     "Model": {"register": "models:register", "promote": "models:promote", "rollback": "models:rollback", "models": "models:models",
               "predict": "predict:predict"},
     "Tune": {"tune": "tune:tune", "studies": "studies:studies"},
-    "Keep house": {"autolog": "autolog:autolog", "events": "store:events", "delete": "compare:delete", "fsck": "store:fsck", "gc": "store:gc",
-                   "warm": "warm:warm", "completion": "completion:completion"},
+    "Keep house": {"note": "annotations:note", "tag": "annotations:tag", "autolog": "autolog:autolog", "events": "store:events",
+                   "delete": "compare:delete", "fsck": "store:fsck", "gc": "store:gc", "warm": "warm:warm", "completion": "completion:completion"},
 }
 COMMANDS = {name: home for commands in GROUPS.values() for name, home in commands.items()}
 FIRST = ("demo", "run", "runs", "show", "register")  # What one begins with: `mlcycle` alone shows these

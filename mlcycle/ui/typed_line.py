@@ -15,10 +15,10 @@ __all__ = ['TypedLine', 'read_line']
 @dataclass(frozen=True, slots=True)
 class TypedLine:
     "What stands before the cursor."
-    words: tuple[str, ...]  # Complete words
-    incomplete: str         # The word that is being typed, without its quotes
-    start: int              # Where its text begins in the line, behind a quote that opens it
-    quote: str = ""         # The quote that is open at the cursor
+    earlier: tuple[str, ...]  # The complete words
+    incomplete: str           # The word that is being typed, without its quotes
+    start: int                # Where its text begins in the line, behind a quote that opens it
+    quote: str = ""           # The quote that is open at the cursor
 
     def written(
         self,
@@ -34,11 +34,11 @@ def read_line(
     line: str,  # A command line up to the cursor
 ) -> TypedLine:
     "Take a line apart."
-    words: list[str] = []
+    earlier: list[str] = []
     word, start, quote, escaped = None, len(line), "", False
     for place, sign in enumerate(line):
         if not quote and not escaped and sign.isspace():
-            words += [word] if word is not None else []
+            earlier += [word] if word is not None else []
             word, start = None, len(line)
             continue
         if word is None:
@@ -51,4 +51,4 @@ def read_line(
             quote = "" if quote else sign
         else:
             word += sign
-    return TypedLine(tuple(words), word or "", start, quote)
+    return TypedLine(tuple(earlier), word or "", start, quote)

@@ -140,3 +140,16 @@ def test_what_was_rolled_back_is_named(store: Store) -> None:
         rollback("churn", store=store)
     with pytest.raises(NotFoundError, match=r"back where it began, at churn/1: what came later \(churn/2\) was rolled back"):
         rollback("churn", store=store)
+
+
+def test_a_bare_name_is_promoted_to_its_newest_version(store: Store) -> None:
+    "Not to the champion that it stands for elsewhere. A promotion to where the alias is adds a reason to the history, and without one nothing."
+    filled(store)
+    first = promote("churn", store=store)
+    assert (first.before, first.after) == (1, 3)
+    again = promote("churn", store=store)
+    assert again.before == again.after == 3 and len(models.alias_history(store, "churn", "champion")) == 2
+    assert len(events.listing(store, action="alias.move")) == 2
+    reasoned = promote("churn/3", why="seen on new data", store=store)
+    assert reasoned.before == reasoned.after == 3 and models.alias_history(store, "churn", "champion")[-1].why == "seen on new data"
+    assert promote("churn@champion", "challenger", store=store).after == 3 and rollback("churn", store=store).after == 1

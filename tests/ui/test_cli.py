@@ -19,6 +19,7 @@ from mlcycle.store import artifacts, facts, models, runs
 from mlcycle.store.connect import connect, open_store
 from mlcycle.store.query import page
 from mlcycle.store.runs import to_run
+from mlcycle.ui.commands.demo import NEXT
 from mlcycle.ui.tree import COMMANDS, FIRST, GROUPS, Face, tree
 from mlcycle.ui.widgets.comparison_parts import compare_view
 from tests.tree import ROOT
@@ -73,6 +74,17 @@ def test_demo_takes_an_empty_folder_through_the_cycle(tmp_path: Path) -> None:
     assert again.returncode == 2 and "is not empty" in again.stderr
     refused = mlcycle("predict", "biopsy", "data/holdout.csv", "-o", "other.csv", cwd=project)
     assert refused.returncode == 1 and "diagnosis" in refused.stderr and not (project / "other.csv").exists()
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").split("\n## In a terminal\n")[1].split("```sh\n")[1].split("```")[0]
+    needed = ("run", "register", "promote", "rollback")  # the others are tried by the tests of the README
+    for lines, name, number in ((NEXT.format(folder=project), "more-trees", 2), (readme, "big-forest", 3)):
+        commands = [shlex.split(line.partition("   ")[0])[1:] for line in map(str.strip, lines.splitlines()) if line.startswith("mlcycle ")]
+        called = {words[0]: mlcycle(*words, cwd=project) for words in commands if words[0] in needed}
+        assert {command: done.stderr for command, done in called.items() if done.returncode} == {}
+        assert f"biopsy@champion now points to biopsy/{number} (was biopsy/{number - 1})" in called["promote"].stdout
+        assert f"biopsy/{number} comes from the run {name}" in called["promote"].stdout and "Metrics" in called["promote"].stdout
+    assert "now points to biopsy/2 (was biopsy/3)" in called["rollback"].stdout
+    experiments = {r["name"]: r["experiment"] for r in json.loads(mlcycle("runs", "--json", cwd=project).stdout)}
+    assert len(experiments) == 5 and set(experiments.values()) == {"biopsies"}
 
 
 def test_outcomes_have_exit_codes_and_one_line_of_json(project: Path) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mlcycle.store.connect import Store
 
 # %% auto #0
-__all__ = ['TRIES', 'MODEL', 'EXPERIMENT', 'demo']
+__all__ = ['TRIES', 'MODEL', 'EXPERIMENT', 'NEXT', 'demo']
 
 # %% ../../../nbs/ui/commands/08_demo.ipynb #tries
 TRIES: tuple[dict[str, Any], ...] = (
@@ -108,13 +108,13 @@ def demo(face: Face, folder: Path) -> Result:
         _note(face, f"{prediction.rows} rows, {accuracy:.1%} of them right: {out}")
     data = {"folder": str(folder), "runs": page.columns["id"], "best": best["id"], "version": version.ref, "auc": float(best["metrics.auc"]),
             "holdout_accuracy": accuracy, "predictions": str(out)}
-    return Result(data, [Text(""), Text("Next", "head"), Text(_NEXT.format(folder=folder), block=True)])
+    return Result(data, [Text(""), Text("Next", "head"), Text(NEXT.format(folder=folder), block=True)])
 
 # %% ../../../nbs/ui/commands/08_demo.ipynb #next
-_NEXT = """\
+NEXT = """\
   cd {folder}
   mlcycle runs "metrics.auc > 0.99" -o -metrics.auc       find runs
   mlcycle show biopsy@champion                            where the champion came from
-  mlcycle run train.ipynb -p model forest -p trees 500 --register biopsy
-  mlcycle promote biopsy/2 --why "more trees"             and mlcycle rollback biopsy@champion undoes it
+  mlcycle run train.ipynb -p model forest -p trees 500 -e biopsies --name more-trees --register biopsy
+  mlcycle promote biopsy --why "more trees"               its newest version; mlcycle rollback biopsy@champion undoes it
   jupyter lab train.ipynb                                 explore (pip install 'mlcycle[lab]'); %load_ext mlcycle"""

@@ -27,23 +27,23 @@ def register(run: str, name: str, artifact: str) -> Result:
     from mlcycle.ui.views.models import version_data
 
     version = register_version(run, name, artifact)
-    return Result(version_data(version), [Text(f"Registered {version.ref} from run {version.run[:8]}", "good")])
+    return Result(version_data(version), [Text(f"Registered {version.ref} from run {version.run[:8]}", "good"),
+                                          Text(f"`mlcycle promote {version.ref}` makes it the champion.", "dim")])
 
 # %% ../../../nbs/ui/commands/04_models.ipynb #moved
 def _moved(move: AliasMove) -> Result:
-    from mlcycle.ui.views.models import move_data
+    from mlcycle.store.connect import current_store
+    from mlcycle.ui.views.moves import move_view
 
-    former = f" (was {move.model}/{move.before})" if move.before and move.before != move.after else ""
-    change = f"now points to {move.model}/{move.after}" if move.after else "was removed"
-    return Result(move_data(move), [Text(f"{move.model}@{move.alias} {change}{former}", "good")])
+    return move_view(current_store(), move)
 
 # %% ../../../nbs/ui/commands/04_models.ipynb #move
-@click.command("promote", cls=Command, example="mlcycle promote churn/3 --why \"more trees\"")
+@click.command("promote", cls=Command, example="mlcycle promote churn --why \"more trees\"")
 @click.argument("version", shell_complete=complete_model)
 @click.argument("alias", default="champion", shell_complete=complete_alias)
 @click.option("--why", default="", help="The reason, for the history.")
 def promote(version: str, alias: str, why: str) -> Result:
-    "Point ALIAS (champion by default) at VERSION, such as churn/3."
+    "Point ALIAS (champion by default) at VERSION, such as churn/3; churn stands for its newest version."
     from mlcycle.registry.aliases import promote as move
 
     return _moved(move(version, alias, why))

@@ -64,13 +64,14 @@ def _values(parameter: Any) -> list[str]:
 
 
 def _parameter(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    words = ("", "", *ctx.meta.get(WORDS, ()))
+    earlier = ("", "", *ctx.meta.get(WORDS, ()))
     parameters = getattr(opened_in(ctx), "parameters", None) or ()
-    if words[-1] in param.opts:
+    if earlier[-1] in param.opts:
         return [CompletionItem(p.name, help=one_line("; ".join(filter(None, (p.default_in_one_line or "required", p.help)))))
                 for p in parameters if p.name.startswith(incomplete)]
-    if words[-2] in param.opts:
-        return [CompletionItem(value, help=p.type) for p in parameters if p.name == words[-1] for value in _values(p) if value.startswith(incomplete)]
+    if earlier[-2] in param.opts:
+        return [CompletionItem(value, help=p.type) for p in parameters if p.name == earlier[-1] for value in _values(p)
+                if value.startswith(incomplete)]
     return []
 
 

@@ -12,6 +12,7 @@ from ...entities import AliasMove, Model, Version
 from ...errors import NotFoundError
 from ...store import models, runs
 from ...store.connect import Store
+from .notes import note_data, note_parts
 from .parts import Columns, lineage_parts
 
 # %% auto #0
@@ -76,11 +77,11 @@ def version_view(
                 "environment": e.data["environment"], "time": e.time, "actor": e.actor} for e in reproductions(store, version)]
     search = _search(store, version)
     data = version_data(version) | search | {"files": [{"name": f.name, "digest": f.digest, "bytes": f.size} for f in files],
-                                             "reproductions": repeats}
+                                             "reproductions": repeats, "note": note_data(store, version)}
     head = Facts({"version": version.ref, "aliases": version.aliases or None, "flavour": version_row(version)[2], "run": version.run[:8],
                   **({"study": f"{search['study']}, trial {search['trial']}", "space": space_words(search["space"]) or None} if search else {}),
                   "registered": version.created, "by": version.actor, "digest": version.digest[:16], "reproduced": last_reproduction(store, version)})
-    parts: list[Part] = [head, *lineage_parts(of_version(store, version))]
+    parts: list[Part] = [head, *note_parts(store, version), *lineage_parts(of_version(store, version))]
     tables: list[Part] = [Facts(version.metrics, "Metrics")] if version.metrics else []
     if version.signature:
         from mlcycle.registry.signatures import from_dict
@@ -121,6 +122,7 @@ def model_view(
     moves = models.alias_history(store, model.name)
     data = {"name": model.name, "aliases": model.aliases, "versions": [version_data(v) for v in versions], "history": [move_data(m) for m in moves]}
     parts: list[Part] = [_versions_table(list(reversed(versions)), model.name)]
+    parts += note_parts(store, *reversed(versions))
     if versions:
         named = next((v for v in versions if "champion" in v.aliases), versions[-1])  # as a bare name is resolved
         parts += lineage_parts(of_version(store, named), f"Lineage of {named.ref}")

@@ -19,6 +19,7 @@ from ...store.connect import Store
 from ...track.queries import RunsPage
 from .evaluations import evaluation_parts
 from .metric_table import metric_table
+from .notes import note_data, note_parts
 from .parts import Columns, Folded, Picture, lineage_parts
 from .run_columns import ordered_columns
 
@@ -66,7 +67,8 @@ def run_data(
     return {"run": run.id, "name": run.name, "experiment": run.experiment, "kind": run.kind, "status": run.status, "started": run.started,
             "ended": run.ended, "seconds": run.seconds, "parent": run.parent, "actor": run.actor, "reason": run.reason,
             "error": {"type": run.error.type, "message": run.error.message, "cell": run.error.cell} if run.error else None,
-            "params": facts.params(store, run), "metrics": metrics.latest(store, run), "tags": facts.tags(store, run)}
+            "params": facts.params(store, run), "metrics": metrics.latest(store, run), "tags": facts.tags(store, run),
+            "note": note_data(store, run)}
 
 # %% ../../../nbs/ui/views/02_runs.ipynb #heading
 def _heading(run: Run, lost: Sequence[Artifact]) -> list[Part]:
@@ -121,7 +123,7 @@ def run_view(
              "inputs": [{"name": d.name, "role": d.role, "digest": d.digest, "rows": d.rows, "source": d.source} for d in datasets],
              "lost": [a.name for a in lost], "warnings": facts.warnings(store, run), "children": [child.id for child in children]}
     table = metric_table(store, run)
-    parts: list[Part] = [*_heading(run, lost), *([table] if table else []), *picture_parts(store, files)]
+    parts: list[Part] = [*_heading(run, lost), *note_parts(store, run), *([table] if table else []), *picture_parts(store, files)]
     parts += given_parts(data["params"], data["tags"], captures)
     if children:
         parts.append(_children_table(store, run))

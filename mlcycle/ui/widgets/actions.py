@@ -13,6 +13,7 @@ from ...errors import NotFoundError, UsageError
 from ...registry import aliases, versions
 from ...registry.loading import Found, OpenModel, find_model, open_model
 from ...store import artifacts, models
+from ..views.moves import move_sentence
 from .forms import Field, answer_of, fields, read_row
 from .page import Action, Answer, Input
 
@@ -96,8 +97,7 @@ def promote(
     "Point an alias at a version."
     ref = values.get("version") or candidates[0].ref
     move = aliases.promote(ref, str(values.get("alias", "")).strip(), str(values.get("why", "")).strip(), store=store)
-    before = f" (was {move.model}/{move.before})" if move.before and move.before != move.after else ""
-    return Answer(f"{move.model}@{move.alias} now points to {move.model}/{move.after}{before}.")
+    return Answer(f"{move_sentence(move)}.")
 
 # %% ../../../nbs/ui/widgets/14_actions.ipynb #place
 def _place(model: str, number: int | None) -> str:
