@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ...display import Age, Facts, Part, Result, Table, Text, show_bytes, show_value
+from ...display import Age, Facts, Part, Result, Table, Text, cut_middle, show_bytes, show_value
 from ...entities import AliasMove, Model, Version
 from ...errors import NotFoundError
 from ...store import models, runs
@@ -114,17 +114,19 @@ class VersionTable:
     "The versions of a model, the best value of each metric marked, and how far each is from the champion."
     table: Table                          # What is shown of them
     marks: Mapping[int, Sequence[str]]    # Column of a metric to HTML that stands after each of its values
+    champion: int | None                  # Its row
 
     def html(self) -> str:
         "As HTML."
         table, shown = self.table, self.table.shown or len(self.table.columns)
         heads = "".join(f"<th scope='col' class='{'num' if table.numeric(i) else ''}' title='{html.escape(one_line(name))}'>"
-                        f"{html.escape(one_line(name))}</th>" for i, name in enumerate(table.columns[:shown]))
+                        f"{html.escape(cut_middle(one_line(name), 24))}</th>" for i, name in enumerate(table.columns[:shown]))
         rows = []
         for number, texts in enumerate(table.texts()):
             cells = (f"<td class='{'num' if table.numeric(i) else ''}' title='{html.escape(text)}'>{html.escape(text)}"
                      f"{self.marks[i][number] if i in self.marks else ''}</td>" for i, text in enumerate(texts[:shown]))
-            rows.append(f"<tr>{''.join(cells)}</tr>")
+            bold = " style='font-weight:600'" if number == self.champion else ""
+            rows.append(f"<tr{bold}>{''.join(cells)}</tr>")
         hidden = f"<p class='dim'>{html.escape(table.hidden(shown))}</p>" if shown < len(table.columns) else ""
         return (f"<h4>{html.escape(table.title)}</h4><div class='scroll'><table><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody>"
                 f"</table></div>{hidden}")
@@ -166,7 +168,7 @@ def _versions_table(store: Store, versions: list[Version]) -> Part:
             rank_html(rank) + _difference(value, champion.metrics.get(name) if champion else None, ways.get(name))
             for value, rank in zip(values, ranks(values, ways.get(name)), strict=True)]
     table = Table(heads, cells, "Versions", ordered=True, shown=min(len(heads), 12), rest="`mlcycle show VERSION` has all of one")
-    return VersionTable(table, marks) if versions else Text("No versions are registered.", "dim")
+    return VersionTable(table, marks, versions.index(champion) if champion else None) if versions else Text("No versions are registered.", "dim")
 
 # %% ../../../nbs/ui/views/03_models.ipynb #model-view
 def model_view(

@@ -46,7 +46,8 @@ def ranks(
     present = [value for value in numbers if value is not None]
     if not present or math.isclose(low := min(present), high := max(present), rel_tol=1e-9):
         return [""] * len(numbers)
-    ends = {"maximize": {"best": high}, "minimize": {"best": low}}.get(direction or "", {"greatest": high, "least": low})
+    unknown = {"greatest": high, "least": low} if len(present) > 2 else {}
+    ends = {"maximize": {"best": high}, "minimize": {"best": low}}.get(direction or "", unknown)
     return [next((name for name, end in ends.items() if value is not None and math.isclose(value, end, rel_tol=1e-9)), "") for value in numbers]
 
 

@@ -162,6 +162,7 @@ def runs_view(
     page: RunsPage,           # What `track.queries.runs_page` returned
     first: Sequence[str] = (),  # Columns that come before the others, as `run_columns.judged_by` returns them
     wanted: Sequence[str] = (),  # The columns to show, besides the name; `all` for every one
+    parts: Mapping[str, int] | None = None,  # Id of a run to the number of runs that are folded under it
 ) -> Result:
     "A table of runs, the weightiest columns first. Raises `UsageError` for a column that no run has."
     columns = list(page.columns)
@@ -175,7 +176,8 @@ def runs_view(
     if wanted and not whole:
         names, shown = _chosen(wanted, columns), None
     heads = [{"id": "run", "seconds": "took"}.get(c) or c.removeprefix("params.").removeprefix("metrics.") for c in names]
-    rows = [[_cell(c, r[c]) for c in names] for r in records]
+    folded = {run: f" +{number}" for run, number in (parts or {}).items()}
+    rows = [[_cell(c, r[c]) + folded.get(r["id"], "") if c == "name" else _cell(c, r[c]) for c in names] for r in records]
     return Result(data, [Table(heads, rows, empty="No runs fit. `mlcycle run NOTEBOOK` makes one.", ordered=True, whole=bool(wanted),
                                shown=None if whole else shown, rest="--columns all, or --columns NAME,NAME")])
 

@@ -243,10 +243,10 @@ def compare_view(
              Row("took", [show_seconds(run.seconds) for run in comparison.runs], unmarked)]
     parts: list[Any] = [Grid(names, heads), *_section(names, "Metrics", comparison.metrics, ways=ways_of(store, comparison))]
     if drawn := charts(store, comparison):
-        parts.append(Picture(curves(drawn, names).encode(), f"curves of {', '.join(c.title for c in drawn)}"))
+        parts.append(Picture(curves(drawn, names).encode(), f"curves of {', '.join(c.title for c in drawn)}", drawn=True))
     if len(drawn_axes := axes(comparison)) > 1:
         drawing = parallel(drawn_axes, names).encode("utf-8", "backslashreplace")  # a param may be a file name that is no UTF-8
-        parts.append(Picture(drawing, f"parallel coordinates of {', '.join(name for name, _ in drawn_axes)}"))
+        parts.append(Picture(drawing, f"parallel coordinates of {', '.join(name for name, _ in drawn_axes)}", drawn=True))
     parts += _section(names, "Params", comparison.params) + _section(names, "Tags", comparison.tags)
     parts += _section(names, "Data", comparison.inputs, digests=True)
     parts += _section(names, "Artifacts", comparison.artifacts, digests=True)
