@@ -19,6 +19,7 @@ from ...track.queries import RunsPage
 from .evaluations import evaluation_parts
 from .metric_table import metric_table
 from .parts import Columns, Folded, Picture, lineage_parts
+from .previews import preview_parts
 from .run_columns import ordered_columns
 
 # %% auto #0
@@ -126,6 +127,7 @@ def run_view(
     tables = [Table(["data", "for", "rows", "digest"], [[d.name, d.role, d.rows, d.digest[:12]] for d in datasets], "Inputs"),
               Table(["artifact", "kind", "size"], [[a.name, a.kind, show_bytes(a.size)] for a in (*files, *lost)], "Artifacts")]
     parts += [Columns([table for table in tables if table.rows])] if any(table.rows for table in tables) else []
+    parts += preview_parts(store, files)
     parts += _came_from(store, run, data, captures)
     parts += [Text(f"Warning: {w}", "warn") for w in data["warnings"]]
     return Result(data, parts)
