@@ -57,7 +57,9 @@ def _csv(data: bytes, whole: bool, separator: str = ",") -> list[Part]:
     "The head of a CSV file."
     lines = csv.reader(io.StringIO(data.decode("utf-8-sig", "replace"), newline=""), delimiter=separator)
     rows = [row for row, _ in zip(lines, range(ROWS + 2), strict=False)]
-    return _head(rows[0], rows[1:], "all rows" if whole and len(rows) <= ROWS + 1 else f"the first {min(ROWS, len(rows) - 1)} rows") if rows else [Text("It has no rows.", "dim")]
+    if not rows:
+        return [Text("It has no rows.", "dim")]
+    return _head(rows[0], rows[1:], "all rows" if whole and len(rows) <= ROWS + 1 else f"the first {min(ROWS, len(rows) - 1)} rows")
 
 
 def _parquet(data: bytes, whole: bool) -> list[Part]:

@@ -80,7 +80,7 @@ function render({ model, el: root }) {
     const runs = model.get("state").runs, held = groups.filter(([, lines]) => lines.length);
     if (!held.length) return [el("p", {class: "mlc-dim"}, empty)];
     return [el("div", {class: "mlc-scroll", tabindex: "0", role: "region", "aria-label": label}, el("table", {class: "mlc-grid"},
-      el("thead", {}, el("tr", {}, el("th", {}), ...runs.map((run) => el("th", {scope: "col"}, swatch(run), run.name)))),
+      el("thead", {}, el("tr", {}, el("th", {}), ...runs.map((run) => el("th", {scope: "col", title: run.name}, swatch(run), run.name)))),
       ...held.map(([title, lines]) => {
         const shown = only.checked ? lines.filter((line) => line.differs) : lines, hidden = lines.length - shown.length;
         return el("tbody", {}, el("tr", {class: "mlc-group"}, el("th", {scope: "rowgroup", colspan: String(runs.length + 1)}, title,
@@ -169,7 +169,7 @@ function render({ model, el: root }) {
     if (found.missing) return [chooser(), el("p", {class: "mlc-dim"}, found.missing)];
     if (!rows.length) return [chooser(), el("p", {class: "mlc-good"}, "✓ The same Python, platform and distributions.")];
     return [chooser(), el("div", {class: "mlc-scroll", tabindex: "0", role: "region", "aria-label": "Distributions that differ"}, el("table", {class: "mlc-grid"},
-      el("thead", {}, el("tr", {}, ...["", runs[0].name, runs[other + 1].name, ""].map((name) => el("th", {scope: "col"}, name)))),
+      el("thead", {}, el("tr", {}, ...["", runs[0].name, runs[other + 1].name, ""].map((name) => el("th", {scope: "col", title: name}, name)))),
       el("tbody", {}, ...rows.map(([name, a, b, how]) => el("tr", {}, el("th", {scope: "row"}, name), el("td", {}, a || "–"), el("td", {class: "mlc-mark"}, b || "–"),
         el("td", {class: "mlc-dim"}, how))))))];
   }
