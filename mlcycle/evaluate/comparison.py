@@ -41,6 +41,11 @@ class Line:
         "Is it not the same everywhere? NaN equals NaN; 1 and 1.0 are the same, 1 and True are not."
         return any(not self.same(self.values[0], value) for value in self.values[1:])
 
+    @property
+    def rounded(self) -> bool:
+        "Are some values not equal, but the same but for rounding?"
+        return not self.differs and any(not _same(self.values[0], value) for value in self.values[1:])
+
     def same(
         self,
         a: Any,  # One value

@@ -1,4 +1,4 @@
-"What can be read: every text and every line of the widgets against what lies behind it, as the browser draws it, by WCAG 2's level AA."
+"What can be read: every text and every line of the widgets against what lies behind it, by WCAG 2's level AA; and that each stands in its box."
 from __future__ import annotations
 
 import pytest
@@ -56,11 +56,53 @@ POOR = """() => {
   }
   return {poor: [...found.keys()], seen};
 }"""
+# What of a text lies outside of the page's width, or is cut where nothing says so: what scrolls is no cut, an ellipsis with a tooltip is none either.
+OUTSIDE = """() => {
+  const found = new Map(), style = (node) => getComputedStyle(node);
+  for (const root of document.querySelectorAll('.mlc-w, .mlc')) {
+    const limit = root.closest('.jp-OutputArea-output').getBoundingClientRect(), walk = document.createTreeWalker(root, NodeFilter.SHOW_TEXT);
+    while (walk.nextNode()) {
+      const text = walk.currentNode.textContent.trim(), node = walk.currentNode.parentElement;
+      if (!text || node.closest('.mlc-sr, style, title, option, datalist, .js-plotly-plot')) continue;
+      const range = document.createRange();
+      range.selectNodeContents(walk.currentNode);
+      const box = range.getBoundingClientRect();
+      if (!box.width) continue;
+      const where = `${node.tagName.toLowerCase()}.${node.getAttribute('class') ?? ''} ${JSON.stringify(text.slice(0, 40))}`;
+      let open = true;  // whether nothing around the text cuts it or scrolls
+      for (let at = node; at && root.contains(at); at = at.parentElement) {
+        const flow = style(at).overflowX, edge = at.getBoundingClientRect();
+        const beside = at.tagName === 'svg' && (box.left < edge.left - 2 || box.right > edge.right + 2);
+        if (beside) found.set(`${where} outside of its picture`, 1);
+        if (flow === 'visible' || at.tagName === 'svg') continue;
+        if (flow === 'auto' || flow === 'scroll') { open = false; break; }
+        if (box.right > edge.right + 1.5) {
+          open = false;
+          if (style(at).textOverflow !== 'ellipsis') found.set(`${where} cut by ${at.tagName}.${at.getAttribute('class')} without an ellipsis`, 1);
+          else if (!node.closest('[title]')) found.set(`${where} cut without a title`, 1);
+          break;
+        }
+      }
+      if (open && box.right > limit.right + 1.5) found.set(`${where} sticks out by ${Math.round(box.right - limit.right)}`, 1);
+    }
+    for (const svg of root.querySelectorAll('svg')) {  // headings that run into each other
+      const boxes = [...svg.querySelectorAll('text')].map((node) => [node.getBoundingClientRect(), node.textContent]).filter(([box]) => box.width);
+      boxes.forEach(([a, one], i) => boxes.slice(i + 1).forEach(([b, other]) => {
+        const wide = Math.min(a.right, b.right) - Math.max(a.left, b.left), high = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
+        if (wide > 2 && high > 5) found.set(`${JSON.stringify(one)} over ${JSON.stringify(other)}`, 1);
+      }));
+    }
+  }
+  return [...found.keys()];
+}"""
 WHOLE = """() => { const content = window.jupyterapp.shell.currentWidget.content;  // cells out of sight stay in the page
                     content.notebookConfig = {...content.notebookConfig, windowingMode: 'none'}; }"""
 STATIC = """from IPython.display import HTML
 from mlcycle.display import Facts, Result, Text
-lines = ("runs", "show churn", "show failed", "compare run-1 run-2", "lineage churn/1")
+from mlcycle.store.refs import newest
+from mlcycle.store.connect import current_store
+long = newest(current_store(), NAMES[-2]).id
+lines = ("runs", "show churn", "show failed", f"show {long}", f"compare run-1 {long}", "lineage churn/1")
 looks = Result(None, [*(Text(f"text {look}", look) for look in ("good", "bad", "warn", "dim", "head", "")), Facts({"a": "cancelled", "b": "pruned"})])
 HTML("".join(r._repr_html_() for r in (looks, *(get_ipython().run_line_magic("mlcycle", line) for line in lines))))"""
 LIVE = """import time
@@ -73,6 +115,7 @@ with mlc.run("curves", "churn", params={"learning_rate": 1.0}, capture=False) as
         time.sleep(0.05)"""
 
 
+WIDTHS = (600, 700, 1400)
 THEMES = ("JupyterLab Light", "JupyterLab Dark")
 
 
@@ -91,6 +134,13 @@ class Contrasts:
         before = self.seen.get(self.opened.theme, {})
         self.seen[self.opened.theme] = {kind: max(before.get(kind, 0), number) for kind, number in found["seen"].items()}
 
+    def measure(self, state: str = "") -> None:
+        "Judge where things stand, at three widths of the window."
+        for width in WIDTHS:
+            self.opened.page.set_viewport_size({"width": width, "height": 1400})
+            self.opened.page.wait_for_timeout(250)  # charts are drawn anew
+            self.poor |= {f"{width} px, {state}: {each}" for each in self.opened.page.evaluate(OUTSIDE)}
+
     def check(self) -> None:
         "Fail for what cannot be read, and where too little was seen."
         assert not self.poor, "\n".join(sorted(self.poor))
@@ -100,10 +150,14 @@ class Contrasts:
 def test_everything_can_be_read(notebook: Opener) -> None:
     "Every widget and every static form, in both themes of JupyterLab: no text below 4.5:1, no line below 3:1."
     failing = "with mlc.run('failed', 'churn', capture=False):\n    raise ValueError('bad data')"
-    curves = ("for i in range(8):\n    with mlc.run(f'run-{i}', 'many', params={'lr': float(i)}, capture=False):\n"
-              "        for step in range(20):\n            mlc.log_metrics({'loss': (i + 1) / (step + 1)})")
+    curves = ("NAMES = [*(f'run-{i}' for i in range(6)), 'a name of some sixty letters as a person gives it to a model', '実験の長い名前' * 5]\n"
+              "LONG = 'histgradientboostingclassifier__validation_fraction_of_the_rest'\n"
+              "for i, name in enumerate(NAMES):\n"
+              "    with mlc.run(name, 'many', params={'lr': float(i), LONG: i / 7, '長い名前のパラメータ' * 4: name}, capture=False):\n"
+              "        mlc.log_text('line ' * 80, 'notes-' + LONG + '.txt')\n"
+              "        for step in range(20):\n            mlc.log_metrics({'loss': (i + 1) / (step + 1), 'val_' + LONG: i + step})")
     setup = SETUP + "mlc.register('boosting-0.2', 'churn')\nmlc.promote('churn/1', why='the first')\n" + curves
-    opened = notebook(setup, failing, "%mlcycle runs -n 5", "%mlcycle compare " + " ".join(f"run-{i}" for i in range(8)), "%mlcycle show churn/1",
+    opened = notebook(setup, failing, "%mlcycle runs -n 5", "mlc.Compare(*NAMES)", "%mlcycle show churn/1",
                       STATIC, "%mlcycle show nothing", LIVE, height=1400)
     opened.page.evaluate(WHOLE)
     opened.run(0)
@@ -129,6 +183,8 @@ def test_everything_can_be_read(notebook: Opener) -> None:
         for tab in ("Params", "Curves", "Parallel", "Data & files", "Environment", "Code"):
             both.get_by_role("tab", name=tab).click()
             contrasts.look(tab)
+            if theme == THEMES[0]:  # colours move nothing
+                contrasts.measure(tab)
         opened.shot(f"contrast-{theme.split()[1]}", opened.output(2))
     contrasts.check()
 

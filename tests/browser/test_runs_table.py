@@ -193,12 +193,15 @@ from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
 X, y = load_iris(return_X_y=True, as_frame=True)
 with mlc.run("iris", capture=False) as run:
-    run.log_model(LogisticRegression(max_iter=200).fit(X, y), input_example=X.head())"""
+    run.log_model(LogisticRegression(max_iter=200).fit(X, y), input_example=X.head())
+with mlc.run("whole", capture=False):
+    for i in range(2):
+        with mlc.run(f"fold-{i}", capture=False): pass"""
 
 
 def test_register_by_clicking_and_reload(notebook: Opener, folder: Path) -> None:
     "A run becomes a version by clicking, cannot be deleted from then on, and the table is as it was after the page is loaded again."
-    opened = notebook(TRAIN, "%load_ext mlcycle\n%mlcycle runs \"name == 'iris'\"")
+    opened = notebook(TRAIN, "%load_ext mlcycle\n%mlcycle runs \"name == 'iris'\"", "%mlcycle runs")
     opened.run()
     opened.idle()
     table = table_of(opened, 1)
@@ -211,6 +214,20 @@ def test_register_by_clicking_and_reload(notebook: Opener, folder: Path) -> None
     table.get_by_role("button", name="Delete…").click()
     table.get_by_role("alertdialog").get_by_role("button", name="Delete 1 run").click()
     table.get_by_role("alert").get_by_text("flowers/1 came from it").wait_for()
+    every = table_of(opened, 2)
+    assert [name.split()[-1] for name in names(every)] == ["whole", "iris"]  # its parts are folded
+    every.get_by_role("button", name="2 runs that are part of whole").click()
+    every.locator("td.mlc-name", has_text="fold-1").wait_for()
+    assert [name.split()[-1] for name in names(every)] == ["whole", "fold-0", "fold-1", "iris"]
+    every.get_by_text("1–2 of 2 runs", exact=True).wait_for()
+    every.locator("tbody tr", has_text="fold-1").locator("td").last.click()
+    page = opened.output(2).locator(".mlc-page")
+    page.get_by_role("heading", name="Run fold-1").wait_for()
+    opened.shot("runs-table-page", opened.output(2))
+    every.get_by_role("button", name="Close page").click()
+    page.wait_for(state="detached")
+    every.get_by_role("button", name="iris", exact=True).press("Enter")
+    page.get_by_role("heading", name="Run iris").wait_for()
     opened.reload()
     table = table_of(opened, 1)
     table.get_by_text("1 selected").wait_for()

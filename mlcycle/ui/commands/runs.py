@@ -15,7 +15,7 @@ from ...errors import NotFoundError
 from ...frame_result import FrameResult
 from ..completion import complete_experiment, complete_run
 from ..field_completion import complete_columns, complete_order, complete_query
-from ..tree import Command
+from ..tree import Command, Face
 
 # %% auto #0
 __all__ = ['runs', 'artifacts']
@@ -29,10 +29,15 @@ __all__ = ['runs', 'artifacts']
 @click.option("-n", "--limit", default=20, show_default=True, type=click.IntRange(1), help="At most so many.")
 @click.option("-c", "--columns", metavar="all|NAME,…", shell_complete=complete_columns,
               help="Which columns to show; those that distinguish the runs by default.")
-def runs(query: str | None, experiment: str | None, order_by: str, limit: int, columns: str | None) -> Result:
-    """List runs that fit QUERY, such as "metrics.auc > 0.9 and params.model == 'hgb'"."""
+@click.option("--children", is_flag=True, help="Also the runs that are part of others: folds, trials, tasks of a sweep.")
+@click.pass_obj
+def runs(face: Face, query: str | None, experiment: str | None, order_by: str, limit: int, columns: str | None, children: bool) -> Result:
+    """List runs that fit QUERY, such as "metrics.auc > 0.9 and params.model == 'hgb'".
+
+    Without a QUERY, and where they are not sorted by a metric or a param, runs that are part of others are folded: "name +8" has eight of them."""
     from mlcycle.store.connect import current_store
     from mlcycle.track.queries import runs_page
+    from mlcycle.ui.views.folding import ROOTS, child_counts, folds
     from mlcycle.ui.views.run_columns import judged_by
     from mlcycle.ui.views.runs import runs_view
 
@@ -41,11 +46,17 @@ def runs(query: str | None, experiment: str | None, order_by: str, limit: int, c
 
         return RunsTable(query, experiment, order_by, limit)
 
-    page = runs_page(query, experiment, order_by, limit)
+    page = runs_page(query, experiment, order_by, limit)  # JSON has all of them
+    data, counts = runs_view(page).data, {}
+    if not face.json and not children and folds(query, order_by) and any(page.columns["parent"]):
+        page = runs_page(ROOTS, experiment, order_by, limit)
+        counts = child_counts(current_store(), page.columns["id"])
     wanted = [name.strip() for name in columns.split(",") if name.strip()] if columns else []
-    table = runs_view(page, judged_by(current_store(), order_by, page.records), wanted)
+    table = runs_view(page, judged_by(current_store(), order_by, page.records), wanted, counts)
     rest = [Text(f"{len(page):,} of {page.total:,} runs; `-n {page.total}` shows all.", "dim")] if page.total > len(page) else []
-    return replace(table, parts=[*table.parts, *rest], live=live)
+    if counts:
+        rest.append(Text("+ is the number of runs that are part of one; `--children` lists them too.", "dim"))
+    return replace(table, data=data, parts=[*table.parts, *rest], live=live)
 
 # %% ../../../nbs/ui/commands/01_runs.ipynb #artifacts
 @click.command("artifacts", cls=Command, example="mlcycle artifacts forest --download copies")

@@ -5,18 +5,28 @@
 # %% ../../../nbs/ui/views/03_models.ipynb #imports
 from __future__ import annotations
 
-from typing import Any
+import html
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from ...display import Age, Facts, Part, Result, Table, show_bytes, show_value
+from ...display import Age, Facts, Part, Result, Table, Text, cut_middle, show_bytes, show_value
 from ...entities import AliasMove, Model, Version
 from ...errors import NotFoundError
 from ...store import models, runs
 from ...store.connect import Store
+from ...terminal import one_line
 from .notes import note_data, note_parts
 from .parts import Columns, lineage_parts
+from .ranks import objectives, rank_html, ranks
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 # %% auto #0
-__all__ = ['VERSION_COLUMNS', 'version_data', 'version_row', 'version_view', 'move_data', 'model_view', 'models_view']
+__all__ = ['VERSION_COLUMNS', 'RECENT', 'version_data', 'version_row', 'version_view', 'move_data', 'VersionTable', 'model_view',
+           'models_view']
 
 # %% ../../../nbs/ui/views/03_models.ipynb #version
 def version_data(
@@ -100,15 +110,66 @@ def move_data(
             "actor": move.actor, "why": move.why}
 
 # %% ../../../nbs/ui/views/03_models.ipynb #versions-table
-def _versions_table(versions: list[Version], title: str) -> Table:
-    "A column for each metric, so that versions can be compared by it."
-    names = list(dict.fromkeys(name for version in versions for name in version.metrics))
-    rows = [version_row(version) for version in versions]
+@dataclass(frozen=True, slots=True)
+class VersionTable:
+    "The versions of a model, the best value of each metric marked, and how far each is from the champion."
+    table: Table                          # What is shown of them
+    marks: Mapping[int, Sequence[str]]    # Column of a metric to HTML that stands after each of its values
+    champion: int | None                  # Its row
+
+    def html(self) -> str:
+        "As HTML."
+        table, shown = self.table, self.table.shown or len(self.table.columns)
+        heads = "".join(f"<th scope='col' class='{'num' if table.numeric(i) else ''}' title='{html.escape(one_line(name))}'>"
+                        f"{html.escape(cut_middle(one_line(name), 24))}</th>" for i, name in enumerate(table.columns[:shown]))
+        rows = []
+        for number, texts in enumerate(table.texts()):
+            cells = (f"<td class='{'num' if table.numeric(i) else ''}' title='{html.escape(text)}'>{html.escape(text)}"
+                     f"{self.marks[i][number] if i in self.marks else ''}</td>" for i, text in enumerate(texts[:shown]))
+            bold = " style='font-weight:600'" if number == self.champion else ""
+            rows.append(f"<tr{bold}>{''.join(cells)}</tr>")
+        hidden = f"<p class='dim'>{html.escape(table.hidden(shown))}</p>" if shown < len(table.columns) else ""
+        return (f"<h4>{html.escape(table.title)}</h4><div class='scroll'><table><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody>"
+                f"</table></div>{hidden}")
+
+    def rich(self) -> RenderableType:
+        "For a terminal."
+        return self.table.rich()
+
+# %% ../../../nbs/ui/views/03_models.ipynb #difference
+def _difference(value: float | None, champion: float | None, way: str | None) -> str:
+    "How far a value is from the champion's, in HTML; coloured where it is known which way is better."
+    if value is None or champion is None or not math.isfinite(value - champion) or math.isclose(value, champion, rel_tol=1e-9):
+        return ""
+    by = value - champion
+    look = "dim" if way is None else "good" if (by > 0) == (way == "maximize") else "bad"
+    size, sign, word = show_value(abs(by)), *(("+", "more") if by > 0 else ("−", "less"))
+    return f" <span class='{look}' title='{size} {word} than the champion'>{sign}{size}</span>"
+
+# %% ../../../nbs/ui/views/03_models.ipynb #version-columns
+RECENT = 50  # Versions whose studies are looked up
+
+
+def _versions_table(store: Store, versions: list[Version]) -> Part:
+    "A column for each metric, what a study optimizes first, so that versions can be compared by it."
+    ways = objectives(store, [_search(store, version).get("study") for version in versions[:RECENT]])
+    named = dict.fromkeys(name for version in versions for name in version.metrics)
+    names = [*(name for name in named if name in ways), *(name for name in named if name not in ways)]
+    champion = next((version for version in versions if "champion" in version.aliases), None)
     heads = ["version", "aliases", "registered", *names[:1], "run", *names[1:], "flavour", "by"]
-    values = [[version.metrics.get(name) for name in names] for version in versions]
-    cells = [[ref, aliases, Age(version.created), *value[:1], run, *value[1:], flavour, who]
-             for value, version, (ref, aliases, flavour, run, _, _, who) in zip(values, versions, rows, strict=True)]
-    return Table(heads, cells, title, ordered=True, shown=min(len(heads), 12), rest="`mlcycle show VERSION` has all of one")
+    cells = []
+    for version in versions:
+        ref, aliases, flavour, run, _, _, who = version_row(version)
+        values = [version.metrics.get(name) for name in names]
+        cells.append([ref, aliases, Age(version.created), *values[:1], run, *values[1:], flavour, who])
+    marks = {}
+    for i, name in enumerate(names):
+        values = [version.metrics.get(name) for version in versions]
+        marks[3 if i == 0 else 4 + i] = [
+            rank_html(rank) + _difference(value, champion.metrics.get(name) if champion else None, ways.get(name))
+            for value, rank in zip(values, ranks(values, ways.get(name)), strict=True)]
+    table = Table(heads, cells, "Versions", ordered=True, shown=min(len(heads), 12), rest="`mlcycle show VERSION` has all of one")
+    return VersionTable(table, marks, versions.index(champion) if champion else None) if versions else Text("No versions are registered.", "dim")
 
 # %% ../../../nbs/ui/views/03_models.ipynb #model-view
 def model_view(
@@ -121,7 +182,7 @@ def model_view(
     versions = models.versions(store, model.name)
     moves = models.alias_history(store, model.name)
     data = {"name": model.name, "aliases": model.aliases, "versions": [version_data(v) for v in versions], "history": [move_data(m) for m in moves]}
-    parts: list[Part] = [_versions_table(list(reversed(versions)), model.name)]
+    parts: list[Part] = [_versions_table(store, list(reversed(versions)))]
     parts += note_parts(store, *reversed(versions))
     if versions:
         named = next((v for v in versions if "champion" in v.aliases), versions[-1])  # as a bare name is resolved

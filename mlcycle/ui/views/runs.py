@@ -21,6 +21,7 @@ from .evaluations import evaluation_parts
 from .metric_table import metric_table
 from .notes import note_data, note_parts
 from .parts import Columns, Folded, Picture, lineage_parts
+from .previews import preview_parts
 from .run_columns import ordered_columns
 
 # %% auto #0
@@ -130,6 +131,7 @@ def run_view(
     tables = [Table(["data", "for", "rows", "digest"], [[d.name, d.role, d.rows, d.digest[:12]] for d in datasets], "Inputs"),
               Table(["artifact", "kind", "size"], [[a.name, a.kind, show_bytes(a.size)] for a in (*files, *lost)], "Artifacts")]
     parts += [Columns([table for table in tables if table.rows])] if any(table.rows for table in tables) else []
+    parts += preview_parts(store, files)
     parts += _came_from(store, run, data, captures)
     parts += [Text(f"Warning: {w}", "warn") for w in data["warnings"]]
     return Result(data, parts)
@@ -177,6 +179,7 @@ def runs_view(
     page: RunsPage,           # What `track.queries.runs_page` returned
     first: Sequence[str] = (),  # Columns that come before the others, as `run_columns.judged_by` returns them
     wanted: Sequence[str] = (),  # The columns to show, besides the name; `all` for every one
+    parts: Mapping[str, int] | None = None,  # Id of a run to the number of runs that are folded under it
 ) -> FrameResult:
     "A table of runs, the weightiest columns first. Raises `UsageError` for a column that no run has."
     columns = list(page.columns)
@@ -190,7 +193,8 @@ def runs_view(
     if wanted and not whole:
         names, shown = _chosen(wanted, columns), None
     heads = [{"id": "run", "seconds": "took"}.get(c) or c.removeprefix("params.").removeprefix("metrics.") for c in names]
-    rows = [[_cell(c, r[c]) for c in names] for r in records]
+    folded = {run: f" +{number}" for run, number in (parts or {}).items()}
+    rows = [[_cell(c, r[c]) + folded.get(r["id"], "") if c == "name" else _cell(c, r[c]) for c in names] for r in records]
     short = short_names([*names, *(c for c in columns if c not in names)])
     parts = [Table(heads, rows, empty="No runs fit. `mlcycle run NOTEBOOK` makes one.", ordered=True, whole=bool(wanted),
                    shown=None if whole else shown, rest="--columns all, or --columns NAME,NAME")]

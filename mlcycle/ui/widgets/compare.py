@@ -5,15 +5,17 @@
 # %% ../../../nbs/ui/widgets/09_compare.ipynb #imports
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from ...display import Result, show_bytes, show_seconds, show_value
 from ...evaluate.code_changes import Change
-from ...evaluate.comparison import Comparison, Line, compare
+from ...evaluate.comparison import NOISE, Comparison, Line, compare
 from ...store import artifacts
 from ...store.connect import current_store
-from .comparison_parts import axes, change_kind, charts, compare_view, marks, short_digests, shown, where
+from ..views.ranks import MARKS, ranks
+from .comparison_parts import axes, change_kind, charts, compare_view, marks, short_digests, shown, ways_of, where
 from .drawings import curves, look, parallel
 from .view import View, asset
 
@@ -24,8 +26,11 @@ if TYPE_CHECKING:
 __all__ = ['state_of', 'curves_data', 'Compare']
 
 # %% ../../../nbs/ui/widgets/09_compare.ipynb #lines
-def _lines(lines: list[Line]) -> list[dict[str, Any]]:
-    return [{"name": line.name, "texts": shown(line), "marks": marks(line), "differs": line.differs} for line in lines]
+def _lines(lines: list[Line], ways: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+    "Lines as the page draws them; metrics have ranks, by the ways in which they are better."
+    return [{"name": line.name, "texts": shown(line), "marks": marks(line), "differs": line.differs,
+             "ranks": [MARKS.get(rank, ("", "")) for rank in ranks(line.values, ways.get(line.name))] if ways is not None else [],
+             "note": f"The values differ by rounding only: less than {NOISE:g} of their size" if line.rounded else ""} for line in lines]
 
 
 def _cell(change: Change) -> dict[str, Any]:
@@ -53,7 +58,7 @@ def state_of(
     return {
         "runs": [{"id": run.id, "name": run.name, "status": run.status, "started": show_value(run.started), "took": show_seconds(run.seconds),
                   "colour": look(i)[0], "dash": look(i)[1]} for i, run in enumerate(comparison.runs)],
-        "params": _lines(comparison.params), "metrics": _lines(comparison.metrics), "tags": _lines(comparison.tags),
+        "params": _lines(comparison.params), "metrics": _lines(comparison.metrics, ways_of(store, comparison)), "tags": _lines(comparison.tags),
         "inputs": _lines(short_digests(comparison.inputs)), "artifacts": _files(store, comparison),
         "curves": comparison.curves, "parallel": parallel(drawn_axes, names, card=False) if len(drawn_axes) > 1 else "",
         "environments": [{"missing": d.missing, "added": d.added, "removed": d.removed, "changed": d.system | d.changed}
@@ -88,7 +93,7 @@ def _widget_class() -> Any:
         state = traitlets.Dict().tag(sync=True)
         curves = traitlets.Dict().tag(sync=True)
         tab = traitlets.Unicode("overview").tag(sync=True)
-        only = traitlets.Bool(False).tag(sync=True)
+        only = traitlets.Bool(True).tag(sync=True)  # Whether only what differs is shown
 
     return CompareWidget
 

@@ -6,18 +6,19 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...display import STATES, Result, Table, Text, show_seconds, show_value
 from ...evaluate.code_changes import Change
-from ...evaluate.comparison import Comparison, Line
+from ...evaluate.comparison import NOISE, Comparison, Line
 from ...store.thinning import thinned
 from ...terminal import one_line, printable
 from ...track.environments import EnvironmentDifference
 from .drawings import Chart, curves, look, parallel, points_of
 from ..views.parts import Picture
+from ..views.ranks import MARKS, objectives, rank_html, ranks
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     from mlcycle.store.connect import Store
 
 # %% auto #0
-__all__ = ['MAX_CHARTS', 'MAX_AXES', 'shown', 'marks', 'Grid', 'Lines', 'axes', 'charts', 'short_digests', 'change_kind', 'where',
-           'compare_view']
+__all__ = ['MAX_CHARTS', 'MAX_AXES', 'shown', 'marks', 'Row', 'Grid', 'Lines', 'axes', 'ways_of', 'charts', 'short_digests',
+           'change_kind', 'where', 'compare_view']
 
 # %% ../../../nbs/ui/widgets/08_comparison_parts.ipynb #shown
 def shown(
@@ -47,24 +48,39 @@ def marks(
     return [False, *(not line.same(line.values[0], value) for value in line.values[1:])]
 
 # %% ../../../nbs/ui/widgets/08_comparison_parts.ipynb #grid
+_WRAPPED = "white-space:normal;overflow-wrap:anywhere;min-width:16ch;max-width:60ch"  # a long name takes two lines before it takes the values' room
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    "One thing that runs have, as it is shown."
+    name: str                  # What it is called
+    texts: Sequence[str]       # Of each run
+    marks: Sequence[bool]      # Whether it differs from the first run's
+    ranks: Sequence[str] = ()  # What `ranks.ranks` returned, for a metric
+
+
 @dataclass(frozen=True, slots=True)
 class Grid:
     "A table with a row for each name and a column for each run; values that differ from the first run's are marked."
-    runs: Sequence[str]                                             # Headings
-    rows: Sequence[tuple[str, Sequence[str], Sequence[bool]]]       # Name, texts, marks
-    title: str = ""                                                 # A heading
+    runs: Sequence[str]   # Headings
+    rows: Sequence[Row]   # From top to bottom
+    title: str = ""       # A heading
 
     def html(self) -> str:
         "As HTML."
-        def cell(text: str, mark: bool) -> str:
+        def cell(text: str, mark: bool, rank: str) -> str:
             bar = ";font-weight:600;box-shadow:inset 3px 0 var(--jp-brand-color1,#0969da)" if mark else ""
-            return f"<td class='{STATES.get(text, '')}' style='padding-left:9px{bar}'>{html.escape(text) or '<span class=dim>–</span>'}</td>"
+            title = f" title='{html.escape(text)}'" if len(text) > 30 else ""
+            return (f"<td class='{STATES.get(text, '')}' style='padding-left:9px{bar}'{title}>{html.escape(text) or '<span class=dim>–</span>'}"
+                    f"{rank_html(rank)}</td>")
 
         def head(i: int, name: str) -> str:
-            return f"<th scope='col' style='padding-left:9px'><span aria-hidden='true' style='color:{look(i)[0]}'>●</span> {html.escape(name)}</th>"
+            mark = f"<span aria-hidden='true' style='color:{look(i)[0]}'>●</span>"
+            return f"<th scope='col' style='padding-left:9px' title='{html.escape(name)}'>{mark} {html.escape(name)}</th>"
 
-        body = "".join(f"<tr><th scope='row'>{html.escape(name)}</th>{''.join(cell(t, m) for t, m in zip(texts, differs, strict=True))}</tr>"
-                       for name, texts, differs in self.rows)
+        body = "".join(f"<tr><th scope='row' style='{_WRAPPED}'>{html.escape(row.name)}</th>"
+                       f"{''.join(map(cell, row.texts, row.marks, row.ranks or [''] * len(row.texts)))}</tr>" for row in self.rows)
         title = f"<h4>{html.escape(self.title)}</h4>" if self.title else ""
         heads = "".join(head(i, name) for i, name in enumerate(self.runs))
         return f"{title}<div class='scroll'><table><thead><tr><th></th>{heads}</tr></thead><tbody>{body}</tbody></table></div>"
@@ -80,10 +96,11 @@ class Grid:
         table.add_column("", style="dim")
         for name in self.runs:
             table.add_column(RichText(one_line(name)), overflow="fold")
-        for name, texts, differs in self.rows:
-            cells = (RichText(one_line(f"≠ {t or '–'}" if m else f"  {t or '–'}"), style="bold yellow" if m else "")
-                     for t, m in zip(texts, differs, strict=True))
-            table.add_row(RichText(one_line(name)), *cells)
+        for row in self.rows:
+            best = [f" {MARKS['best'][0]}" if rank == "best" else "" for rank in row.ranks or [""] * len(row.texts)]
+            cells = (RichText(one_line(f"{'≠' if m else ' '} {t or '–'}{b}"), style="bold yellow" if m else "")
+                     for t, m, b in zip(row.texts, row.marks, best, strict=True))
+            table.add_row(RichText(one_line(row.name)), *cells)
         return table
 
 # %% ../../../nbs/ui/widgets/08_comparison_parts.ipynb #lines
@@ -114,10 +131,22 @@ MAX_AXES = 8
 def axes(
     comparison: Comparison,  # Runs side by side
 ) -> list[tuple[str, list[Any]]]:  # Name, and the value of each run
-    "The axes of the parallel coordinates: params that differ, then metrics that differ."
-    params = [line for line in comparison.params if line.differs][: MAX_AXES - 2]
-    metrics = [line for line in comparison.metrics if line.differs][: MAX_AXES - len(params)]
+    "The axes of the parallel coordinates: params, then metrics; those that at least two runs have, with different values."
+    def several(line: Line) -> bool:
+        present = [value for value in line.values if value is not None]
+        return any(not line.same(present[0], value) for value in present[1:])
+
+    params = [line for line in comparison.params if several(line)][: MAX_AXES - 3]
+    metrics = [line for line in comparison.metrics if several(line)][: MAX_AXES - len(params)]
     return [(line.name, list(line.values)) for line in [*params, *metrics]]
+
+# %% ../../../nbs/ui/widgets/08_comparison_parts.ipynb #ways
+def ways_of(
+    store: Store,
+    comparison: Comparison,  # Runs side by side
+) -> dict[str, str]:         # Metric to `maximize` or `minimize`
+    "Which way metrics are better, as the studies have it to which the runs belong."
+    return objectives(store, next((line.values for line in comparison.tags if line.name == "study"), ()))
 
 # %% ../../../nbs/ui/widgets/08_comparison_parts.ipynb #charts
 def charts(
@@ -130,8 +159,9 @@ def charts(
             for name in (comparison.curves[:MAX_CHARTS] if metrics is None else metrics)]
 
 # %% ../../../nbs/ui/widgets/08_comparison_parts.ipynb #rows
-def _rows(lines: Sequence[Line]) -> list[tuple[str, list[str], list[bool]]]:
-    return [(line.name, shown(line), marks(line)) for line in lines]
+def _rows(lines: Sequence[Line], ways: Mapping[str, str] | None = None) -> list[Row]:
+    "Lines as rows, ranked where `ways` says which way metrics are better."
+    return [Row(line.name, shown(line), marks(line), () if ways is None else ranks(line.values, ways.get(line.name))) for line in lines]
 
 
 def short_digests(
@@ -141,7 +171,7 @@ def short_digests(
     return [Line(line.name, tuple(v and v[:12] for v in line.values)) for line in lines]
 
 
-def _section(names: Sequence[str], title: str, lines: Sequence[Line], digests: bool = False) -> list[Any]:
+def _section(names: Sequence[str], title: str, lines: Sequence[Line], digests: bool = False, ways: Mapping[str, str] | None = None) -> list[Any]:
     "Lines that differ as a grid, lines that are the same in a sentence."
     lines = short_digests(lines) if digests else lines
     differ = [line for line in lines if line.differs]
@@ -149,9 +179,11 @@ def _section(names: Sequence[str], title: str, lines: Sequence[Line], digests: b
     sentence = "The same: " + ", ".join(line.name if digests else f"{line.name}={show_value(line.values[0])}" for line in same[:20])
     if len(same) > 20:
         sentence += f" and {len(same) - 20} more"
+    if rounded := [line.name for line in same if line.rounded]:
+        sentence += f". But for rounding, a relative {NOISE:g}: {', '.join(rounded[:20])}"
     parts: list[Any] = []
     if differ:
-        parts.append(Grid(names, _rows(differ), title))
+        parts.append(Grid(names, _rows(differ, ways), title))
     elif same:
         parts.append(Text(title, "head"))
     if same:
@@ -206,18 +238,16 @@ def compare_view(
     "The comparison as text, tables and pictures."
     names = [run.name for run in comparison.runs]
     unmarked = [False] * len(names)
-    heads = [("run", [run.id[:8] for run in comparison.runs], unmarked), ("status", [run.status for run in comparison.runs], unmarked),
-             ("started", [show_value(run.started) for run in comparison.runs], unmarked),
-             ("took", [show_seconds(run.seconds) for run in comparison.runs], unmarked)]
-    parts: list[Any] = [Grid(names, heads), *_section(names, "Params", comparison.params)]
-    if comparison.metrics:
-        parts.append(Grid(names, _rows(comparison.metrics), "Metrics"))
+    heads = [Row("run", [run.id[:8] for run in comparison.runs], unmarked), Row("status", [run.status for run in comparison.runs], unmarked),
+             Row("started", [show_value(run.started) for run in comparison.runs], unmarked),
+             Row("took", [show_seconds(run.seconds) for run in comparison.runs], unmarked)]
+    parts: list[Any] = [Grid(names, heads), *_section(names, "Metrics", comparison.metrics, ways=ways_of(store, comparison))]
     if drawn := charts(store, comparison):
-        parts.append(Picture(curves(drawn, names).encode(), f"curves of {', '.join(c.title for c in drawn)}"))
+        parts.append(Picture(curves(drawn, names).encode(), f"curves of {', '.join(c.title for c in drawn)}", drawn=True))
     if len(drawn_axes := axes(comparison)) > 1:
         drawing = parallel(drawn_axes, names).encode("utf-8", "backslashreplace")  # a param may be a file name that is no UTF-8
-        parts.append(Picture(drawing, f"parallel coordinates of {', '.join(name for name, _ in drawn_axes)}"))
-    parts += _section(names, "Tags", comparison.tags)
+        parts.append(Picture(drawing, f"parallel coordinates of {', '.join(name for name, _ in drawn_axes)}", drawn=True))
+    parts += _section(names, "Params", comparison.params) + _section(names, "Tags", comparison.tags)
     parts += _section(names, "Data", comparison.inputs, digests=True)
     parts += _section(names, "Artifacts", comparison.artifacts, digests=True)
     for run, environment, code in zip(comparison.runs[1:], comparison.environments, comparison.code, strict=True):

@@ -236,12 +236,14 @@ def parallel(
         x = 50 + i * gap
         axis_ticks, at = _axis(values)
         places.append([None if a is None else (x, height - bottom - a * (height - top - bottom)) for a in at])
-        heading = name if len(name) <= gap / 6.2 else name[: max(3, int(gap / 6.2) - 1)] + "…"
+        heading = cut_middle(name, max(4, int(min(gap, 96) / 7.8)))  # the first and the last stand near an edge
+        letters = int((gap if i < len(axes) - 1 else 60) / 6.2) - 1
         out.append(f"<path d='M{x:.1f} {top}V{height - bottom}' stroke='{_DIM}' stroke-opacity='.5'/>")
         out.append(f"<g><title>{html.escape(name)}</title>{_text(x, 14, heading, 'middle', _FG, _BOLD)}</g>")
         for place, label in axis_ticks[:12]:
             y = height - bottom - place * (height - top - bottom)
-            out.append(_text(x + 5, y + (-4 if place > 0.5 else 12), label[:14], fill=_DIM))
+            text = _text(x + 5, y + (-4 if place > 0.5 else 12), cut_middle(label, max(4, letters)), fill=_DIM)
+            out.append(f"<g><title>{html.escape(label)}</title>{text}</g>")
     for run, name in enumerate(names):
         out.append(_path([axis[run] for axis in places], run, name))
     return _svg(WIDTH, height, f"Params and metrics of {', '.join(names)} on parallel axes", "".join(out), card)

@@ -6,21 +6,24 @@
 from __future__ import annotations
 
 import keyword
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ...display import STATES, show_seconds, show_value
+from ...display import STATES, show_age, show_seconds, show_value
 from ...store.fields import names
 from ...store.query import count
 from ...track.queries import runs
+from ..views.folding import ROOTS, child_counts, folds
 from ..views.run_columns import judged_by, ordered_columns
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from mlcycle.store.connect import Store
 
 # %% auto #0
-__all__ = ['RUN_COLUMNS', 'field', 'heading', 'Request', 'chosen', 'read', 'choices']
+__all__ = ['RUN_COLUMNS', 'MAX_PARTS', 'field', 'heading', 'Request', 'chosen', 'read', 'choices']
 
 # %% ../../../nbs/ui/widgets/10_rows.ipynb #field
 RUN_COLUMNS = {"id": "run", "name": "name", "experiment": "experiment", "kind": "kind", "status": "status", "started": "started", "seconds": "took",
@@ -52,6 +55,12 @@ class Request:
     offset: int = 0                # Runs before the page
     size: int = 20                 # Runs on it
     columns: Sequence[str] = ()    # Which; those that distinguish the runs by default
+    unfolded: Sequence[str] = ()   # Ids of the runs whose parts are shown below them
+
+    @property
+    def folds(self) -> bool:
+        "Are runs that are part of others folded?"
+        return folds(self.query, self.order_by)
 
 # %% ../../../nbs/ui/widgets/10_rows.ipynb #chosen
 def chosen(
@@ -65,17 +74,37 @@ def chosen(
 
 # %% ../../../nbs/ui/widgets/10_rows.ipynb #cell
 def _cell(column: str, value: Any) -> list[Any]:
-    "The text of a cell, and its CSS class."
+    "The text of a cell, its CSS class, and its tooltip where that says more."
     if column == "id":
         return [value[:8], "id"]
     if column == "seconds":
         return [show_seconds(value), "num"]
+    if column == "started":
+        return [show_age(value), "", show_value(value)]
     if column == "name":
         return [show_value(value), "name"]
     if column == "status":
         return [show_value(value), STATES.get(value, "")]
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return [show_value(value), "num" if number else ""]
+
+# %% ../../../nbs/ui/widgets/10_rows.ipynb #unfolded
+MAX_PARTS = 200  # Parts of a run that are unfolded
+
+
+def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    "The rows of a frame, None where a value is missing."
+    columns = list(frame.columns)
+    return [dict(zip(columns, row, strict=True)) for row in frame.astype(object).where(frame.notna(), None).itertuples(index=False, name=None)]
+
+
+def _unfolded(store: Store, records: list[dict[str, Any]], unfolded: set[str], depth: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
+    "Runs with the parts of those that are unfolded, and how deep each lies."
+    for record in records:
+        yield record, depth
+        if record["id"] in unfolded:
+            parts = _records(runs(f"parent == {record['id']!r}", None, "started", MAX_PARTS, 0, store))
+            yield from _unfolded(store, parts, unfolded, depth + 1)
 
 # %% ../../../nbs/ui/widgets/10_rows.ipynb #page
 def read(
@@ -84,17 +113,22 @@ def read(
     total: int | None = None,  # Runs that fit the query, where that is known: counting 100,000 runs can take longer than finding twenty
 ) -> dict[str, Any]:   # JSON-able: columns, rows, total, offset
     "One page of the table. Raises `QueryError`."
-    total = count(store, request.query, request.experiment) if total is None else total
+    query = ROOTS if request.folds else request.query
+    total = count(store, query, request.experiment) if total is None else total
     last = max(0, (total - 1) // request.size * request.size)
     offset = max(0, min(request.offset, last))
-    frame = runs(request.query, request.experiment, request.order_by, request.size, offset, store)
-    keys = list(frame.columns)
-    records = [dict(zip(keys, row, strict=True)) for row in frame.astype(object).where(frame.notna(), None).itertuples(index=False, name=None)]
-    columns = list(request.columns) or chosen(keys, records, judged_by(store, request.order_by, records))
-    rows = [{"id": r["id"], "name": r["name"], "cells": [_cell(c, r.get(c)) for c in columns]} for r in records]
+    page = _records(runs(query, request.experiment, request.order_by, request.size, offset, store))
+    shown = [*_unfolded(store, page, set(request.unfolded))] if request.folds else [(record, 0) for record in page]
+    records = [record for record, _ in shown]
+    counts = child_counts(store, [record["id"] for record in records]) if request.folds else {}
+    keys = list(dict.fromkeys(key for record in records for key in record))
+    columns = list(request.columns) or chosen(keys, records, judged_by(store, request.order_by, page))
+    rows = [{"id": r["id"], "name": r["name"], "depth": depth, "parts": counts.get(r["id"], 0), "cells": [_cell(c, r.get(c)) for c in columns]}
+            for r, depth in shown]
     heads = [{"key": c, "title": heading(c), "field": field(c), "number": any(row["cells"][i][1] == "num" for row in rows)}
              for i, c in enumerate(columns)]
-    return {"columns": heads, "rows": rows, "total": total, "offset": offset, "size": request.size, "order": request.order_by}
+    return {"columns": heads, "rows": rows, "total": total, "offset": offset, "end": offset + len(page), "size": request.size,
+            "order": request.order_by}
 
 # %% ../../../nbs/ui/widgets/10_rows.ipynb #choices
 def choices(

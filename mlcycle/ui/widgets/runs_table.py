@@ -17,6 +17,7 @@ from ...notebooks.record.executed import EXECUTED
 from ...store import artifacts, deletion, models, runs
 from ...store.connect import current_store
 from ...track.queries import runs_page
+from ..views.folding import ROOTS, child_counts
 from ..views.run_columns import judged_by
 from ..views.runs import runs_view
 from .rows import Request, choices, read
@@ -68,6 +69,8 @@ def _widget_class() -> Any:
         size = traitlets.Int(20).tag(sync=True)
         columns = traitlets.List(traitlets.Unicode()).tag(sync=True)
         selected = traitlets.List(traitlets.Unicode()).tag(sync=True)
+        unfolded = traitlets.List(traitlets.Unicode()).tag(sync=True)  # Runs whose parts are shown
+        opened = traitlets.Unicode("").tag(sync=True)                  # The run whose page is shown
         page = traitlets.Dict().tag(sync=True)
         problem = traitlets.Unicode("").tag(sync=True)  # Why the query cannot be read
         choices = traitlets.Dict().tag(sync=True)
@@ -103,8 +106,9 @@ class PagedRuns(View):
     def static(self) -> Result:
         "The page as a table."
         r = self.request
-        page = runs_page(r.query, r.experiment, r.order_by, r.size, r.offset, self.store)
-        table = runs_view(page, judged_by(self.store, r.order_by, page.records), r.columns)
+        page = runs_page(ROOTS if r.folds else r.query, r.experiment, r.order_by, r.size, r.offset, self.store)
+        counts = child_counts(self.store, page.columns["id"]) if r.folds else {}
+        table = runs_view(page, judged_by(self.store, r.order_by, page.records), r.columns, counts)
         if page.total <= len(page):
             return table
         place = f"{r.offset + 1:,}–{r.offset + len(page):,} of {page.total:,} runs"
@@ -116,7 +120,8 @@ class PagedRuns(View):
     ) -> None:
         "Read the page again. The error of a wrong query is shown above the runs of the last right one."
         w = self._table
-        request = Request(w.query.strip(), self.request.experiment, w.order_by, w.offset, max(1, min(w.size, 200)), tuple(w.columns))
+        request = Request(w.query.strip(), self.request.experiment, w.order_by, w.offset, max(1, min(w.size, 200)), tuple(w.columns),
+                          tuple(w.unfolded))
         total = w.page["total"] if turned and request.query == self.request.query else None
         try:
             w.page = read(self.store, request, total)
@@ -130,7 +135,7 @@ class PagedRuns(View):
 
     def _on_request(self, change: Any) -> None:
         w = self._table
-        now = Request(w.query.strip(), self.request.experiment, w.order_by, w.offset, w.size, tuple(w.columns))
+        now = Request(w.query.strip(), self.request.experiment, w.order_by, w.offset, w.size, tuple(w.columns), tuple(w.unfolded))
         if now != self.request:  # several traits that change together are one request
             self.refresh(turned=True)
 
@@ -147,7 +152,7 @@ class RunsTable(PagedRuns):
         r = self.request
         self._table = _widget_class()(query=r.query, order_by=r.order_by, size=r.size, columns=list(r.columns), page=self._page,
                                       choices=choices(self.store))
-        self._table.observe(self._on_request, ["query", "order_by", "offset", "size", "columns"])
+        self._table.observe(self._on_request, ["query", "order_by", "offset", "size", "columns", "unfolded"])
         self._table.on_msg(self._answer)
         self._below = ipywidgets.VBox([])
         return ipywidgets.VBox([self._table, self._below])
@@ -155,7 +160,7 @@ class RunsTable(PagedRuns):
     def _answer(self, widget: Any, content: dict[str, Any], buffers: Any) -> None:
         "Do what a button asks for; an error is shown on the page."
         actions = {"refresh": self._refresh, "ask-delete": self._ask_delete, "delete": self._delete, "ask-register": self._ask_register,
-                   "register": self._register, "open": self._open, "compare": self._compare, "close": self._close}
+                   "register": self._register, "open": self._open, "compare": self._compare, "close": self._close, "page": self._page_of}
         try:
             if action := actions.get(content.get("do")):
                 action(content)
@@ -206,9 +211,17 @@ class RunsTable(PagedRuns):
         from mlcycle.ui.widgets.compare import Compare
 
         self._below.children = (Compare(*self._selected_runs(), store=self.store).widget(),)
-        self._table.comparing = True
+        self._table.comparing, self._table.opened = True, ""
         self._table.notice = {}
 
     def _close(self, content: dict[str, Any]) -> None:
         self._below.children = ()
-        self._table.comparing = False
+        self._table.comparing, self._table.opened = False, ""
+
+    def _page_of(self, content: dict[str, Any]) -> None:
+        "Show the page of a run below the table."
+        from mlcycle.ui.widgets.detail_pages import RunView
+
+        run = runs.get(self.store, str(content.get("id", "")))
+        self._below.children = (RunView(run, self.store).widget(),)
+        self._table.comparing, self._table.opened, self._table.notice = False, run.id, {}

@@ -1,6 +1,6 @@
 // Runs side by side. Text comes ready from Python; this file lays it out and switches between its parts.
 
-const TABS = [["overview", "Params & metrics"], ["curves", "Curves"], ["parallel", "Parallel"], ["files", "Data & files"],
+const TABS = [["overview", "Metrics & params"], ["curves", "Curves"], ["parallel", "Parallel"], ["files", "Data & files"],
               ["environment", "Environment"], ["code", "Code"]];
 
 function render({ model, el: root }) {
@@ -63,26 +63,34 @@ function render({ model, el: root }) {
        el("span", {class: "mlc-dim"}, run.took))));
   }
 
+  function rank(line, i) {
+    const [mark, title] = line.ranks?.[i] ?? [];
+    return mark ? el("span", {class: `mlc-rank ${mark === "★" ? "mlc-good" : "mlc-dim"}`, title, role: "img", "aria-label": title}, mark) : null;
+  }
   function row(line) {
-    return el("tr", {}, el("th", {scope: "row", title: line.name}, line.name), ...line.texts.map((text, i) => el("td", {class: line.marks[i] ? "mlc-mark" : "", title: text},
-      line.marks[i] ? el("span", {class: "mlc-sr"}, "differs: ") : null, text || el("span", {class: "mlc-dim", "aria-label": "none"}, "–"))));
+    const title = line.note ? `${line.name}: ${line.note}` : line.name;
+    return el("tr", {}, el("th", {scope: "row", title}, line.name), ...line.texts.map((text, i) => el("td", {class: line.marks[i] ? "mlc-mark" : "", title: line.note || text},
+      line.marks[i] ? el("span", {class: "mlc-sr"}, "differs: ") : null, text || el("span", {class: "mlc-dim", "aria-label": "none"}, "–"), rank(line, i))));
+  }
+  function same(lines) {
+    return lines.filter((line) => !line.differs).map((line) => (line.note ? `${line.name} (${line.note})` : line.name)).join(", ");
   }
   // One table, so that every run is one column from top to bottom.
   function grid(label, empty, groups) {
     const runs = model.get("state").runs, held = groups.filter(([, lines]) => lines.length);
     if (!held.length) return [el("p", {class: "mlc-dim"}, empty)];
     return [el("div", {class: "mlc-scroll", tabindex: "0", role: "region", "aria-label": label}, el("table", {class: "mlc-grid"},
-      el("thead", {}, el("tr", {}, el("th", {}), ...runs.map((run) => el("th", {scope: "col"}, swatch(run), run.name)))),
+      el("thead", {}, el("tr", {}, el("th", {}), ...runs.map((run) => el("th", {scope: "col", title: run.name}, swatch(run), run.name)))),
       ...held.map(([title, lines]) => {
         const shown = only.checked ? lines.filter((line) => line.differs) : lines, hidden = lines.length - shown.length;
         return el("tbody", {}, el("tr", {class: "mlc-group"}, el("th", {scope: "rowgroup", colspan: String(runs.length + 1)}, title,
-          hidden ? el("span", {class: "mlc-dim mlc-note"}, ` ${hidden} the same`) : null)), ...shown.map(row));
+          hidden ? el("span", {class: "mlc-dim mlc-note", title: same(lines)}, ` ${hidden} the same`) : null)), ...shown.map(row));
       })))];
   }
 
   function overview() {
     const state = model.get("state");
-    return grid("Params, metrics and tags", "These runs have no params, metrics or tags.", [["Params", state.params], ["Metrics", state.metrics], ["Tags", state.tags]]);
+    return grid("Metrics, params and tags", "These runs have no metrics, params or tags.", [["Metrics", state.metrics], ["Params", state.params], ["Tags", state.tags]]);
   }
 
   function curvesTab() {
@@ -161,7 +169,7 @@ function render({ model, el: root }) {
     if (found.missing) return [chooser(), el("p", {class: "mlc-dim"}, found.missing)];
     if (!rows.length) return [chooser(), el("p", {class: "mlc-good"}, "✓ The same Python, platform and distributions.")];
     return [chooser(), el("div", {class: "mlc-scroll", tabindex: "0", role: "region", "aria-label": "Distributions that differ"}, el("table", {class: "mlc-grid"},
-      el("thead", {}, el("tr", {}, ...["", runs[0].name, runs[other + 1].name, ""].map((name) => el("th", {scope: "col"}, name)))),
+      el("thead", {}, el("tr", {}, ...["", runs[0].name, runs[other + 1].name, ""].map((name) => el("th", {scope: "col", title: name}, name)))),
       el("tbody", {}, ...rows.map(([name, a, b, how]) => el("tr", {}, el("th", {scope: "row"}, name), el("td", {}, a || "–"), el("td", {class: "mlc-mark"}, b || "–"),
         el("td", {class: "mlc-dim"}, how))))))];
   }

@@ -45,6 +45,16 @@ function render({ model, el: root }) {
     ask({selected: on ? [...others, id] : others});
   }
 
+  // The name opens the page of its run; the button before it unfolds the runs that are part of it.
+  function nameOf(row, text) {
+    const unfolded = model.get("unfolded"), open = unfolded.includes(row.id);
+    const fold = row.parts ? el("button", {type: "button", class: "mlc-unfold", "data-at": `fold-${row.id}`, "aria-expanded": String(open),
+      "aria-label": `${row.parts} ${row.parts === 1 ? "run that is" : "runs that are"} part of ${row.name}`,
+      onclick: () => ask({unfolded: open ? unfolded.filter((id) => id !== row.id) : [...unfolded, row.id]})}, `${open ? "▾" : "▸"} ${row.parts}`) : null;
+    const name = el("button", {type: "button", class: "mlc-open", "data-at": `open-${row.id}`, title: text, onclick: () => act("page", {id: row.id})}, text);
+    return [el("span", {class: "mlc-named", style: `padding-left:${18 * row.depth}px`}, fold, name)];
+  }
+
   function drawTable() {
     const page = model.get("page"), selected = new Set(model.get("selected"));
     const every = page.rows.length > 0 && page.rows.every((row) => selected.has(row.id));
@@ -56,7 +66,7 @@ function render({ model, el: root }) {
     all.indeterminate = !every && page.rows.some((row) => selected.has(row.id));
     const heads = page.columns.map((column) => {
       const way = page.order === column.field ? "ascending" : page.order === `-${column.field}` ? "descending" : "none";
-      return el("th", {scope: "col", "aria-sort": way, class: column.number ? "mlc-num" : ""},
+      return el("th", {scope: "col", "aria-sort": way, class: column.key === "name" ? "mlc-name" : column.number ? "mlc-num" : ""},
         el("button", {type: "button", class: "mlc-sort", "data-at": `sort-${column.key}`, title: `Sort by ${column.field}`, onclick: () => sortBy(column)},
           column.title, way === "none" ? null : el("span", {class: "mlc-arrow", "aria-hidden": "true"}, way === "ascending" ? "↑" : "↓")));
     });
@@ -65,8 +75,13 @@ function render({ model, el: root }) {
       const on = selected.has(row.id);
       const box = el("input", {type: "checkbox", "aria-label": `Select ${row.name} (${row.id.slice(0, 8)})`, "data-at": row.id, onchange: () => pick(row.id, box.checked)});
       box.checked = on;
-      return el("tr", {"aria-selected": String(on)}, el("td", {class: "mlc-pick"}, box),
-        ...row.cells.map(([text, look], i) => el("td", {class: looks[look] ?? "", title: text.length > 30 ? text : null}, text)));
+      const open = (event) => {
+        if (event.target.closest("button, input, a") || String(window.getSelection())) return;  // text that is being selected is no click
+        act("page", {id: row.id});
+      };
+      return el("tr", {"aria-selected": String(on), "aria-current": row.id === model.get("opened") ? "true" : null, onclick: open}, el("td", {class: "mlc-pick"}, box),
+        ...row.cells.map(([text, look, title], i) => el("td", {class: looks[look] ?? "", title: title || (text.length > 16 ? text : null)},
+          ...(page.columns[i].key === "name" ? nameOf(row, text) : [text]))));
     });
     table.replaceChildren(el("thead", {}, el("tr", {}, el("th", {class: "mlc-pick", scope: "col"}, all), ...heads)), el("tbody", {}, ...rows));
     if (!rows.length) {
@@ -76,7 +91,7 @@ function render({ model, el: root }) {
   }
 
   function drawPager() {
-    const page = model.get("page"), end = page.offset + page.rows.length, n = (x) => x.toLocaleString("en");
+    const page = model.get("page"), end = page.end, n = (x) => x.toLocaleString("en");
     const to = (offset) => ask({offset: Math.max(0, offset)});
     const last = Math.max(0, Math.floor((page.total - 1) / page.size) * page.size);
     const size = el("select", {"aria-label": "Runs on a page", "data-at": "size", onchange: () => ask({size: Number(size.value), offset: 0})},
@@ -100,7 +115,8 @@ function render({ model, el: root }) {
       button("Delete…", () => act("ask-delete"), {disabled: !n, "data-at": "delete", class: n ? "mlc-danger" : ""}),
       el("span", {class: "mlc-count"}, n ? `${n} selected` : ""),
       ...(n ? [button("Clear", () => ask({selected: []}), {"data-at": "clear"})] : []),
-      ...(model.get("comparing") ? [button("Close comparison", () => act("close"), {class: "mlc-right"})] : []));
+      ...(model.get("comparing") ? [button("Close comparison", () => act("close"), {class: "mlc-right"})] : []),
+      ...(model.get("opened") ? [button("Close page", () => act("close"), {class: "mlc-right", "data-at": "close-page"})] : []));
   }
 
   function drawChoices() {
@@ -176,7 +192,7 @@ function render({ model, el: root }) {
   const watched = {
     "change:page": () => { keepFocus(table, drawTable); keepFocus(pager, drawPager); keepFocus(choices, drawChoices); },
     "change:selected": () => { keepFocus(table, drawTable); keepFocus(actions, drawActions); },
-    "change:comparing": () => keepFocus(actions, drawActions), "change:notice": drawNotice, "change:problem": drawProblem, "change:query": drawQuery, "change:choices": () => keepFocus(choices, drawChoices),
+    "change:comparing": () => keepFocus(actions, drawActions), "change:opened": () => { keepFocus(table, drawTable); keepFocus(actions, drawActions); }, "change:notice": drawNotice, "change:problem": drawProblem, "change:query": drawQuery, "change:choices": () => keepFocus(choices, drawChoices),
   };
   for (const [name, draw] of Object.entries(watched)) { model.on(name, draw); draw(); }
   return () => { unwatch(); for (const [name, draw] of Object.entries(watched)) model.off(name, draw); };
