@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['STYLE', 'STATES', 'show_value', 'show_bytes', 'show_seconds', 'show_age', 'Age', 'cut_middle', 'show_column', 'Text',
-           'Facts', 'Table', 'Part', 'is_live', 'Result']
+           'tooltip', 'Facts', 'Table', 'Part', 'is_live', 'Result']
 
 # %% ../nbs/04_display.ipynb #digits
 def _digits(
@@ -184,6 +184,13 @@ class Text:
     def _shown(self) -> str:
         return printable(self.text) if self.block else hanging(self.text)
 
+# %% ../nbs/04_display.ipynb #tooltip
+def tooltip(
+    text: str,  # Of a cell
+) -> str:       # An attribute; empty for a text that no table cuts
+    "The attribute `title` of a cell that may be cut: the whole text."
+    return f" title='{html.escape(one_line(text))}'" if len(text) > 28 and len(text.encode()) > 56 else ""
+
 # %% ../nbs/04_display.ipynb #facts
 @dataclass(frozen=True, slots=True)
 class Facts:
@@ -197,7 +204,8 @@ class Facts:
 
     def html(self) -> str:
         "As HTML."
-        rows = "".join(f"<tr><th scope='row'>{html.escape(name)}</th><td class='{STATES.get(str(value), '')}'>{html.escape(text)}</td></tr>"
+        rows = "".join(f"<tr><th scope='row'{tooltip(name)}>{html.escape(name)}</th>"
+                       f"<td class='{STATES.get(str(value), '')}'>{html.escape(text)}</td></tr>"
                        for name, text, value in self._texts())
         head = f"<h4>{html.escape(one_line(self.title))}</h4>" if self.title else ""
         return f"{head}<div class='scroll facts'><table><tbody>{rows}</tbody></table></div>"
@@ -216,7 +224,7 @@ class Facts:
 # %% ../nbs/04_display.ipynb #table
 def _td(value: Any, text: str, align: str) -> str:
     "A cell of a table in HTML."
-    title = f" title='{html.escape(value.title)}'" if isinstance(value, Age) else ""
+    title = f" title='{html.escape(value.title)}'" if isinstance(value, Age) else tooltip(text)
     return f"<td class='{align} {STATES.get(str(value), '')}'{title}>{html.escape(text)}</td>"
 
 
@@ -249,7 +257,7 @@ class Table:
             return f"{head}<p class='dim'>{html.escape(printable(self.empty))}</p>"
         columns = self.columns[:self.shown]
         alignment = ["num" if self.numeric(i) else "" for i in range(len(columns))]
-        names = "".join(f"<th scope='col' class='{align}'>{html.escape(one_line(column))}</th>"
+        names = "".join(f"<th scope='col' class='{align}'{tooltip(column)}>{html.escape(one_line(column))}</th>"
                         for column, align in zip(columns, alignment, strict=True))
         body = "".join("<tr>" + "".join(_td(v, text, align) for v, text, align in zip(row, texts, alignment, strict=False)) + "</tr>"
                        for row, texts in zip(self.rows, self.texts(), strict=True))

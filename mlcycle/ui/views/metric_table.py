@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ...display import show_value
+from ...display import show_value, tooltip
 from ...entities import Run
 from ...store import metrics
 from ...store.connect import Store
@@ -93,8 +93,8 @@ class MetricTable:
                 data = base64.b64encode(drawn).decode()
                 curve = f"<img alt='{title}' title='{title}' src='data:image/svg+xml;base64,{data}' style='vertical-align:middle'>"
             note = html.escape(self._note(name)) if name in self.curves else ""
-            rows.append(f"<tr><th scope='row'>{html.escape(one_line(name))}</th><td>{html.escape(show_value(value))}</td><td>{curve}</td>"
-                        f"<td class='dim'>{note}</td></tr>")
+            rows.append(f"<tr><th scope='row'{tooltip(name)}>{html.escape(one_line(name))}</th><td>{html.escape(show_value(value))}</td>"
+                        f"<td>{curve}</td><td class='dim'>{note}</td></tr>")
         return f"<h4>Metrics</h4><div class='scroll facts'><table><tbody>{''.join(rows)}</tbody></table></div>"
 
     def rich(self) -> RenderableType:
