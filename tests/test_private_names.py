@@ -111,6 +111,10 @@ USES: dict[str, list[Use]] = {
     "joblib": [
         Use("joblib:Parallel._backend", "track/autolog/fits", "fits in joblib's threads are logged as runs of their own"),
     ],
+    "skops": [
+        Use("skops.io._utils:whichmodule", "registry/safety/estimators", "importing skops takes almost half a second more"),
+        Use("skops.io._trusted_types:all_estimators", "registry/safety/estimators", "importing skops imports all of scikit-learn"),
+    ],
     "alembic": [
         Use("alembic.script:ScriptDirectory._upgrade_revs", "store/opening", "stores cannot be migrated in one transaction"),
     ],

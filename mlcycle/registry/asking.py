@@ -107,7 +107,7 @@ def answer_request() -> None:
 
 # %% ../../nbs/registry/19_asking.ipynb #environment
 _KEPT = ("CONDA_PREFIX", "DYLD_LIBRARY_PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "PATH", "PYTHONHOME", "SYSTEMROOT", "TEMP",
-         "TMP", "TMPDIR", "TZ", "VIRTUAL_ENV")
+         "TMP", "TMPDIR", "TZ", "VIRTUAL_ENV", "XDG_CACHE_HOME")
 
 
 def _environment() -> dict[str, str]:  # Variables of the process

@@ -140,3 +140,18 @@ def test_predict_small(race: Race, served: Path) -> None:
     hand = [sys.executable, "-c", _HAND, "model.joblib", "small.csv", "hand.parquet"]
     race.run("mlcycle predict, 569 rows (raw: by hand)", lambda: subprocess.run(ours, cwd=served, check=True, stdout=subprocess.DEVNULL),
              lambda: subprocess.run(hand, cwd=served, check=True), rounds=5, unit="s", bound=0.8)
+
+
+def test_asking(race: Race, served: Path) -> None:
+    "A model that this store did not log, asked in a process of its own: what that takes on top of one that imports what the model needs."
+    from mlcycle.registry import asking
+    from mlcycle.registry.packaging import model_files, read_manifest
+    from mlcycle.registry.versions import resolve_version
+
+    with open_store(served / ".mlcycle" / "mlcycle.db") as store:
+        manifest = read_manifest(store, resolve_version("cancer", store=store).digest)
+        with model_files(store, manifest) as folder:
+            race.run("asking a foreign model apart (raw: a process that imports pandas and scikit-learn)",
+                     lambda: asking.ask_apart(folder, manifest),
+                     lambda: subprocess.run([sys.executable, "-c", "import pandas, sklearn.linear_model"], check=True), rounds=7, unit="s", bound=0.5,
+                     less=True)

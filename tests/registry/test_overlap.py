@@ -1,6 +1,7 @@
 "Files that are predicted in pieces, read ahead and written behind: the same rows in order, and an error as without threads."
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -127,3 +128,15 @@ def test_a_note_that_others_could_write_does_not_count(tmp_path: Path) -> None:
             "from mlcycle.registry.safety.estimators import skops_io\nskops_io(); assert len(read_names()) > 100")
     done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_skops_trusts_the_same_when_it_is_imported_faster(tmp_path: Path) -> None:
+    "Every list of names that skops makes while it is imported, by itself and by us, with and without a note; what we changed is put back."
+    code = ("import sys, pandas, sklearn.linear_model, sklearn.ensemble\n{}\nimport json, skops.io._trusted_types as listed\n"
+            "import skops.io._utils as utils\n"
+            "print(json.dumps([{{k: sorted(v) for k, v in vars(listed).items() if k.endswith('_NAMES')}}, utils.whichmodule.__module__,\n"
+            "hasattr(utils.whichmodule, '__wrapped__')]))")
+    ours = "from mlcycle.registry.safety.estimators import skops_io; skops_io()"
+    plain, first, noted = (json.loads(subprocess.run([sys.executable, "-c", code.format(line)], env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)},
+                                                     capture_output=True, text=True, check=True).stdout) for line in ("import skops.io", ours, ours))
+    assert plain == first == noted and len(plain[0]["SCIPY_UFUNC_TYPE_NAMES"]) > 100 and plain[1:] == ["skops.io._utils", False]

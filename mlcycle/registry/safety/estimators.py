@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import wraps
 from typing import Any
 
 from .proofs import is_own, libraries_key, proofs_folder
@@ -50,8 +51,32 @@ def write_names(
             json.dump(names, out)
         os.replace(temporary, path)
 
+# %% ../../../nbs/registry/safety/12_estimators.ipynb #owners
+def _owners() -> dict[int, str]:
+    "Identity of each numpy function to the first module that has it under its own name."
+    import numpy as np
+
+    owners: dict[int, str] = {}
+    for module_name, module in sys.modules.copy().items():
+        if module_name not in ("__main__", "__mp_main__"):
+            for name, value in getattr(module, "__dict__", {}).copy().items():
+                if type(value) is np.ufunc and value.__name__ == name:
+                    owners.setdefault(id(value), module_name)
+    return owners
+
+
+def _faster(search: Callable[[Any, str], str]) -> Callable[[Any, str], str]:
+    owners = _owners()
+
+    @wraps(search)
+    def whichmodule(obj: Any, name: str) -> str:
+        own = getattr(obj, "__module__", None)
+        return search(obj, name) if own is not None or id(obj) not in owners else owners[id(obj)]
+
+    return whichmodule
+
 # %% ../../../nbs/registry/safety/12_estimators.ipynb #listed
-_ASKER = "skops.io._trusted_types"
+_ASKER, _SEARCHER = "skops.io._trusted_types", "skops.io._utils"
 _lock = threading.Lock()
 
 
@@ -60,6 +85,9 @@ def _answering(real: Callable[..., Any]) -> Callable[..., Any]:
         asker = inspect.currentframe().f_back.f_globals.get("__name__")
         if asker != _ASKER or args or options:
             return real(*args, **options)
+        searcher = sys.modules.get(_SEARCHER)
+        if hasattr(searcher, "whichmodule"):
+            searcher.whichmodule = _faster(searcher.whichmodule)
         if (names := read_names()) is not None:
             return [(name.rpartition(".")[2], type(name.rpartition(".")[2], (), {"__module__": name.rpartition(".")[0]})) for name in names]
         listed = real()
@@ -79,6 +107,9 @@ def _listed() -> Iterator[None]:
         yield
     finally:
         sklearn.utils.all_estimators = real
+        searcher = sys.modules.get(_SEARCHER)
+        if hasattr(getattr(searcher, "whichmodule", None), "__wrapped__"):
+            searcher.whichmodule = searcher.whichmodule.__wrapped__
 
 # %% ../../../nbs/registry/safety/12_estimators.ipynb #skops
 def skops_io() -> Any:  # The module
