@@ -122,7 +122,7 @@ def test_the_data_of_a_score_is_noted_beside_that_of_the_fit(logged: Store) -> N
     odd = np.array([[lambda: 1]], dtype=object)
     anything = DummyClassifier(strategy="constant", constant=1).fit(X_train, y_train)
     assert anything.score(odd, np.array([1])) == 1.0
-    assert metrics.latest(logged, all_runs(logged)[-1])["odd_accuracy"] == 1.0
+    assert metrics.latest(logged, all_runs(logged)[-1])["odd_score"] == 1.0
     mlc.autolog()
 
 
