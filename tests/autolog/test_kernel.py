@@ -35,8 +35,8 @@ def test_a_fit_that_makes_a_run_says_so_once(kernel: Kernel, tmp_path: Path) -> 
     texts = [shown(kernel.run(code)[1]) for code in (inside, "for i in range(3):\n    Ridge().fit(X, X[:, 0])", "Ridge().fit(X, X[:, 0])")]
     with open_store(tmp_path / ".mlcycle" / "mlcycle.db") as store:
         first = next(run for run in all_runs(store) if run.name.startswith("Ridge-"))
-        assert [text.count("this fit is the run") for text in texts] == [0, 1, 0]
-        assert f"{first.name} ({first.id[:8]})" in texts[1] and len(all_runs(store)) == 5
+        assert [text.count("this fit of") for text in texts] == [0, 1, 0]
+        assert f"fit of Ridge is the run {first.id[:8]}" in texts[1] and len(all_runs(store)) == 5
 
 
 def test_in_a_notebook(kernel: Kernel, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris
+from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, mean_absolute_error, roc_auc_score
 from sklearn.model_selection import GridSearchCV, cross_val_score, train_test_split
@@ -18,8 +19,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import mlcycle as mlc
+from mlcycle.data.datasets import describe
 from mlcycle.entities import Run
-from mlcycle.store import artifacts, facts, metrics
+from mlcycle.store import artifacts, facts, inputs, metrics
 from mlcycle.store.connect import Store
 from tests.autolog.conftest import all_runs
 
@@ -101,6 +103,27 @@ def test_every_kind_of_answer(logged: Store) -> None:
     residuals = evaluations(logged, numbers)["evaluation/late.json"]["residuals"]
     assert np.allclose(sorted(np.array(residuals["x"]) + residuals["y"]), sorted(y_late), atol=1e-2)
     assert metrics.latest(logged, searched)["test_roc_auc"] == value
+
+
+def test_the_data_of_a_score_is_noted_beside_that_of_the_fit(logged: Store) -> None:
+    "Once, by the digest of what was scored, whoever scored it; nothing of large data, and no score is lost to data that has no digest."
+    model = LogisticRegression().fit(X_train, y_train)
+    for _ in range(2):
+        model.score(X_test, y_test)
+        roc_auc_score(y_test, model.predict_proba(X_test)[:, 1])
+    model.score(X_train, y_train)
+    late, y_late = X_test[:40].copy(), y_test[:40].copy()
+    accuracy_score(y_late, model.predict(late))
+    [run] = all_runs(logged)
+    noted = [(dataset.role, dataset.name, dataset.digest) for dataset in inputs.listing(logged, run) if dataset.role == "test"]
+    wanted = {"X_test": X_test, "y_test": y_test, "late": late, "y_late": y_late}
+    assert sorted(noted) == sorted(("test", name, describe(data).digest) for name, data in wanted.items())
+    mlc.autolog(datasets=True)
+    odd = np.array([[lambda: 1]], dtype=object)
+    anything = DummyClassifier(strategy="constant", constant=1).fit(X_train, y_train)
+    assert anything.score(odd, np.array([1])) == 1.0
+    assert metrics.latest(logged, all_runs(logged)[-1])["odd_score"] == 1.0
+    mlc.autolog()
 
 
 def test_the_users_call_never_fails(logged: Store, tmp_path: Path) -> None:

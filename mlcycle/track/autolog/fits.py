@@ -15,6 +15,7 @@ from typing import Any
 from .fitted import describe_data, free_curves, free_numbers, training_metrics
 from .kept_models import keep_model
 from .logs import Log
+from .model_data import is_noted
 from .options import options
 from .outermost import is_outermost, quiet, record
 from .parts import record_part
@@ -24,8 +25,8 @@ from .scores import PREDICTIONS, add_score, followed_prediction, followed_score,
 from .values import address, default_params, final, is_estimator, label, params_of
 
 # %% auto #0
-__all__ = ['METHODS', 'AFTER', 'CHEAP', 'provider', 'only_prepares', 'fit_arguments', 'logged_fit', 'logged_call',
-           'describe_estimator', 'log_data', 'install', 'install_joblib']
+__all__ = ['METHODS', 'AFTER', 'provider', 'only_prepares', 'fit_arguments', 'logged_fit', 'logged_call', 'describe_estimator',
+           'log_data', 'install', 'install_joblib']
 
 # %% ../../../nbs/track/autolog/08_fits.ipynb #call
 METHODS = ("fit", "fit_transform", "fit_predict", "partial_fit", *PREDICTIONS, "score")
@@ -166,16 +167,6 @@ def _after(log: Log, estimator: Any, X: Any, y: Any, sample_weight: Any) -> None
         with log.careful("the model"):
             log.run.log_model(estimator, "model", input_example=X[:5])
 
-# %% ../../../nbs/track/autolog/08_fits.ipynb #is-cheap
-CHEAP = 1 << 20  # Bytes whose digest takes no time
-
-
-def _is_cheap(data: Any) -> bool:
-    "Does the digest of the data take no time? For a table, only a narrow one of numbers."
-    if hasattr(data, "dtypes") and hasattr(data, "columns"):
-        return len(data.columns) <= 30 and data.size * 8 <= CHEAP and all(t.kind in "biuf" for t in data.dtypes)
-    return getattr(data, "nbytes", CHEAP + 1) <= CHEAP and getattr(getattr(data, "dtype", None), "kind", "O") in "biuf"
-
 # %% ../../../nbs/track/autolog/08_fits.ipynb #log-data
 def log_data(
     log: Log,  # The log of the call
@@ -185,7 +176,7 @@ def log_data(
     "Record the data by its digest: always on request, otherwise where that takes no time."
     for name, data in (("X", X), ("y", y)):
         with log.careful(f"the data {name}"):
-            if data is not None and (log.options.datasets or _is_cheap(data)):
+            if is_noted(data, log.options.datasets):
                 log.run.log_input(data, name, "train")
 
 # %% ../../../nbs/track/autolog/08_fits.ipynb #wrapped

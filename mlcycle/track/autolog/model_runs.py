@@ -20,8 +20,8 @@ from ...store.connect import Store
 from .logs import Log
 
 # %% auto #0
-__all__ = ['ByObject', 'ModelRun', 'Answer', 'remember_model', 'run_of', 'data_name', 'calling_frame', 'variable_of', 'name_of',
-           'note_answer', 'answer_of']
+__all__ = ['ByObject', 'ModelRun', 'Answer', 'remember_model', 'run_of', 'data_name', 'calling_frame', 'variable_of',
+           'is_training_data', 'name_of', 'reference_to', 'note_answer', 'answer_of']
 
 # %% ../../../nbs/track/autolog/17_model_runs.ipynb #by-object
 class ByObject:
@@ -65,6 +65,7 @@ class Answer:
     "What a model returned for some data."
     model_run: ModelRun
     data: str             # Name of the data, empty where it has none
+    asked: weakref.ref[Any] | None = None  # The data itself, while it is there
 
 # %% ../../../nbs/track/autolog/17_model_runs.ipynb #remember
 _models, _training_data, _answers = ByObject(), ByObject(), ByObject()
@@ -135,13 +136,31 @@ def variable_of(
     return ""
 
 
+def is_training_data(
+    data: Any,            # Input of a call
+    model_run: ModelRun,  # Of the model that is asked
+) -> bool:
+    "Is it the very data that the model was fitted on?"
+    return _training_data.get(data) is model_run
+
+
 def name_of(
     data: Any,                # Input or target of a call
     model_run: ModelRun,      # Of the model that is asked
     frame: FrameType | None,  # Where the user's code called
 ) -> str:                     # Empty where no variable holds it
     "What a metric calls some data: its variable's name without `X_` and `y_`, `training` for the data of the fit."
-    return "training" if _training_data.get(data) is model_run else data_name(variable_of(data, frame))
+    return "training" if is_training_data(data, model_run) else data_name(variable_of(data, frame))
+
+# %% ../../../nbs/track/autolog/17_model_runs.ipynb #reference
+def reference_to(
+    data: Any,  # Anything
+) -> weakref.ref[Any] | None:  # None for what takes none, such as a list
+    "A reference that does not keep an object alive."
+    try:
+        return weakref.ref(data)
+    except TypeError:
+        return None
 
 # %% ../../../nbs/track/autolog/17_model_runs.ipynb #answers
 def note_answer(
@@ -150,7 +169,7 @@ def note_answer(
     X: Any,               # What it was asked
 ) -> None:
     "Remember which model gave an answer, and to which data."
-    noted = Answer(model_run, name_of(X, model_run, calling_frame()))
+    noted = Answer(model_run, name_of(X, model_run, calling_frame()), reference_to(X))
     _answers.set(answer, noted)
     if (owner := getattr(answer, "base", None)) is not None and not np.may_share_memory(answer, X):  # a view of a view is one of the owner
         _answers.set(owner, noted)

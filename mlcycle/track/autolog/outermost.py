@@ -84,12 +84,12 @@ def _capture(active: ActiveRun, kind: Kind, key: Any, source: str | None) -> Non
 _told_in = 0  # The process in which the line was written
 
 
-def _tell(active: ActiveRun, kind: Kind) -> None:
+def _tell(active: ActiveRun, label: str, kind: Kind) -> None:
     "Write once in a notebook which run a fit has made."
     global _told_in
     if kind == "cell" and _told_in != os.getpid():
         _told_in = os.getpid()
-        print(f"mlcycle: this fit is the run {active.name} ({active.id[:8]}). Each fit outside of a run makes one: `%mlcycle runs` lists them, "
+        print(f"mlcycle: this fit of {label} is the run {active.id[:8]}. Each fit outside of a run makes one: `%mlcycle runs` lists them, "
               "`%mlcycle autolog off` ends it.", file=sys.stderr)
 
 # %% ../../../nbs/track/autolog/06_outermost.ipynb #begin
@@ -103,7 +103,7 @@ def _begin(label: str) -> tuple[ActiveRun, bool, threading.Thread | None]:
         around = current_run()
     except NoActiveRunError:
         active = start(label=label, kind=kind, capture=False)
-        _tell(active, kind)
+        _tell(active, label, kind)
         thread = threading.Thread(target=_capture, args=(active, kind, key, source), name="mlcycle-capture", daemon=True)
         thread.start()
         return active, True, thread

@@ -19,6 +19,7 @@ from ...registry.outputs import copied
 from ...store import artifacts, facts, metrics
 from ...store.bulk import add_points
 from .curves import evaluation
+from .model_data import note_scored
 from .model_runs import Answer, ModelRun, answer_of, calling_frame, name_of, note_answer, run_of
 from .options import options
 from .outermost import is_outermost, quiet
@@ -121,6 +122,7 @@ def followed_score(
         data = name_of(X, model_run, frame) or name_of(y, model_run, frame)
         if isinstance(value, Real):
             add_score(model_run, _named(data, _score_name(estimator, model_run.estimator_type)), float(value))
+        _careful(model_run, "the data of a score", lambda: note_scored(model_run, X, y, frame))
         if y is not None:
             _add_answers(model_run, estimator, data, X, y, answers)
 
@@ -242,6 +244,7 @@ def _add(function: Callable[..., Any], given: dict[str, Any], result: Any, answe
     data = answer.data or name_of(y, model_run, frame)
     if isinstance(result, Real) and not isinstance(result, bool):
         add_score(model_run, _named(data, metric_name(function, given)), float(result))
+    _careful(model_run, "the data of a score", lambda: note_scored(model_run, answer.asked() if answer.asked else None, y, frame))
     are_scores = list(signature(function).parameters)[1] != "y_pred" or function.__name__ in ("log_loss", "brier_score_loss")
     add_evaluation(model_run, data, evaluation(model_run.estimator_type, model_run.classes, y, answers, are_scores))
 
