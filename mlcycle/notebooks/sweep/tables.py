@@ -67,14 +67,14 @@ def _check_separator(
     columns: list[str],             # Names in its header, read by commas
     parameters: Parameters | None,  # What the notebook declares
 ) -> None:
-    "Raise `DataError` for a file whose columns are not separated by commas."
+    "Raise `ParameterError` for a file whose columns are not separated by commas."
     wanted = {parameter.name for parameter in parameters or ()}
     if wanted & set(columns):
         return
     for separator, word in ((";", "semicolons"), ("\t", "tabs"), ("|", "vertical bars")):
         if separator in ",".join(columns) and wanted & {name.strip(' "') for name in ",".join(columns).split(separator)}:
-            raise DataError(f"{where} separates its columns by {word}, and they are read by commas. Write it with commas: "
-                            f"pandas.read_csv({where!r}, sep={separator!r}).to_csv({where!r}, index=False).")
+            refuse([f"{where} separates its columns by {word}, and they are read by commas. Write it with commas: "
+                    f"pandas.read_csv({where!r}, sep={separator!r}).to_csv({where!r}, index=False)"])
 
 # %% ../../../nbs/notebooks/sweep/03_tables.ipynb #rows-of
 def rows_of(
