@@ -87,7 +87,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def commands(project: Path) -> list[list[str]]:
     "Each command with something to show, or with a hostile word to complain about."
     run = (project / "run.id").read_text(encoding="utf-8")
-    return [["run", "n.ipynb", "--name", "nb" + NAME, "--fresh"], ["runs"], ["runs", "name == 'none" + NAME + "'"],
+    return [["run", "n.ipynb", "--name", "nb" + NAME, "--fresh"], ["note", run, "note" + NAME], ["note", "model/1", "# n" + NAME],
+            ["note", run, "--json"], ["tag", run, f"t{NAME}=v{NAME}"], ["tag", run, NAME], ["show", "model/1"],
+            ["runs"], ["runs", "name == 'none" + NAME + "'"],
             ["runs", "--json"], ["show", run], ["show", run, "--json"], ["show", "model"], ["show", NAME], ["studies"],
             ["watch", run], ["watch", "nb"], ["logs", "nb"],
             ["logs", "nb", "--json"], ["stop", run], ["lineage", "model/1"], ["lineage", run], ["compare", run, "nb"], ["debug", NAME],
