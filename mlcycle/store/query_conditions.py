@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import math
+import re
 from datetime import UTC, datetime
 from typing import Any
 
@@ -216,6 +217,20 @@ def _condition(fields: Fields, node: ast.expr) -> str:
             return _joined("AND", [_link(fields, *link) for link in links])
     raise fields.refuse(f"{ast.unparse(node)!r} is no comparison")
 
+# %% ../../nbs/store/13_query_conditions.ipynb #parsed
+_QUOTED = re.compile(r"""('[^']*'|"[^"]*")""")
+_SQL_WORD = re.compile(r"(?<![.\w])(AND|OR|NOT|IN|IS)(?!\w)")
+
+
+def _parsed(query: str) -> ast.Expression:
+    try:
+        return ast.parse(query, mode="eval")
+    except SyntaxError:
+        lowered = "".join(piece if i % 2 else _SQL_WORD.sub(lambda match: match[0].lower(), piece) for i, piece in enumerate(_QUOTED.split(query)))
+        if lowered == query:
+            raise
+        return ast.parse(lowered, mode="eval")
+
 # %% ../../nbs/store/13_query_conditions.ipynb #condition-of
 def condition_of(
     fields: Fields,  # The fields of a query, with its text
@@ -224,7 +239,7 @@ def condition_of(
     if len(fields.text) > LONGEST:
         raise QueryError(f"The query has {len(fields.text)} characters; at most {LONGEST} are read. Ask for less.")
     try:
-        tree = ast.parse(fields.text.strip(), mode="eval")
+        tree = _parsed(fields.text.strip())
     except (SyntaxError, ValueError, RecursionError, MemoryError) as e:
         if "=" in fields.text.replace("==", "").replace("!=", "").replace("<=", "").replace(">=", ""):
             raise fields.refuse("A single = compares nothing; write ==") from e

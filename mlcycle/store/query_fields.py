@@ -152,6 +152,7 @@ def field_of(
             alias, named = fields.table(*path)
             return Field("number", f'{alias}."{_SUMMARIES[function]}"', alias, named)
         case ast.Name(id=name) if name not in ("nan", "inf"):
-            near = difflib.get_close_matches(name, [*TEXTS, *TIMES, "seconds", *FOLDERS], 1)
+            whole = [f"{folder}.{name}" for folder in FOLDERS if name in names(fields.store, 100_000, [folder])[folder]]
+            near = whole or difflib.get_close_matches(name, [*TEXTS, *TIMES, "seconds", *FOLDERS], 1)
             raise fields.refuse(f"{name!r} is not known{f' (did you mean {near[0]}?)' if near else ''}")
     return None

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +39,9 @@ class ActiveRun:
         self.store, self.run = store, run
         self.redactor = Redactor.from_environment() if redactor is None else redactor
         self._steps = Steps(store, run)
+        self._params: dict[str, Any] = {}  # Those that this object has logged, and below the names of its models
+        self._models: set[str] = set()
+        self._warned: set[str] = set()     # What was warned of already
         self._ended = False
         self._owner = os.getpid() if run.process == runs.this_process() else None
 
@@ -138,7 +142,13 @@ class ActiveRun:
     ) -> None:
         "Log params. Raises `DataError`, `StoreError`."
         self._refuse_ended()
-        facts.put_params(self.store, self.run.pk, self.redactor.json({name: facts.plain(value) for name, value in values.items()}))
+        plain_values = {name: facts.plain(value) for name, value in values.items()}
+        facts.put_params(self.store, self.run.pk, self.redactor.json(plain_values))
+        replaced = [name for name, value in plain_values.items() if name in self._params and repr(self._params[name]) != repr(value)]
+        self._params |= plain_values
+        if replaced:
+            self._warn_once("params", f"The param {replaced[0]!r} had another value before, and a run keeps the last one of each param. A value that "
+                                      "changes is a metric, mlc.log_metric(...); other params are another run.")
 
     def set_tags(
         self,
@@ -238,7 +248,20 @@ class ActiveRun:
         from mlcycle.registry.packaging import package
 
         self._refuse_ended()
-        return package(self.store, self.run, model, name, input_example=input_example, watch=lambda file: self.watcher(f"{name}/{file}"), **options)
+        packaged = package(self.store, self.run, model, name, input_example=input_example, watch=lambda file: self.watcher(f"{name}/{file}"),
+                           **options)
+        if name in self._models:
+            self._warn_once("models", f"The model {name!r} takes the place of the one that the run logged before it. To keep both, name them: "
+                                      "mlc.log_model(model, name=\"forest\").")
+        self._models.add(name)
+        return packaged
+
+    def _warn_once(self, about: str, message: str) -> None:
+        "Store a warning with the run and show it, the first time that it is about this."
+        if about not in self._warned:
+            self._warned.add(about)
+            self.warn(message)
+            warnings.warn(self.redactor.text(message), stacklevel=3)
 
     def warn(
         self,

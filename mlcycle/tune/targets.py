@@ -178,7 +178,8 @@ class FunctionTarget:
                 finally:
                     active.log_params({name: value for name, value in trial.params.items() if name not in params})  # those it suggested itself
                 values = objective_values(result, self.metrics)
-                active.log_metrics(dict(zip(self.metrics, values, strict=True)))
+                logged = active.metrics  # one that the function has logged itself is not logged twice
+                active.log_metrics({name: value for name, value in zip(self.metrics, values, strict=True) if logged.get(name) != value})
             return Ended(trial.number, "finished", values, active.id, None, time.monotonic() - began)
         except TrialPruned as e:
             return Ended(trial.number, "pruned", (), block.active.id, str(e), time.monotonic() - began)

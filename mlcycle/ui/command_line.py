@@ -5,14 +5,24 @@
 # %% ../../nbs/ui/05_command_line.ipynb #imports
 from __future__ import annotations
 
+import shlex
 import sys
+from collections.abc import Iterable
+from typing import Any
 
 from ..errors import MlcycleError
 from ..terminal import hanging
 from .tree import Face, NothingToShow, invoke
 
 # %% auto #0
-__all__ = ['run_command']
+__all__ = ['has_pictures', 'run_command']
+
+# %% ../../nbs/ui/05_command_line.ipynb #pictures
+def has_pictures(
+    parts: Iterable[Any],  # Of a result
+) -> bool:
+    "Is there a picture among the parts, or in one of them? A picture is what names in words what it shows."
+    return any(hasattr(part, "alt") or has_pictures(getattr(part, "parts", ())) for part in parts)
 
 # %% ../../nbs/ui/05_command_line.ipynb #run-command
 def run_command(
@@ -40,6 +50,8 @@ def run_command(
             print(result.json(), flush=True)
         else:
             result.show()
+            if sys.stdout.isatty() and has_pictures(result.parts):
+                print(f"Names in brackets are pictures: `%mlcycle {' '.join(map(shlex.quote, args))}` in a notebook draws them.")
             sys.stdout.flush()
     except BrokenPipeError:
         _discard_output()

@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 
 import psutil
 import pytest
 
 from mlcycle.errors import NotebookRunError
 from mlcycle.notebooks.execute.runner import run_notebook
+from mlcycle.notebooks.sweep.result import Sweep, SweepRow
 from mlcycle.notebooks.sweep.runner import run_many
 from mlcycle.store import facts, runs
 
@@ -88,6 +90,9 @@ def test_ctrl_c_ends_what_runs_and_starts_no_more(project, wait_for) -> None:
     told = json.loads(out)
     assert process.returncode == 1 and told["status"] == "cancelled" and told["reason"] == "interrupted (Ctrl-C) with 1 of 6 finished", err
     assert [row["status"] for row in told["rows"]] == ["finished", "cancelled", "cancelled", "not started", "not started", "not started"]
+    stopped = Sweep("0" * 16, "s", "e", "t.ipynb", "cancelled", 1.0, tuple(SweepRow(i, {}, row["status"]) for i, row in enumerate(told["rows"], 1)))
+    assert "`--cached` (in Python: cached=True) goes on: it takes over the 1 finished" in " ".join(repr(stopped).split())
+    assert "--cached" not in repr(replace(stopped, status="finished"))
     found = {run.name.rpartition("-")[2]: run for run in project.runs()}
     assert len(project.runs()) == 4 and found["2"].reason == "interrupted (Ctrl-C)"
     parent = runs.get(project.store, told["run"])
@@ -119,9 +124,15 @@ def test_table_and_exit_code_in_a_terminal(project) -> None:
 
     done = mlcycle("map", "train.ipynb", "params.csv", "--name", "both")
     assert done.returncode == 1 and "1 of 2 failed" in done.stdout and "too many" in done.stdout and "both" in done.stdout, done.stderr
+    before = {run.id for run in project.runs()}
+    again = json.loads(mlcycle("map", "train.ipynb", "params.csv", "--cached", "--json").stdout)["rows"]  # what finished is taken over
+    assert again[0]["run"] in before and again[1]["run"] not in before and again[0]["status"] == "finished" and len(project.runs()) == 5
     (project.folder / "params.csv").write_text("n,model\n1,x\nmany,y\n")
+    (project.folder / "german.csv").write_text("n;model\n1;x\n")
+    refused = mlcycle("map", "train.ipynb", "german.csv")
+    assert refused.returncode == 2 and "german.csv separates its columns by semicolons" in refused.stderr and len(project.runs()) == 5
     refused = mlcycle("map", "train.ipynb", "params.csv")
-    assert refused.returncode == 2 and "row 2, column 'n'" in refused.stderr and len(project.runs()) == 3
+    assert refused.returncode == 2 and "row 2, column 'n'" in refused.stderr and len(project.runs()) == 5
     (project.folder / "grid.yaml").write_text("n: [1, 2]\nmodel: [a]\n")
     done = mlcycle("run", "train.ipynb", "-P", "grid.yaml", "--json")
     assert done.returncode == 0 and [row["params"] for row in json.loads(done.stdout)["rows"]] == [{"n": 1}, {"n": 2}], done.stderr

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import math
 import operator
+import re
 from typing import Any
 
 import pytest
@@ -150,3 +151,19 @@ def test_params_and_metrics_are_ordered_by_value(values_store: Store) -> None:
         assert ordered[-1] == "without"
     lowest = [row.name for row in query.page(values_store, order_by="min(metrics.m)", limit=2)]
     assert lowest == ["infinite", "five"]
+
+
+def test_habits_of_sql_are_understood_or_answered(store: Store) -> None:
+    "AND, OR and NOT in capitals mean what they mean elsewhere, in quotes they stay; a bare name is answered with where it stands."
+    for name, auc in (("low", 0.5), ("high AND dry", 0.9)):
+        run = runs.create(store, "e", name)
+        metrics.log(store, run.pk, {"auc": auc}, {"auc": 0})
+        facts.put_params(store, run.pk, {"model": "hgb", "auc_goal": 1})
+        runs.finish(store, run)
+    for text in ("metrics.auc > 0.6 AND params.model == 'hgb'", "NOT metrics.auc < 0.6", "name IN ['high AND dry'] OR name == 'x'",
+                  "name == 'high AND dry' AND status == 'finished'"):
+        assert names(store, text) == {"high AND dry"}, text
+    for text, hint in (("auc > 0.6", "did you mean metrics.auc?"), ("model == 'hgb'", "did you mean params.model?"),
+                        ("auc > 0.6 AND model == 'hgb'", "did you mean metrics.auc?"), ("metrics.auc > 0.6 XOR 1", "Something is not understood")):
+        with pytest.raises(QueryError, match=re.escape(hint)):
+            names(store, text)

@@ -1,11 +1,13 @@
 "Notes and tags that are written afterwards, on both databases: who wrote what stays, and a page shows them without obeying them."
 from __future__ import annotations
 
+import warnings
 from html.parser import HTMLParser
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from sklearn.linear_model import LinearRegression
 
 import mlcycle as mlc
 from mlcycle.errors import DataError, NotFoundError, UsageError
@@ -109,3 +111,21 @@ def test_a_note_is_shown_and_never_obeyed(text: str) -> None:
     page = Elements()
     page.feed(safe_html(text))
     assert page.wrong == []
+
+
+def test_what_is_replaced_is_said_once(store: Store) -> None:
+    "A second value of a param and a second model of one name take the place of the first: a warning on the run and in the cell, one of each."
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        with mlc.run("forest", params={"a": 1, "b": [1]}, store=store, capture=False) as active:
+            active.log_params({"a": 1, "b": [1], "c": float("nan")})
+            active.log_params({"c": float("nan")})
+            assert facts.warnings(store, active.run) == [] and not shown
+            for value in (2, 3):
+                active.log_params({"a": value})
+            for slope in (1.0, 2.0, 3.0):
+                active.log_model(LinearRegression().fit([[0.0], [1.0]], [0.0, slope]), "line")
+            active.log_model(LinearRegression().fit([[0.0], [1.0]], [0.0, 1.0]), "other")
+    kept = facts.warnings(store, active.run)
+    assert len(kept) == 2 and "The param 'a' had another value" in kept[0] and "The model 'line' takes the place" in kept[1]
+    assert [str(warning.message) for warning in shown if "mlc.log_" in str(warning.message)] == kept and active.params["a"] == 3

@@ -88,7 +88,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def commands(project: Path) -> list[list[str]]:
     "Each command with something to show, or with a hostile word to complain about."
     run = (project / "run.id").read_text(encoding="utf-8")
-    return [["run", "n.ipynb", "--name", "nb" + NAME, "--fresh"], ["runs"], ["runs", "name == 'none" + NAME + "'"],
+    return [["run", "n.ipynb", "--name", "nb" + NAME, "--fresh"], ["note", run, "note" + NAME], ["note", "model/1", "# n" + NAME],
+            ["note", run, "--json"], ["tag", run, f"t{NAME}=v{NAME}"], ["tag", run, NAME], ["show", "model/1"],
+            ["runs"], ["runs", "name == 'none" + NAME + "'"],
             ["runs", "--json"], ["show", run], ["show", run, "--json"], ["show", "model"], ["show", NAME], ["studies"],
             ["watch", run], ["watch", "nb"], ["logs", "nb"],
             ["logs", "nb", "--json"], ["stop", run], ["lineage", "model/1"], ["lineage", run], ["compare", run, "nb"], ["debug", NAME],
@@ -97,7 +99,8 @@ def commands(project: Path) -> list[list[str]]:
             ["promote", "model/9" + NAME], ["promote", "model/2", "--why", "why" + NAME], ["rollback", "model@champion"], ["models"],
             ["models", "--json"], ["predict", "model", "in" + NAME + ".csv", "-o", "out.csv"], ["predict", "model", "in.csv", "-o", "o" + NAME],
             ["autolog", NAME], ["events"], ["events", "--json"], ["events", "model"], ["fsck"], ["gc"], ["completion", NAME],
-            ["note", run, "note" + NAME], ["note", run], ["note", "model/1", "note" + NAME], ["tag", run, "t2" + NAME + "=v" + NAME], ["tag", NAME, "a=b"],
+            ["note", run, "note" + NAME], ["note", run], ["note", "model/1", "note" + NAME], ["tag", NAME, "a=b"],
+            ["tag", run, "t2" + NAME + "=v" + NAME],
             ["warm"], ["warm", "--json"], ["map", NAME, NAME],
             ["tune", "n.ipynb", "-s", NAME], ["params", "n.ipynb"], ["params", NAME], ["demo", "-d", "n.ipynb"], [NAME], ["--" + NAME]]
 

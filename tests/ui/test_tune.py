@@ -130,6 +130,13 @@ def test_a_cell_is_tuned(kernel: Kernel) -> None:
     status, outputs = kernel.run(cell)
     assert status == "ok" and "12 finished" in shown(outputs) and "<svg" in shown(outputs, "text/html")
     assert shown(kernel.run("found.best_params == {'x': x}, 'hidden' in globals(), len(found.rows)")[1]) == "(True, False, 12)"
+    kernel.run("auc = 7.0\nimport mlcycle as mlc")
+    status, outputs = kernel.run("%%tune logged -n 3 -m auc -d maximize --seed 1 --out found\nx = suggest('x', 'uniform(0, 1)')\n"
+                                 "mlc.log_metric('auc', 1 - x)")
+    same = "[mlc.history(row.run, 'auc')['value'].tolist() for row in found.rows] == [list(row.values) for row in found.rows]"
+    assert status == "ok" and shown(kernel.run(f"{same}, found.best_value < 1, len(found.rows)")[1]) == "(True, True, 3)", outputs
+    status, outputs = kernel.run("%%tune -n 1 -m auc -d maximize\nx = suggest('x', 'uniform(0, 1)')")
+    assert "log it: mlc.log_metric('auc', …)" in " ".join(shown(outputs).split())  # the variable of a former cell is no result of this one
     status, outputs = kernel.run("%%tune -n 2 -m auc -d maximize\nauc = suggest('auc', 'uniform(0, 1)') / 0")
     assert status == "ok" and "ZeroDivisionError" in shown(outputs) and "no trial finished" in shown(outputs)
     status, outputs = kernel.run("%%tune\nx = suggest('x', 'int(0, 10)')")

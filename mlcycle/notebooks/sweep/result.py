@@ -94,7 +94,15 @@ class Sweep:
         why, where = f": {self.reason}" if self.reason else "", f" ({self.where})" if self.where else ""
         head = f"{self.notebook} {self.status} in {show_seconds(self.seconds)}, {len(self.rows)} run{'s' * (len(self.rows) != 1)}{where}{why}"
         return Result(self.json(), [Text(head, look), Text(f"sweep {self.run[:8]} ({self.name}) of {self.experiment}", "dim"), self._table(),
-                                    *(Text(text, "warn") for text in self.warnings)], 0 if self.status == "finished" else 1)
+                                    *(Text(text, "warn") for text in self.warnings), *self._advice()], 0 if self.status == "finished" else 1)
+
+    def _advice(self) -> list[Text]:
+        "How a sweep that was stopped goes on."
+        done = sum(row.status == "finished" for row in self.rows)
+        if self.status != "cancelled" or not done:
+            return []
+        return [Text(f"The same again with `--cached` (in Python: cached=True) goes on: it takes over the {done} finished and runs the others.",
+                     "dim")]
 
     def _table(self) -> Table:
         params, metrics = _names(self.rows, "params"), _names(self.rows, "metrics")

@@ -43,6 +43,7 @@ def read_rows(
     except (OSError, ValueError) as e:
         raise DataError(f"{path} cannot be read: {e}") from e
     if ending == ".csv":
+        _check_separator(path.name, _header(path), parameters)
         _refuse_doubled(_header(path), path.name)  # pandas would call the second one `n.1`
     frame.columns = [str(column).strip() for column in frame.columns]
     return _typed(frame, parameters) if ending == ".csv" else rows_of(frame)
@@ -59,6 +60,21 @@ def _refuse_doubled(columns: list[str], where: str) -> None:
     "Raise `ParameterError` for a column that is there twice."
     doubled = [name for name, count in Counter(columns).items() if count > 1]
     refuse([f"{where} has the column {name!r} twice; keep one of them" for name in doubled])
+
+# %% ../../../nbs/notebooks/sweep/03_tables.ipynb #separator
+def _check_separator(
+    where: str,                     # The file's name
+    columns: list[str],             # Names in its header, read by commas
+    parameters: Parameters | None,  # What the notebook declares
+) -> None:
+    "Raise `ParameterError` for a file whose columns are not separated by commas."
+    wanted = {parameter.name for parameter in parameters or ()}
+    if wanted & set(columns):
+        return
+    for separator, word in ((";", "semicolons"), ("\t", "tabs"), ("|", "vertical bars")):
+        if separator in ",".join(columns) and wanted & {name.strip(' "') for name in ",".join(columns).split(separator)}:
+            refuse([f"{where} separates its columns by {word}, and they are read by commas. Write it with commas: "
+                    f"pandas.read_csv({where!r}, sep={separator!r}).to_csv({where!r}, index=False)"])
 
 # %% ../../../nbs/notebooks/sweep/03_tables.ipynb #rows-of
 def rows_of(

@@ -61,7 +61,7 @@ def run_grids(
 @click.option("--executor", default="local", show_default=True, metavar="WHERE", help="Where they run: local, or dask://HOST:PORT.")
 @click.option("--name", help="What to call the sweep.")
 @run_options("--experiment", "--secret", "--kernel", "--timeout", "--cell-timeout", "--memory", "--scratch", "--fresh",
-             "--no-shared-prefix", kind="runs")
+             "--cached", "--no-shared-prefix", kind="runs")
 @click.option("--out", metavar="FOLDER|PATTERN", help="Write the executed notebooks here too: a folder, or out/{name}.ipynb.")
 def map_(notebook: Path, table: Path, pairs: tuple[tuple[str, str], ...], options: RunOptions, **settings: Any) -> Result:
     "Execute NOTEBOOK once for each row of TABLE, a CSV, Parquet or JSON-lines file with a column for each parameter that varies."

@@ -20,6 +20,17 @@ from ..field_completion import complete_metric
 __all__ = ['cell_objective', 'tune_cell', 'run_tune_cell']
 
 # %% ../../../nbs/ui/magics/01_tune_cell.ipynb #objective
+def _logged() -> dict[str, float]:
+    "The metrics of the trial that goes on."
+    from mlcycle.errors import NoActiveRunError
+    from mlcycle.track.current import current_run
+
+    try:
+        return current_run().metrics
+    except NoActiveRunError:
+        return {}
+
+
 def cell_objective(
     source: str,                 # The cell, after IPython transformed its magics
     names: dict[str, Any],       # The namespace; not changed
@@ -34,6 +45,7 @@ def cell_objective(
     except SyntaxError as e:
         raise UsageError(f"The cell is not valid Python: {e.msg}, in its line {(e.lineno or 0) + 1}.") from None
     last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+    assigned = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
     body = compile(tree, filename, "exec")
     expression = compile(ast.Expression(last.value), filename, "eval") if last is not None else None
 
@@ -41,11 +53,12 @@ def cell_objective(
         space = {**names, "suggest": suggest}
         exec(body, space)  # the user's own cell
         value = eval(expression, space) if expression is not None else None
-        if value is None and all(metric in space for metric in metrics):
-            value = [space[metric] for metric in metrics] if len(metrics) > 1 else space[metrics[0]]
-        if value is None:
-            raise UsageError(f"the cell gives no value. End it with the value to optimize, or assign {metrics[0]}.")
-        return value
+        if value is not None:
+            return value
+        given = {name: space[name] for name in metrics if name in assigned} | {name: value for name, value in _logged().items() if name in metrics}
+        if missing := [name for name in metrics if name not in given]:
+            raise UsageError(f"the cell gives no value. End it with the value to optimize, or log it: mlc.log_metric({missing[0]!r}, …).")
+        return [given[name] for name in metrics] if len(metrics) > 1 else given[metrics[0]]
 
     return objective
 

@@ -65,10 +65,11 @@ class NotePart:
         "For a terminal."
         from rich.console import Group
         from rich.markdown import Markdown
+        from rich.padding import Padding
         from rich.text import Text as RichText
 
-        return Group(RichText(one_line(self.title), style="bold"), Markdown(printable(self.note.text), hyperlinks=False),
-                     RichText(self._origin(), style="dim"))
+        written = Padding(Markdown(printable(self.note.text), hyperlinks=False), (0, 0, 0, 2))  # no line of it begins like one of mlcycle's own
+        return Group(RichText(one_line(self.title), style="bold"), written, RichText(self._origin(), style="dim"))
 
 # %% ../../../nbs/ui/views/09_notes.ipynb #parts
 def note_parts(
