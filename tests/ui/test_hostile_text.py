@@ -99,8 +99,6 @@ def commands(project: Path) -> list[list[str]]:
             ["promote", "model/9" + NAME], ["promote", "model/2", "--why", "why" + NAME], ["rollback", "model@champion"], ["models"],
             ["models", "--json"], ["predict", "model", "in" + NAME + ".csv", "-o", "out.csv"], ["predict", "model", "in.csv", "-o", "o" + NAME],
             ["autolog", NAME], ["events"], ["events", "--json"], ["events", "model"], ["fsck"], ["gc"], ["completion", NAME],
-            ["note", run, "note" + NAME], ["note", run], ["note", "model/1", "note" + NAME], ["tag", NAME, "a=b"],
-            ["tag", run, "t2" + NAME + "=v" + NAME],
             ["warm"], ["warm", "--json"], ["map", NAME, NAME],
             ["tune", "n.ipynb", "-s", NAME], ["params", "n.ipynb"], ["params", NAME], ["demo", "-d", "n.ipynb"], [NAME], ["--" + NAME]]
 
