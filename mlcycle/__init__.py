@@ -17,8 +17,9 @@ __all__ = []
 _HOME = {
     "load_ipython_extension": "ui.magics.magics",  # what `%load_ext mlcycle` calls
     "connect": "store.connect",
-    **dict.fromkeys(("current_run", "run", "log_metric", "log_metrics", "log_many", "log_params", "set_tags", "log_artifact", "log_text",
-                     "log_figure", "log_table", "log_input", "log_model"), "track.current"),
+    **dict.fromkeys(("current_run", "run"), "track.current"),
+    **dict.fromkeys(("log_metric", "log_metrics", "log_many", "log_params", "set_tags", "log_artifact", "log_text",
+                     "log_figure", "log_table", "log_input", "log_model"), "track.verbs"),
     "start_run": "track.started",
     **dict.fromkeys(("report", "current_trial"), "track.trial"),
     **dict.fromkeys(("runs", "history"), "track.queries"),

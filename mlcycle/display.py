@@ -11,135 +11,18 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .terminal import encodable, hanging, json_escaped, one_line, printable
+from .value_text import Age, cut_middle, show_column, show_value
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 # %% auto #0
-__all__ = ['STYLE', 'STATES', 'show_value', 'show_bytes', 'show_seconds', 'show_age', 'Age', 'cut_middle', 'show_column', 'Text',
-           'tooltip', 'Facts', 'Table', 'Part', 'is_live', 'Result']
-
-# %% ../nbs/04_display.ipynb #digits
-def _digits(
-    value: float,  # A finite number that is not whole
-) -> str:          # Four digits, or as many as tell it from a whole number
-    for count in range(4, 18):
-        text = f"{value:.{count}g}"
-        if float(text) != round(value) or abs(value) >= 1e4:
-            return text
-    return repr(value)
-
-# %% ../nbs/04_display.ipynb #cell
-def show_value(
-    value: Any,  # Anything that stands in a table
-) -> str:
-    "A value as people read it."
-    if value is None:
-        return ""
-    if isinstance(value, bool | str):
-        return str(value)
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            return str(value)
-        return f"{value:.1f}" if value == int(value) and abs(value) < 1e15 else _digits(value)
-    if isinstance(value, datetime):
-        value = value.to_pydatetime() if hasattr(value, "to_pydatetime") else value  # pandas has its own astimezone
-        return value.astimezone().strftime("%Y-%m-%d %H:%M")
-    if isinstance(value, list | tuple | set):
-        return ", ".join(map(show_value, value))
-    if isinstance(value, Mapping):
-        return ", ".join(f"{k}={show_value(v)}" for k, v in value.items())
-    return str(value)
-
-# %% ../nbs/04_display.ipynb #show-bytes
-def show_bytes(
-    size: float,  # Bytes
-) -> str:
-    "A size as people read it."
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
-
-# %% ../nbs/04_display.ipynb #show-seconds
-def show_seconds(
-    seconds: float | None,  # A duration
-) -> str:
-    "A duration as people read it."
-    if seconds is None:
-        return ""
-    if seconds < 0.1:
-        return f"{seconds * 1000:.0f} ms" if seconds >= 0.001 else "<1 ms"
-    if seconds < 60:
-        return f"{seconds:.2g} s" if seconds < 9.95 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min {rest:02d} s"
-
-# %% ../nbs/04_display.ipynb #show-age
-def show_age(
-    moment: datetime | None,      # When it was, with a time zone
-    now: datetime | None = None,  # The time to count from; now by default
-) -> str:                         # Empty where there is no moment
-    "How long ago something was, in its largest unit."
-    if moment is None:
-        return ""
-    seconds = ((now or datetime.now(UTC)) - moment).total_seconds()
-    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= length:
-            return f"{int(seconds // length)} {unit} ago"
-    return f"{max(0, int(seconds))} s ago"
-
-# %% ../nbs/04_display.ipynb #age
-@dataclass(frozen=True, slots=True)
-class Age:
-    "A moment that is shown by how long ago it was; in HTML, its date stands in the tooltip."
-    moment: datetime | None  # When it was, with a time zone
-
-    def __str__(self) -> str:
-        return show_age(self.moment)
-
-    @property
-    def title(self) -> str:
-        "The date."
-        return show_value(self.moment)
-
-# %% ../nbs/04_display.ipynb #cut-middle
-def cut_middle(
-    text: str,   # One line
-    width: int,  # Columns of a terminal, at least 1
-) -> str:        # In at most so many
-    "A text without its middle, where it is too long: names differ at their ends."
-    from rich.cells import cell_len
-
-    if cell_len(text) <= width:
-        return text
-    left = right = ""
-    for i in range(len(text)):  # from both ends in turn, as long as there is room for the sign between them
-        nearer = text[i // 2] if i % 2 == 0 else text[-1 - i // 2]
-        if cell_len(left) + cell_len(right) + cell_len(nearer) > width - 1:
-            break
-        left, right = (left + nearer, right) if i % 2 == 0 else (left, nearer + right)
-    return f"{left}…{right}"
-
-# %% ../nbs/04_display.ipynb #column
-def show_column(
-    values: Sequence[Any],  # Values that stand below each other
-) -> list[str]:
-    "Values as people read them, the numbers among them with one precision."
-    texts = [show_value(value) for value in values]
-    floats = [i for i, value in enumerate(values) if isinstance(value, float) and math.isfinite(value)]
-    if any("e" in texts[i] for i in floats):
-        return texts
-    decimals = max((len(texts[i].partition(".")[2]) for i in floats), default=0)
-    aligned = {i: f"{values[i]:.{decimals}f}" for i in floats}
-    longest = max((len(text) for text in aligned.values()), default=0)
-    return texts if longest > 12 else [aligned.get(i, text) for i, text in enumerate(texts)]
+__all__ = ['STYLE', 'STATES', 'Text', 'tooltip', 'Facts', 'Table', 'Part', 'is_live', 'Result']
 
 # %% ../nbs/04_display.ipynb #style
 STYLE = """<style>

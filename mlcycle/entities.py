@@ -109,7 +109,7 @@ class Version:
         return f"{self.model}/{self.number}"
 
     def __repr__(self) -> str:
-        from mlcycle.display import show_value
+        from mlcycle.value_text import show_value
         from mlcycle.terminal import one_line
 
         few = dict([*self.metrics.items()][:3])
@@ -142,7 +142,7 @@ class AliasMove:
     kind: MoveKind = "promoted"  # What was done; a rollback may lead to no version too
 
     def __repr__(self) -> str:
-        from mlcycle.display import show_value
+        from mlcycle.value_text import show_value
         from mlcycle.terminal import one_line
 
         moved = f"{self.before or 'nothing'} → {self.after or 'nothing'}"

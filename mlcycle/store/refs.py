@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-from ..display import show_age
+from ..value_text import show_age
 from ..entities import Run
 from ..errors import AmbiguousError, NotFoundError, UsageError
 from . import runs

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ..config import ENV_RUN
-from ..display import STATES, Facts, Result, Text, show_seconds
+from ..display import STATES, Facts, Result, Text
+from ..value_text import show_seconds
 from ..entities import ENDED, Artifact, Dataset, Run, RunError, Status
 from ..errors import DataError, NotFoundError, UsageError
 from ..redact import Redactor

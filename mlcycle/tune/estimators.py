@@ -48,7 +48,7 @@ def estimator_objective(
     def objective(**params: Any) -> dict[str, float]:
         from sklearn.utils import _safe_indexing as take
 
-        from mlcycle.track.current import log_metric
+        from mlcycle.track.verbs import log_metric
         from mlcycle.track.trial import report
 
         scores = []

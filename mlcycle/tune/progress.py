@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass, field
 from html import escape
 
-from ..display import show_value
+from ..value_text import show_value
 from ..notebooks.follow.progress import clock
 from ..terminal import one_line
 from .trials import COUNTED, Counts, TrialRow

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..display import Result, Table, Text, show_seconds, show_value
+from ..display import Result, Table, Text
+from ..value_text import show_seconds, show_value
 from .progress import sparkline
 from .storage import FACTS
 from .trials import COUNTED, TrialRow, trial_rows

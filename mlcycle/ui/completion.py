@@ -13,7 +13,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from ..display import show_age
+from ..value_text import show_age
 from ..store.events import moment
 from ..terminal import one_line
 from .typed_line import read_line

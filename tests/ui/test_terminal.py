@@ -16,7 +16,8 @@ from rich.cells import cell_len
 from rich.console import Console
 
 import mlcycle as mlc
-from mlcycle.display import Result, Table, cut_middle
+from mlcycle.display import Result, Table
+from mlcycle.value_text import cut_middle
 from mlcycle.store.connect import open_store
 from mlcycle.tune.tuning import tune
 from mlcycle.ui.tree import Face, invoke

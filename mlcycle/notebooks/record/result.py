@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...display import STATES, Facts, Result, Text, show_seconds
+from ...display import STATES, Facts, Result, Text
+from ...value_text import show_seconds
 from ...entities import Run, RunError, Status
 from ...errors import NotebookRunError
 from ..document.endings import Cause

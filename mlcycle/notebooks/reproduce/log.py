@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ...display import show_value
+from ...value_text import show_value
 from ...entities import Event, Run, Version
 from ...store import events
 

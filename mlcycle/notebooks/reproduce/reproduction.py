@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from ...display import Facts, Part, Result, Table, Text, show_seconds
+from ...display import Facts, Part, Result, Table, Text
+from ...value_text import show_seconds
 from .conditions import Condition, table
 from .verdict import Verdict, Word
 

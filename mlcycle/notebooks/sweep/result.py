@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from ...display import Result, Table, Text, show_seconds
+from ...display import Result, Table, Text
+from ...value_text import show_seconds
 from ...entities import Status
 from ..follow.progress import clock
 from ...terminal import one_line

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import click
 
-from ...display import Result, Text, show_seconds
+from ...display import Result, Text
+from ...value_text import show_seconds
 from ..completion import complete_model
 from ..tree import Command
 

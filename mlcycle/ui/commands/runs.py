@@ -10,7 +10,8 @@ from pathlib import Path
 
 import click
 
-from ...display import Result, Table, Text, show_bytes
+from ...display import Result, Table, Text
+from ...value_text import show_bytes
 from ...errors import NotFoundError
 from ...frame_result import FrameResult
 from ..completion import complete_experiment, complete_run

@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from ...display import Result, Table, Text, show_bytes, show_value
+from ...display import Result, Table, Text
+from ...value_text import show_bytes, show_value
 from ...frame_result import FrameResult
 from ..tree import Command
 

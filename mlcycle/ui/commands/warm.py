@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from ...display import Result, Table, Text, show_bytes, show_seconds
+from ...display import Result, Table, Text
+from ...value_text import show_bytes, show_seconds
 from ..tree import Command
 
 # %% auto #0

@@ -12,7 +12,8 @@ import time
 from datetime import UTC, datetime
 from typing import Any
 
-from ...display import Facts, Result, Table, Text, show_seconds
+from ...display import Facts, Result, Table, Text
+from ...value_text import show_seconds
 from ...entities import Status
 from ...errors import NoActiveRunError, UsageError
 from ...notebooks.document.outputs import is_aside

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ...display import show_value, tooltip
+from ...display import tooltip
+from ...value_text import show_value
 from ...entities import Run
 from ...store import metrics
 from ...store.connect import Store

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ...display import Age, Facts, Part, Result, Table, Text, cut_middle, show_bytes, show_value
+from ...display import Facts, Part, Result, Table, Text
+from ...value_text import Age, cut_middle, show_bytes, show_value
 from ...entities import AliasMove, Model, Version
 from ...errors import NotFoundError
 from ...store import models, runs

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from ...display import Part, show_age
+from ...display import Part
+from ...value_text import show_age
 from ...entities import Run, Version
 from ...store.connect import Store
 from ...store.notes import Note, note_of

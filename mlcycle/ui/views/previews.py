@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ...display import Part, Table, Text, show_bytes
+from ...display import Part, Table, Text
+from ...value_text import show_bytes
 from ...entities import Artifact
 from ...store.connect import Store
 from .parts import Folded, Picture

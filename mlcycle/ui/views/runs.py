@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ...display import STATES, Age, Facts, Part, Result, Table, Text, show_bytes, show_seconds
+from ...display import STATES, Facts, Part, Result, Table, Text
+from ...value_text import Age, show_bytes, show_seconds
 from ...entities import Artifact, Run
 from ...errors import MlcycleError, UsageError
 from ...frame_result import FrameResult

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from ...display import Part, Result, Table, Text, show_seconds, show_value
+from ...display import Part, Result, Table, Text
+from ...value_text import show_seconds, show_value
 from ...frame_result import FrameResult
 from ...registry.lineage import space_words
 from ...tune.importances import importances

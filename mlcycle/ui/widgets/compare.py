@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from ...display import Result, show_bytes, show_seconds, show_value
+from ...display import Result
+from ...value_text import show_bytes, show_seconds, show_value
 from ...evaluate.code_changes import Change
 from ...evaluate.comparison import NOISE, Comparison, Line, compare
 from ...store import artifacts

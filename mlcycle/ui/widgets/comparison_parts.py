@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ...display import STATES, Result, Table, Text, show_seconds, show_value
+from ...display import STATES, Result, Table, Text
+from ...value_text import show_seconds, show_value
 from ...evaluate.code_changes import Change
 from ...evaluate.comparison import NOISE, Comparison, Line
 from ...store.thinning import thinned

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ...display import cut_middle, show_value
+from ...value_text import cut_middle, show_value
 
 if TYPE_CHECKING:
     import numpy as np

@@ -179,7 +179,7 @@ def answer_of(
     table: pd.DataFrame,  # The result of `predict` for one row
 ) -> dict[str, Any]:      # `prediction`: name to text; `bars`: class, probability; `rest`: number of classes left out
     "A prediction as plain data for a front end."
-    from mlcycle.display import show_value
+    from mlcycle.value_text import show_value
 
     row = {str(name): column.tolist()[0] for name, column in table.items()}  # as a row, all its numbers would become floats
     bars = [(name.removeprefix("probability_"), float(value)) for name, value in row.items() if name.startswith("probability_")]

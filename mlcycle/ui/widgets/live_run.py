@@ -13,7 +13,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ...display import STATES, STYLE, Part, Result, Text, show_seconds, show_value
+from ...display import STATES, STYLE, Part, Result, Text
+from ...value_text import show_seconds, show_value
 from ...entities import Run
 from ...store import artifacts, facts, runs
 from ...store.refs import find_run

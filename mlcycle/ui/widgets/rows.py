@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ...display import STATES, show_age, show_seconds, show_value
+from ...display import STATES
+from ...value_text import show_age, show_seconds, show_value
 from ...store.fields import names
 from ...store.query import count
 from ...track.queries import runs

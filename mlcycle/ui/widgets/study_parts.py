@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ...display import STATES, show_seconds, show_value
+from ...display import STATES
+from ...value_text import show_seconds, show_value
 from ...errors import NotFoundError
 from ...notebooks.follow.progress import clock
 from ...tune.importances import importances, ordered
