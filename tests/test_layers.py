@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -90,6 +91,23 @@ def test_imports_run_down() -> None:
 def test_no_circle_of_modules() -> None:
     "Modules can be read in one order: none needs another that needs it."
     TopologicalSorter({module: others - set(ENTRANCES) for module, others in graph().items()}).prepare()  # raises CycleError
+
+
+def test_numbers_follow_the_imports() -> None:
+    "The notebooks of a folder can be read by their numbers: no number is there twice, none is left out, and no module needs a later one."
+    numbers: dict[str, int] = {}
+    for folder in sorted({path.parent for path in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts}):
+        paths = sorted(path for path in folder.glob("[0-9]*.ipynb"))
+        before_end = [int(path.name[:2]) for path in paths if int(path.name[:2]) < 97]  # the entrances and `__init__` come last
+        first = 0 if folder == ROOT / "nbs" else 1
+        assert before_end == list(range(first, first + len(before_end))), folder.relative_to(ROOT)
+        for path in paths:
+            exported = re.search(r"#\|\s*default_exp\s+([\w.]+)", path.read_text(encoding="utf-8"))
+            if exported:
+                numbers[exported[1]] = int(path.name[:2])
+    wrong = [f"{module} -> {other}" for module, others in graph().items() for other in others
+             if package_of(module) == package_of(other) and module not in ENTRANCES and numbers[module] <= numbers[other]]
+    assert sorted(wrong) == []
 
 
 def test_packages_import_nothing_up_front() -> None:
