@@ -4986,6 +4986,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'mlcycle.ui.widgets.rows.Request.folds': ( 'ui/widgets/rows.html#request.folds',
                                                                                     'mlcycle/ui/widgets/rows.py'),
                                          'mlcycle.ui.widgets.rows._cell': ('ui/widgets/rows.html#_cell', 'mlcycle/ui/widgets/rows.py'),
+                                         'mlcycle.ui.widgets.rows._column': ('ui/widgets/rows.html#_column', 'mlcycle/ui/widgets/rows.py'),
                                          'mlcycle.ui.widgets.rows._records': ( 'ui/widgets/rows.html#_records',
                                                                                'mlcycle/ui/widgets/rows.py'),
                                          'mlcycle.ui.widgets.rows._unfolded': ( 'ui/widgets/rows.html#_unfolded',

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...display import STATES
-from ...value_text import show_age, show_seconds, show_value
+from ...value_text import show_age, show_column, show_seconds, show_value
 from ...store.fields import names
 from ...store.query import count
 from ...track.queries import runs
@@ -89,6 +89,14 @@ def _cell(column: str, value: Any) -> list[Any]:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     return [show_value(value), "num" if number else ""]
 
+
+def _column(column: str, values: list[Any]) -> list[list[Any]]:
+    "The cells of a column; numbers that are compared at a glance have one precision."
+    cells = [_cell(column, value) for value in values]
+    if column in ("id", "seconds", "started"):
+        return cells
+    return [[text, *rest] for text, (_, *rest) in zip(show_column(values), cells, strict=True)]
+
 # %% ../../../nbs/ui/widgets/12_rows.ipynb #unfolded
 MAX_PARTS = 200  # Parts of a run that are unfolded
 
@@ -124,8 +132,9 @@ def read(
     counts = child_counts(store, [record["id"] for record in records]) if request.folds else {}
     keys = list(dict.fromkeys(key for record in records for key in record))
     columns = list(request.columns) or chosen(keys, records, judged_by(store, request.order_by, page))
-    rows = [{"id": r["id"], "name": r["name"], "depth": depth, "parts": counts.get(r["id"], 0), "cells": [_cell(c, r.get(c)) for c in columns]}
-            for r, depth in shown]
+    cells = zip(*(_column(column, [record.get(column) for record in records]) for column in columns), strict=True)
+    rows = [{"id": r["id"], "name": r["name"], "depth": depth, "parts": counts.get(r["id"], 0), "cells": list(of_run)}
+            for (r, depth), of_run in zip(shown, cells, strict=True)]
     heads = [{"key": c, "title": heading(c), "field": field(c), "number": any(row["cells"][i][1] == "num" for row in rows)}
              for i, c in enumerate(columns)]
     return {"columns": heads, "rows": rows, "total": total, "offset": offset, "end": offset + len(page), "size": request.size,

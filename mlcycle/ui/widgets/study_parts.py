@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ...display import STATES
-from ...value_text import show_seconds, show_value
+from ...value_text import show_column, show_seconds, show_value
 from ...errors import NotFoundError
 from ...notebooks.follow.progress import clock
 from ...tune.importances import importances, ordered
@@ -160,14 +160,15 @@ def trials_page(
                *((f"params.{name}", name, _number(tuned, name)) for name in names), ("status", "status", False),
                ("took", "took", True), *([("why", "why", False)] if has_reasons else [])]
 
-    def texts(row: Any) -> list[str]:
-        values = [show_value(v) for v in row.values] or [""] * len(tuned.metrics)
-        reason = [row.reason or ""] if has_reasons else []
-        return [*values, *(show_value(row.params.get(name)) for name in names), row.status, show_seconds(row.seconds), *reason]
+    shown = rows[offset:offset + PAGE]
+    texts = [*(show_column([row.values[k] if row.values else None for row in shown]) for k in range(len(tuned.metrics))),
+             *(show_column([row.params.get(name) for row in shown]) for name in names),
+             [row.status for row in shown], [show_seconds(row.seconds) for row in shown],
+             *([[row.reason or "" for row in shown]] if has_reasons else [])]
 
     return {"columns": [{"key": k, "title": title, "number": number, "sorts": k not in ("status", "why")} for k, title, number in columns],
-            "rows": [{"trial": row.number, "run": row.run, "status": row.status, "best": row.number in front, "cells": texts(row)}
-                     for row in rows[offset:offset + PAGE]],
+            "rows": [{"trial": row.number, "run": row.run, "status": row.status, "best": row.number in front, "cells": list(cells)}
+                     for row, cells in zip(shown, zip(*texts, strict=True), strict=True)],
             "total": len(rows), "offset": offset, "size": PAGE, "by": request.by, "down": request.down, "status": request.status,
             "statuses": [status for status in _LOOKS if tuned.number(status)], "looks": _LOOKS, "notebook": tuned.target.endswith(".ipynb")}
 
