@@ -124,10 +124,10 @@ class PagedRuns(View):
                           tuple(w.unfolded))
         total = w.page["total"] if turned and request.query == self.request.query else None
         try:
-            w.page = read(self.store, request, total)
+            page = read(self.store, request, total)
             self.request = request
-            w.problem = ""
-            w.offset = w.page["offset"]
+            with w.hold_sync():  # nobody sees the new page below the former error
+                w.page, w.problem, w.offset = page, "", page["offset"]
         except QueryError as e:
             w.problem = str(e)
         except MlcycleError as e:
