@@ -17,6 +17,7 @@ from IPython.display import display
 
 from ...display import Result, Table, Text
 from ...errors import MlcycleError, TrialPruned
+from ...notebooks.record.result import NotebookRun
 from ..session.journal import journal_of
 from ..session.options import MagicError, TrackOptions, params_line, read_options, split_words, take_params, track_cell, track_line
 from ..session.run_display import RunDisplay, note
@@ -254,6 +255,8 @@ class MlcycleMagics(Magics):
                 display(outcome.result())
             if not isinstance(e, MlcycleError):
                 raise
+            if isinstance(outcome, NotebookRun) and outcome.status == "failed":  # why it failed stands above already
+                raise MagicError(f"{outcome.notebook} {outcome.status}; run {outcome.run[:8]} keeps the notebook as far as it came") from None
             raise MagicError(str(e)) from None
         finally:
             if arguments[:1] == ["run"]:
