@@ -16,8 +16,7 @@ from IPython.core.magic import Magics, cell_magic, line_cell_magic, line_magic, 
 from IPython.display import display
 
 from ...display import Result, Table, Text
-from ...errors import MlcycleError, TrialPruned
-from ...notebooks.record.result import NotebookRun
+from ...errors import MlcycleError, NotebookRunError, TrialPruned
 from ..session.journal import journal_of
 from ..session.options import MagicError, TrackOptions, params_line, read_options, split_words, take_params, track_cell, track_line
 from ..session.run_display import RunDisplay, note
@@ -255,7 +254,7 @@ class MlcycleMagics(Magics):
                 display(outcome.result())
             if not isinstance(e, MlcycleError):
                 raise
-            if isinstance(outcome, NotebookRun) and outcome.status == "failed":  # why it failed stands above already
+            if isinstance(e, NotebookRunError) and outcome is not None and outcome.status == "failed":  # why it failed stands above already
                 raise MagicError(f"{outcome.notebook} {outcome.status}; run {outcome.run[:8]} keeps the notebook as far as it came") from None
             raise MagicError(str(e)) from None
         finally:
