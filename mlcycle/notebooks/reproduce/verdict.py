@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from ...durations import is_duration
 from ...entities import Run
 from ...errors import MlcycleError
 from ..document.outputs import Difference, calm, close, differences
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from mlcycle.store.connect import Store
 
 # %% auto #0
-__all__ = ['Points', 'Word', 'named_within', 'points_of', 'is_duration', 'MetricChange', 'metric_changes', 'Verdict',
-           'first_difference', 'compare_runs']
+__all__ = ['Points', 'Word', 'named_within', 'points_of', 'MetricChange', 'metric_changes', 'Verdict', 'first_difference',
+           'compare_runs']
 
 # %% ../../../nbs/notebooks/reproduce/02_verdict.ipynb #points
 Points = Mapping[tuple[str, str], Sequence[tuple[int, float]]]  # Name of the run within, empty for the whole, and of the metric: steps and values
@@ -48,21 +48,6 @@ def points_of(
         for name in metrics.latest(store, part):
             points[within, name] = [(p.step, p.value) for p in metrics.history(store, part, name)]
     return points
-
-# %% ../../../nbs/notebooks/reproduce/02_verdict.ipynb #is-duration
-_CLOCK = {"second", "seconds", "sec", "secs", "time", "duration", "elapsed", "runtime", "latency"}
-_ERROR = {"mae", "mse", "rmse", "rmsle", "mape", "medae", "error", "errors", "loss", "bias", "r2", "score", "std", "deviation"}  # of a predicted time
-_WORK = [["fit"], ["score"], ["refit"], ["predict"]]  # `std_score_time` of a cross-validation is the time of the work, not an error
-
-
-def is_duration(
-    metric: str,  # Name of a metric
-) -> bool:
-    "Whether a metric is a duration: its last word is seconds, time, duration or the like, and none of its words is an error's."
-    words = re.findall(r"[a-z]+[0-9]?", metric.lower())
-    if not words or words[-1] not in _CLOCK:
-        return False
-    return words[-2:-1] in _WORK or not _ERROR & set(words)
 
 # %% ../../../nbs/notebooks/reproduce/02_verdict.ipynb #change
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ...durations import durations_last
 from ...display import tooltip
 from ...value_text import show_value
 from ...entities import Run
@@ -126,4 +127,4 @@ def metric_table(
     values = metrics.latest(store, run)
     repeated = [name for name, count in store.db.rows(_COUNTS, {"run": run.pk}) if 1 < count <= MAX_POINTS][:MAX_CURVES]
     curves = {name: [point.value for point in metrics.history(store, run, name)] for name in repeated}
-    return MetricTable(values, curves) if values else None
+    return MetricTable({name: values[name] for name in durations_last(values)}, curves) if values else None

@@ -10,6 +10,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ...durations import durations_last
+
 if TYPE_CHECKING:
     from mlcycle.store.connect import Store
 
@@ -35,7 +37,7 @@ def ordered_columns(
 ) -> tuple[list[str], int]:  # All columns that a person may want, the weightiest first; how many of them a page shows
     "The order of the columns of a table of runs."
     weighty = [c for c in first if c in columns and c.startswith(("metrics.", "params."))]
-    metrics = [c for c in weighty if c.startswith("metrics.")] + [c for c in columns if c.startswith("metrics.") and c not in weighty]
+    metrics = [c for c in weighty if c.startswith("metrics.")] + durations_last(c for c in columns if c.startswith("metrics.") and c not in weighty)
     params = [c for c in columns if c.startswith("params.")]
     varying = [c for c in weighty if c in params] + [c for c in params if varies(c, records) and c not in weighty]
     constant = [c for c in params if c not in varying]
