@@ -79,6 +79,8 @@ VERBS: dict[str, Any] = {  # Every public verb that takes a run, to what it give
     "reproduce": lambda ref: no_notebook(lambda: mlc.reproduce(ref, check=True)),
     "LiveRun": lambda ref: mlc.LiveRun(ref).run.name == "first",
     "RunView": lambda ref: mlc.RunView(ref).run.name == "first",
+    "note": lambda ref: mlc.note(ref, "slow").text == "slow",
+    "tag": lambda ref: mlc.tag(ref, reviewed="yes")["reviewed"] == "yes",
     "Compare": lambda ref: [run.name for run in mlc.Compare(ref, "other").comparison.runs] == ["first", "other"],
 }
 
@@ -146,7 +148,7 @@ def test_tables_say_how_many_runs_they_leave_out(store: Store) -> None:
         assert len(mlc.runs(limit=None)) == LIMIT + 1 and len(mlc.runs(limit=5)) == 5 and len(mlc.runs("name == 'parent'")) == 1
     command = [sys.executable, "-m", "mlcycle", "runs"]
     texts = [subprocess.run([*command, *words], env={**os.environ, **store.environment}, capture_output=True, text=True, timeout=120).stdout
-             for words in ((), ("name == 'parent'",))]
+             for words in (("--children",), ("name == 'parent'",))]
     assert "20 of 1,001 runs; `-n 1001` shows all." in texts[0] and "runs;" not in texts[1]
 
 

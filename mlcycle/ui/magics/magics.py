@@ -67,27 +67,27 @@ def _numbered(shell: Any) -> Iterator[None]:
         del compiler.cache
 
 
-# %% ../../../nbs/ui/magics/02_magics.ipynb #held
+# %% ../../../nbs/ui/magics/02_magics.ipynb #held-tracebacks
 @contextmanager
 def _held_tracebacks(shell: Any) -> Iterator[list[tuple[Any, Any, Any]]]:
-    held: list[tuple[Any, Any, Any]] = []
-    shell._showtraceback = lambda *shown: held.append(shown)
+    tracebacks: list[tuple[Any, Any, Any]] = []
+    shell._showtraceback = lambda *shown: tracebacks.append(shown)
     try:
-        yield held
+        yield tracebacks
     finally:
         del shell._showtraceback
 
 
-def _raise_as_own(shell: Any, error: BaseException | None, held: list[tuple[Any, Any, Any]]) -> None:
+def _raise_as_own(shell: Any, error: BaseException | None, tracebacks: list[tuple[Any, Any, Any]]) -> None:
     "Show what was held back; the cell's own error is raised with the traceback that was made for it."
-    own = [lines for _, value, lines in held if value is error]
+    own = [lines for _, value, lines in tracebacks if value is error]
     is_own = isinstance(error, Exception) and not isinstance(error, SyntaxError) and bool(own)
     if is_own:
         try:
             error._render_traceback_ = lambda: own[-1]
         except Exception:  # it takes no attributes
             is_own = False
-    for shown in held:
+    for shown in tracebacks:
         if not (is_own and shown[1] is error):
             shell._showtraceback(*shown)
     if is_own and error is not None:
@@ -123,7 +123,7 @@ def _run_cell(shell: Any, line: str, cell: str, options: TrackOptions) -> None:
     below = cell if cell.lstrip().startswith("%%") else f"# %%track {line}\n{cell}"  # lines are counted as in the notebook
     _refuse_syntax_error(shell, below)
     params, inline = take_params(options.params, shell.user_ns)
-    held: list[tuple[Any, Any, Any]] = []
+    tracebacks: list[tuple[Any, Any, Any]] = []
     block = run(options.name, options.experiment, params, options.tags, kind="cell", source=cell)
     try:
         active = block.__enter__()
@@ -133,7 +133,7 @@ def _run_cell(shell: Any, line: str, cell: str, options: TrackOptions) -> None:
     try:
         shell.user_ns.update(inline)
         run_display = RunDisplay(active, options.live)
-        with _quiet(shell.displayhook, cell), _numbered(shell), _held_tracebacks(shell) as held:
+        with _quiet(shell.displayhook, cell), _numbered(shell), _held_tracebacks(shell) as tracebacks:
             execution = shell.run_cell(below, store_history=False, silent=False)
         error = execution.error_before_exec or execution.error_in_exec
     finally:
@@ -144,7 +144,7 @@ def _run_cell(shell: Any, line: str, cell: str, options: TrackOptions) -> None:
     if options.out:
         shell.user_ns[options.out] = active
     run_display.settle()
-    _raise_as_own(shell, error, held)
+    _raise_as_own(shell, error, tracebacks)
     if isinstance(error, TrialPruned):
         raise error
     if error is not None:

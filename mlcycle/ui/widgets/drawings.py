@@ -104,7 +104,7 @@ Points = Sequence[tuple[float, float | None]]
 
 
 def frame_of(
-    chart: Chart,
+    chart: Chart,       # What is drawn
     log: bool = False,  # Logarithmic axis
 ) -> tuple[list[tuple[int, Points]], float, float, float, float] | None:  # Lines with scaled values; first and last step, least and greatest value
     "What of a chart can be drawn, and within which limits; None where there is nothing to draw."
