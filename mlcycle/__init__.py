@@ -30,6 +30,7 @@ _HOME = {
     "reproduce": "notebooks.reproduce.runner",
     "tune": "tune",  # the package, which can be called
     "rerun": "notebooks.resume.runner",
+    "serve": "serve",  # the package, which can be called
     **dict.fromkeys(("register", "resolve_version"), "registry.versions"),
     **dict.fromkeys(("promote", "rollback"), "registry.aliases"),
     "load_model": "registry.loading",

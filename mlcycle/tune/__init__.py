@@ -5,10 +5,7 @@
 # %% ../../nbs/tune/99_init.ipynb #imports
 from __future__ import annotations
 
-import sys
-from types import ModuleType
-from typing import Any
-
+from ..callable_package import make_callable
 from ..lazy import lazy_names
 
 # %% auto #0
@@ -21,28 +18,4 @@ __getattr__, __dir__, __all__ = lazy_names(__name__, {
 })
 
 # %% ../../nbs/tune/99_init.ipynb #call
-class _Callable(ModuleType):
-    "A package that can be called like its function `tune`."
-
-    @property
-    def __signature__(self) -> Any:
-        from mlcycle.parameter_docs import readable_signature
-        from mlcycle.tune.tuning import tune
-
-        return readable_signature(tune)
-
-    def getdoc(self) -> str:
-        "What `mlc.tune?` shows."
-        from mlcycle.parameter_docs import documented
-        from mlcycle.tune.tuning import tune
-
-        return documented(tune)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        "Search for the best params of a notebook, a function or an estimator: see `mlcycle.tune.tuning.tune`."
-        from mlcycle.tune.tuning import tune
-
-        return tune(*args, **kwargs)
-
-
-sys.modules[__name__].__class__ = _Callable if __name__.startswith("mlcycle") else sys.modules[__name__].__class__
+make_callable(__name__)
