@@ -23,7 +23,7 @@ from ..store.keys import keys
 from ..registry.versions import use_store
 
 # %% auto #0
-__all__ = ['ask_server', 'Server', 'serve']
+__all__ = ['ask_server', 'Server', 'start_server', 'serve']
 
 # %% ../../nbs/serve/23_server.ipynb #lazy
 if TYPE_CHECKING:
@@ -110,7 +110,8 @@ class Server:
                 self.log.append(f"{state['state']}: {state['text']}")
         self._states.put(False)
 
-    def _wait_ready(self) -> None:
+    def wait_ready(self) -> None:
+        "Wait until it answers. Raises what kept it from that."
         if not self._states.get():
             self._process.wait()
             raise self.error or ModelError(f"The server ended with exit code {self._process.returncode} before it was ready.")
@@ -154,6 +155,25 @@ class Server:
         link = f'<a href="{escape(self.url)}/docs" target="_blank">{escape(self.url)}</a>' if self.is_running else "stopped"
         return f"<p>Serving {escape(', '.join(self.models))}: {link}</p>"
 
+# %% ../../nbs/serve/23_server.ipynb #start
+def start_server(
+    store: Store,
+    refs: Sequence[str],       # What to serve
+    settings: ServerSettings,  # How
+    allow_pickle: bool = False,  # Whether a model may be served whose loading runs code from its files
+) -> Server:                   # Ready to answer
+    "Start a server in a process of its own. Raises `NotFoundError`, `ConfigError`, `UsageError`, `UnsafeModelError`, `ModelError`."
+    checked_settings(settings, sum(key.state == "valid" for key in keys(store)) if settings.needs_keys else 0)
+    config = {"store": store.settings.store, "artifacts": store.settings.artifacts, "refs": list(refs), "settings": settings.as_dict(),
+              "allow_pickle": allow_pickle}
+    process = subprocess.Popen([sys.executable, "-P", "-c", "from mlcycle.serve.running import serve_for_parent; serve_for_parent()"],
+                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, env={**os.environ, **store.environment})
+    process.stdin.write((json.dumps(config) + "\n").encode())
+    process.stdin.flush()
+    server = Server(process, refs)
+    server.wait_ready()
+    return server
+
 # %% ../../nbs/serve/23_server.ipynb #serve
 def serve(
     *refs: str | Version,  # What to serve: `name`, `name/3`, `name@alias`, or a version
@@ -166,16 +186,5 @@ def serve(
     store: Store | None = None,  # The store; the current one by default
 ) -> Server:                 # Ready to answer
     "Serve versions over HTTP beside this process. Raises `NotFoundError`, `ConfigError`, `UsageError`, `UnsafeModelError`, `ModelError`."
-    store = use_store(store)
     settings = ServerSettings(host, port, worker_count(str(workers)), timeout, insecure=insecure)
-    checked_settings(settings, sum(key.state == "valid" for key in keys(store)) if settings.needs_keys else 0)
-    texts = [ref.ref if isinstance(ref, Version) else ref for ref in refs]
-    config = {"store": store.settings.store, "artifacts": store.settings.artifacts, "refs": texts, "settings": settings.as_dict(),
-              "allow_pickle": allow_pickle}
-    process = subprocess.Popen([sys.executable, "-P", "-c", "from mlcycle.serve.running import serve_for_parent; serve_for_parent()"],
-                               stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, env={**os.environ, **store.environment})
-    process.stdin.write((json.dumps(config) + "\n").encode())
-    process.stdin.flush()
-    server = Server(process, texts)
-    server._wait_ready()
-    return server
+    return start_server(use_store(store), [ref.ref if isinstance(ref, Version) else ref for ref in refs], settings, allow_pickle)
