@@ -3022,8 +3022,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'mlcycle/serve/supervisor.py'),
                                           'mlcycle.serve.supervisor.Supervisor.stop': ( 'serve/supervisor.html#supervisor.stop',
                                                                                         'mlcycle/serve/supervisor.py'),
-                                          'mlcycle.serve.supervisor.Supervisor.url': ( 'serve/supervisor.html#supervisor.url',
-                                                                                       'mlcycle/serve/supervisor.py'),
                                           'mlcycle.serve.supervisor.Supervisor.wait': ( 'serve/supervisor.html#supervisor.wait',
                                                                                         'mlcycle/serve/supervisor.py'),
                                           'mlcycle.serve.supervisor.Worker': ( 'serve/supervisor.html#worker',

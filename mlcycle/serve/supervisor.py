@@ -101,14 +101,10 @@ class Supervisor:
     ):
         self.plan, self.listener, self._changed = plan, listener, changed
         self.workers: dict[str, Worker] = {}
+        self.url = url_of(plan.settings, listener.getsockname()[1])
         self.failure = ""  # Why the server gave up; empty while it lives
         self._lock, self._stopping, self._count, self._early = threading.RLock(), threading.Event(), 0, 0
         self._state = threading.Condition(self._lock)
-
-    @property
-    def url(self) -> str:
-        "Address of the server."
-        return url_of(self.plan.settings, self.listener.getsockname()[1])
 
     def start(self) -> None:
         "Start the workers and wait until all are ready. Raises `ModelError` when a worker cannot load its models."
@@ -170,6 +166,7 @@ class Supervisor:
     def stop(self) -> None:
         "Stop the workers: each finishes what it has in flight, within the grace; after it they are killed."
         self._stopping.set()
+        self.listener.close()  # with those of the workers: nobody is to wait for a server that will not take the connection
         with self._lock:
             workers = list(self.workers.values())
         for worker in workers:
@@ -183,7 +180,6 @@ class Supervisor:
         for worker in workers:
             if worker.listener is not None:
                 worker.listener.join(10)
-        self.listener.close()
         with self._state:
             self._state.notify_all()
 
