@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MlcycleError
+from ..registry.manifest import MANIFEST, from_bytes
+from ..registry.signatures import to_dict
 from ..scratch import scratch_folder
 from .guard import is_loopback
 from .prepare import prepare_models
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from mlcycle.store.connect import Store
 
 # %% auto #0
-__all__ = ['host_names', 'running_server', 'serve_for_parent']
+__all__ = ['host_names', 'running_server', 'model_facts', 'serve_for_parent']
 
 # %% ../../nbs/serve/22_running.ipynb #hosts
 def host_names(
@@ -85,6 +87,18 @@ def running_server(
             stopped.set()
             listener.close()
 
+# %% ../../nbs/serve/22_running.ipynb #facts
+def model_facts(
+    plan: Plan,  # Of a server
+) -> list[dict[str, Any]]:
+    "What a server tells the notebook about its models: `ref`, `name`, `compiled`, `reason`, `signature`, `example`."
+    facts = []
+    for model in plan.models:
+        signature = from_bytes((Path(model["folder"]) / MANIFEST).read_bytes()).signature
+        facts.append({"ref": f"{model['name']}/{model['number']}", "name": model["name"], "compiled": model["compiled"] is not None,
+                      "reason": model["reason"], "signature": to_dict(signature), "example": model["example"]})
+    return facts
+
 # %% ../../nbs/serve/22_running.ipynb #process
 def _say(**state: Any) -> None:
     sys.stdout.write(json.dumps(state) + "\n")
@@ -103,7 +117,7 @@ def serve_for_parent() -> None:
                 running_server(store, config["refs"], ServerSettings.from_dict(config["settings"]), config["allow_pickle"],
                                lambda state, text: _say(state=state, text=text)) as supervisor:
             signal.signal(signal.SIGTERM, lambda *_: supervisor.stop())
-            _say(state="serving", url=supervisor.url, models=[f"{model['name']}/{model['number']}" for model in supervisor.plan.models])
+            _say(state="serving", url=supervisor.url, counters=str(supervisor.plan.counters), models=model_facts(supervisor.plan))
             supervisor.wait()
     except MlcycleError as e:
         _say(state="ended", error=type(e).__name__, text=str(e))

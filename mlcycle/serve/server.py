@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlcycle.errors
@@ -88,6 +89,8 @@ class Server:
         self._process, self.refs = process, list(refs)
         self.url = ""                 # Address
         self.models: list[str] = []   # Versions, as `name/3`
+        self.facts: list[dict[str, Any]] = []  # What is known of each, from `running.model_facts`
+        self.counters = Path()        # Folder of its counters
         self.error: MlcycleError | None = None  # Why it ended; None while it serves or when it was stopped
         self.log: list[str] = []      # What happened to its workers
         self._states: queue.Queue[bool] = queue.Queue()
@@ -101,7 +104,8 @@ class Server:
             except ValueError:
                 continue  # a library that prints
             if state["state"] == "serving":
-                self.url, self.models = state["url"], state["models"]
+                self.url, self.facts, self.counters = state["url"], state["models"], Path(state["counters"])
+                self.models = [facts["ref"] for facts in self.facts]
                 self._states.put(True)
             elif state["state"] == "ended" and state["error"]:
                 kind = getattr(mlcycle.errors, state["error"], ModelError)

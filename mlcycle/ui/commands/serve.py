@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ...display import Facts, Result, Text
+from ...display import Result, Text
 from ..completion import complete_model
 from ..tree import Command, Face
 
@@ -58,10 +58,12 @@ def _serve_here(refs: tuple[str, ...], settings: ServerSettings, allow_pickle: b
 def _serve_beside(refs: tuple[str, ...], settings: ServerSettings, allow_pickle: bool) -> Result:
     from mlcycle.serve.server import start_server
     from mlcycle.store.connect import current_store
+    from mlcycle.ui.widgets.server_view import ServerView
 
     server = start_server(current_store(), refs, settings, allow_pickle)
-    facts = Facts([("Models", ", ".join(server.models)), ("Address", server.url), ("Try it", f"{server.url}/docs")])
-    return Result({"url": server.url, "models": server.models}, [facts])
+    view = ServerView(server)
+    static = view.static()
+    return Result(static.data, static.parts, live=lambda: view)
 
 # %% ../../../nbs/ui/commands/25_serve.ipynb #serve
 @click.command("serve", cls=Command, example="mlcycle serve churn@champion --port 8080")

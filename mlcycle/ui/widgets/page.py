@@ -66,7 +66,7 @@ def _widget_class() -> type:
 
     class PageWidget(BrowserWidget):
         "A page in the browser."
-        _esm = asset("common.js", "page.js")
+        _esm = asset("common.js", "form.js", "page.js")
         _css = asset("mlcycle.css", "page.css")
         title = traitlets.Unicode().tag(sync=True)   # Heading
         body = traitlets.Unicode().tag(sync=True)    # HTML, written by mlcycle
