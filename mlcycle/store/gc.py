@@ -41,7 +41,9 @@ class Garbage:
 
 
 def _referenced(con: Connection) -> set[str]:
-    return set(con.execute(union(select(schema.artifacts.c.digest), select(schema.version_files.c.digest))).scalars())
+    used = set(con.execute(union(select(schema.artifacts.c.digest), select(schema.version_files.c.digest))).scalars())
+    forms = con.execute(select(schema.compiled.c.manifest, schema.compiled.c.file).where(schema.compiled.c.file.is_not(None)))
+    return used | {file for manifest, file in forms if manifest in used}  # a compiled form goes with its model
 
 # %% ../../nbs/store/24_gc.ipynb #since
 _LONGEST = 24.0  # How often the age has to pass until content is removed whatever runs go on
@@ -80,7 +82,7 @@ def _remove(store: Store, contents: list[tuple[str, int]], limit: float) -> list
     "Remove those contents that still nothing refers to and nobody has stored again."
     def work(con: Connection) -> list[tuple[str, int]]:
         if not store.db.sqlite:  # SQLite has one writer at a time; PostgreSQL needs a lock
-            con.execute(text("LOCK TABLE artifacts, version_files IN SHARE MODE"))
+            con.execute(text("LOCK TABLE artifacts, version_files, compiled IN SHARE MODE"))
         used, removed = _referenced(con), []
         for digest, size in contents:
             if digest not in used and store.blobs.changed(digest) <= limit:
