@@ -42,7 +42,8 @@ def relative_difference(
     was, now = was.astype("float64"), now.astype("float64")
     equal = (was == now) | (np.isnan(was) & np.isnan(now))
     finite = np.abs(was[np.isfinite(was)])
-    floor = max(float(epsilon) ** 0.5 * finite.max(initial=0.0), np.finfo("float64").tiny)
+    least = max(float(epsilon) ** 0.5, float(epsilon) / TOLERANCE)  # of a float32 column of ones, a difference of its last digit is tolerable
+    floor = max(least * finite.max(initial=0.0), np.finfo("float64").tiny)
     with np.errstate(invalid="ignore", over="ignore"):
         apart = np.abs(was - now) / np.maximum(np.abs(was), floor)
     return np.where(equal, 0.0, np.where(np.isnan(apart), np.inf, apart))

@@ -79,6 +79,7 @@ def write_two_classes(
     raw: str,      # Name of the sums, one column
     scale: float = 1.0,  # What they are multiplied by
     zero_is_second: bool = False,  # Whether a sum of exactly zero is the second class
+    rounded: bool = False,         # Whether the second probability is float32 before the first is what it leaves of 1
 ) -> None:
     "Write `positions` and `probabilities` of two classes, by the logistic function."
     import numpy as np
@@ -86,6 +87,7 @@ def write_two_classes(
     exact, one = piece.cast(raw, "float64"), piece.constant(np.array([1.0]))
     power = piece.add("Exp", piece.add("Mul", exact, piece.constant(np.array([-scale]))))
     second = piece.add("Div", one, piece.add("Add", one, power))
+    second = piece.cast(piece.cast(second, "float32"), "float64") if rounded else second
     piece.add("Concat", piece.add("Sub", one, second), second, axis=1, to="probabilities")
     above = piece.add("GreaterOrEqual" if zero_is_second else "Greater", exact, piece.constant(np.array([0.0])))
     flat = piece.add("Squeeze", above, piece.constant(np.array([1])))
