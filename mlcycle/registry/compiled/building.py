@@ -5,6 +5,7 @@
 # %% ../../../nbs/registry/compiled/13_building.ipynb #imports
 from __future__ import annotations
 
+import math
 import warnings
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,8 @@ def build(
     except Exception as e:  # a converter raises anything
         return fields | {"state": "failed", "cause": "converter", "reason": f"the conversion failed with {_one_line(e)}"}
     agreement = compare_with_model(model, compiled, manifest.signature, example)
-    fields |= {"difference": agreement.difference, "rows": agreement.rows, "cause": agreement.cause, "reason": agreement.text}
+    worst = agreement.difference if math.isfinite(agreement.difference) else None  # JSON has no infinity
+    fields |= {"difference": worst, "rows": agreement.rows, "cause": agreement.cause, "reason": agreement.text}
     if agreement.cause:
         return fields | {"state": "differs"}
     Path(request["target"]).write_bytes(content)

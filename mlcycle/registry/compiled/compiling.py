@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mlcycle.store.connect import Store
 
 # %% auto #0
-__all__ = ['compile_model', 'compile_version']
+__all__ = ['require_converters', 'compile_model', 'compile_version']
 
 # %% ../../../nbs/registry/compiled/15_compiling.ipynb #fields
 _WORK = "mlcycle.registry.compiled.building:build"
@@ -65,6 +65,13 @@ def _built(store: Store, manifest: Manifest, limits: Limits | None) -> dict[str,
             result["file"] = store.blobs.put(Path(target))[0]
         return result
 
+# %% ../../../nbs/registry/compiled/15_compiling.ipynb #converters
+def require_converters() -> None:
+    "See that what compiling needs is installed. Raises `ConfigError`."
+    if missing := [name for name in ("onnxruntime", "onnx", "skl2onnx") if find_spec(name) is None]:
+        raise ConfigError(f"Compiling needs {' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed. "
+                          "Install what is missing with `pip install 'mlcycle[onnx]'`.")
+
 # %% ../../../nbs/registry/compiled/15_compiling.ipynb #compile-model
 def compile_model(
     store: Store,
@@ -73,9 +80,7 @@ def compile_model(
     limits: Limits | None = None,  # What the process may take; by the size of the model by default
 ) -> CompiledForm:
     "Compile a model, or say why it has no compiled form. Raises `ConfigError` where the extra `onnx` is missing, `NotFoundError`, `StoreError`."
-    if missing := [name for name in ("onnxruntime", "onnx", "skl2onnx") if find_spec(name) is None]:
-        raise ConfigError(f"Compiling needs {' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed. "
-                          "Install them with `pip install 'mlcycle[onnx]'`.")
+    require_converters()
     form = compiled_form(store, manifest_digest)
     if form is not None and not force and (form.state != "used" or is_current(form)):
         return form
