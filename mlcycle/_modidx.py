@@ -3183,6 +3183,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'mlcycle/store/following.py')},
             'mlcycle.store.gc': { 'mlcycle.store.gc.Garbage': ('store/gc.html#garbage', 'mlcycle/store/gc.py'),
                                   'mlcycle.store.gc.Garbage.bytes': ('store/gc.html#garbage.bytes', 'mlcycle/store/gc.py'),
+                                  'mlcycle.store.gc._forget_forms': ('store/gc.html#_forget_forms', 'mlcycle/store/gc.py'),
                                   'mlcycle.store.gc._newest_removed': ('store/gc.html#_newest_removed', 'mlcycle/store/gc.py'),
                                   'mlcycle.store.gc._referenced': ('store/gc.html#_referenced', 'mlcycle/store/gc.py'),
                                   'mlcycle.store.gc._remove': ('store/gc.html#_remove', 'mlcycle/store/gc.py'),

@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sqlalchemy import select, text, union
+from sqlalchemy import delete, select, text, union
 
 from . import schema
 from .runs import to_run
@@ -45,6 +45,14 @@ def _referenced(con: Connection) -> set[str]:
     forms = con.execute(select(schema.compiled.c.manifest, schema.compiled.c.file).where(schema.compiled.c.file.is_not(None)))
     return used | {file for manifest, file in forms if manifest in used}  # a compiled form goes with its model
 
+
+def _forget_forms(con: Connection) -> None:
+    "Forget what became of compiling models that are gone."
+    c, used = schema.compiled.c, _referenced(con)
+    gone = [manifest for manifest in con.execute(select(c.manifest)).scalars() if manifest not in used]
+    for start in range(0, len(gone), BATCH):
+        con.execute(delete(schema.compiled).where(c.manifest.in_(gone[start:start + BATCH])))
+
 # %% ../../nbs/store/24_gc.ipynb #since
 _LONGEST = 24.0  # How often the age has to pass until content is removed whatever runs go on
 
@@ -73,6 +81,7 @@ def gc(
     removed: list[tuple[str, int]] = []
     for start in range(0, len(garbage), BATCH):
         removed += _remove(store, garbage[start:start + BATCH], limit)
+    store.db.in_transaction(_forget_forms)
     for path, _ in temporary:
         store.blobs.delete_temporary(path)
     return Garbage(tuple(removed), temporary, True, kept)

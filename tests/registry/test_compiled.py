@@ -87,7 +87,8 @@ def boosters() -> dict[str, tuple[Any, pd.DataFrame, Any]]:
             "xgboost counts": (XGBRegressor(n_estimators=20, objective="count:poisson"), numbers, VALUE.round()),
             "xgboost stopped": (_stopped(XGBRegressor(n_estimators=50, early_stopping_rounds=3)), numbers, VALUE),
             "lightgbm classes": (LGBMClassifier(n_estimators=20, verbose=-1), numbers, CLASS),
-            "lightgbm averaged": (LGBMRegressor(n_estimators=20, verbose=-1, boosting_type="rf", bagging_freq=1, bagging_fraction=0.5), numbers, VALUE),
+            "lightgbm averaged": (LGBMRegressor(n_estimators=20, verbose=-1, boosting_type="rf", bagging_freq=1, bagging_fraction=0.5), numbers,
+                                  VALUE),
             "lightgbm dropped": (LGBMClassifier(n_estimators=20, verbose=-1, boosting_type="dart"), numbers, FLAG)}
 
 
@@ -131,11 +132,11 @@ def fitted() -> dict[str, tuple[Any, Any, Signature]]:
     return done
 
 
-NAMES = [*MODELS, "xgboost classes", "xgboost flags", "xgboost counts", "xgboost stopped", "lightgbm classes", "lightgbm averaged", "lightgbm dropped"]
+BOOSTERS = ("xgboost classes", "xgboost flags", "xgboost counts", "xgboost stopped", "lightgbm classes", "lightgbm averaged", "lightgbm dropped")
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*MODELS, *BOOSTERS])
 def test_every_kind_agrees(fitted: dict[str, tuple[Any, Any, Signature]], name: str) -> None:
     "Values, labels, types and names of the outputs are the model's, on its rows, on drawn ones, on nulls and on words that it has not learnt."
     model, X, signature = fitted[name]
