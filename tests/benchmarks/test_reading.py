@@ -175,7 +175,8 @@ def test_predicting_by_the_compiled_form(race: Race, tmp_path: Path) -> None:
     rng, count = np.random.default_rng(0), race.size(1_000_000, 12_000)
     rows = pd.DataFrame({f"n{i}": rng.normal(size=count).round(3) for i in range(8)} | {f"t{i}": rng.choice(list("abcde"), count) for i in range(4)})
     steps = make_column_transformer((OneHotEncoder(handle_unknown="ignore"), [f"t{i}" for i in range(4)]), remainder="passthrough", sparse_threshold=0)
-    model = make_pipeline(steps, GradientBoostingClassifier(random_state=0)).fit(rows[:3000], (rows["n0"][:3000] > 0) & (rows["t1"][:3000] != "a"))
+    some = rows[:3000]
+    model = make_pipeline(steps, GradientBoostingClassifier(random_state=0)).fit(some, (some["n0"] > 0) & (some["t1"] != "a"))
     with open_store(tmp_path / "mlcycle.db") as store:
         run = runs.create(store, "churn", "boosting")
         digest = package(store, run, model, input_example=rows[:50]).digest
@@ -184,4 +185,4 @@ def test_predicting_by_the_compiled_form(race: Race, tmp_path: Path) -> None:
         by_form, by_model = mlc.predict(run, rows, store=store), mlc.predict(opened, rows)
         assert (by_form["prediction"] == by_model["prediction"]).all()
         race.run("predict 1,000,000 rows by the compiled form", lambda: mlc.predict(run, rows, store=store), lambda: mlc.predict(opened, rows),
-                 rounds=3, unit="s", ratio=1.0)
+                 rounds=3, unit="s", bound=0.8, ratio=True)
