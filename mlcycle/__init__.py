@@ -34,7 +34,7 @@ _HOME = {
     **dict.fromkeys(("register", "resolve_version"), "registry.versions"),
     **dict.fromkeys(("promote", "rollback"), "registry.aliases"),
     "load_model": "registry.loading",
-    **dict.fromkeys(("predict", "predict_file"), "registry.predict"),
+    **dict.fromkeys(("predict", "predict_file"), "registry.compiled.predicting"),
     "infer_signature": "registry.infer",
     "LiveRun": "ui.widgets.live_run",
     "RunsTable": "ui.widgets.runs_table",

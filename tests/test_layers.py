@@ -16,6 +16,7 @@ LAYERS = [
     ["data", "registry.safety"],
     ["registry.flavours"],
     ["registry"],
+    ["registry.compiled"],
     ["track.capture", "serve"],
     ["track"],
     ["track.autolog", "notebooks.document"],

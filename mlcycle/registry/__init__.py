@@ -13,6 +13,6 @@ __all__ = []
 # %% ../../nbs/registry/99_init.ipynb #names
 __getattr__, __dir__, __all__ = lazy_names(__name__, {
     "register": "versions", "resolve_version": "versions", "promote": "aliases", "rollback": "aliases", "step_back": "aliases",
-    "load_model": "loading", "open_model": "loading", "predict_file": "predict", "package": "packaging", "infer_signature": "infer",
-    "Signature": "signatures", "parse_ref": "names", "check_model_name": "names",
+    "load_model": "loading", "open_model": "loading", "predict_file": "compiled.predicting", "package": "packaging", "infer_signature": "infer",
+    "Signature": "signatures", "compile_version": "compiled.compiling", "parse_ref": "names", "check_model_name": "names",
 })

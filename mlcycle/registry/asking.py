@@ -13,6 +13,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ from .packaging import model_files
 from .safety.proofs import Refusal, read_proof, write_proof
 
 # %% auto #0
-__all__ = ['Limits', 'limits_for', 'answer_request', 'ask_apart', 'prove']
+__all__ = ['Limits', 'limits_for', 'load_and_ask', 'answer_request', 'run_apart', 'ask_apart', 'prove']
 
 # %% ../../nbs/registry/12_asking.ipynb #lazy
 if TYPE_CHECKING:
@@ -88,15 +89,23 @@ def _out_of_memory(
     return False
 
 
+def load_and_ask(
+    request: dict[str, Any],  # `folder` and `manifest`
+) -> None:
+    "What the other process does to prove a model. Raises `ModelError`."
+    _load_and_ask(Path(request["folder"]), from_bytes(request["manifest"].encode()))
+
+
 def answer_request() -> None:
-    "What the other process does: read a request from its input, load and ask, and answer."
+    "What the other process does: read a request from its input, do what it names within its limits, and answer."
     request = json.load(sys.stdin)
     channel = os.dup(1)
     os.dup2(2, 1)
     _limit(request["memory"], request["processor"])
     answer: dict[str, Any] = {"cause": None}
     try:
-        _load_and_ask(Path(request["folder"]), from_bytes(request["manifest"].encode()))
+        module, _, function = request["work"].partition(":")
+        answer["result"] = getattr(import_module(module), function)(request)
     except Exception as e:  # a flavour of another package may raise anything
         answer = {"cause": "refused", "error": type(e).__name__, "text": str(e)} if isinstance(e, ModelError) else \
             {"cause": "failed", "error": "ModelError", "text": f"{type(e).__name__}: {e}"}
@@ -128,17 +137,16 @@ def _ended(
     return Refusal("died", signal.Signals(-code).name) if code < 0 else Refusal("failed", f"exit code {code}")
 
 
-def ask_apart(
-    folder: Path,        # Folder with the model's files
-    manifest: Manifest,  # Its manifest
-    limits: Limits | None = None,  # What the process may take; by the size of the files by default
-) -> Refusal | None:     # None when nothing was wrong
-    "Load a model in a process of its own and ask it once."
-    limits = limits or limits_for(sum(path.stat().st_size for path in folder.iterdir()))
-    request = {"folder": str(folder.resolve()), "manifest": manifest.to_bytes().decode(), "memory": limits.memory, "processor": limits.processor}
+def run_apart(
+    work: str,                # `module:function`: what the process does with the request, whose result is JSON
+    request: dict[str, Any],  # JSON values
+    limits: Limits,           # What the process may take
+) -> Any:                     # What the function returned, or a `Refusal`
+    "Do some work in a process of its own, with limits."
+    asked = {**request, "work": work, "memory": limits.memory, "processor": limits.processor}
     command = [sys.executable, "-P", "-c", "from mlcycle.registry.asking import answer_request; answer_request()"]
     try:
-        done = subprocess.run(command, input=json.dumps(request).encode(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=_environment(),
+        done = subprocess.run(command, input=json.dumps(asked).encode(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=_environment(),
                               timeout=limits.wall, check=False)
     except subprocess.TimeoutExpired:
         return Refusal("time", f"{limits.wall:,} seconds")
@@ -150,7 +158,17 @@ def ask_apart(
         return Refusal("failed", "no answer")
     if answer["cause"] == "memory":
         return Refusal("memory", f"{limits.memory / 2**30:.1f} GiB")
-    return Refusal(answer["cause"], answer["text"], answer["error"]) if answer["cause"] else None
+    return Refusal(answer["cause"], answer["text"], answer["error"]) if answer["cause"] else answer["result"]
+
+
+def ask_apart(
+    folder: Path,        # Folder with the model's files
+    manifest: Manifest,  # Its manifest
+    limits: Limits | None = None,  # What the process may take; by the size of the files by default
+) -> Refusal | None:     # None when nothing was wrong
+    "Load a model in a process of its own and ask it once."
+    limits = limits or limits_for(sum(path.stat().st_size for path in folder.iterdir()))
+    return run_apart("mlcycle.registry.asking:load_and_ask", {"folder": str(folder.resolve()), "manifest": manifest.to_bytes().decode()}, limits)
 
 # %% ../../nbs/registry/12_asking.ipynb #refusal-error
 _CAUSES = {"died": "it ended by {}", "failed": "it ended with {}", "memory": "it needed more memory than {}", "time": "it took more than {}"}

@@ -17,7 +17,7 @@ from .signatures import Column, Signature, Tensor
 from ..terminal import encodable
 
 # %% auto #0
-__all__ = ['infer_signature']
+__all__ = ['learnt_values', 'infer_signature']
 
 # %% ../../nbs/registry/05_infer.ipynb #lazy
 if TYPE_CHECKING:
@@ -50,10 +50,11 @@ def _columns(
     return columns
 
 # %% ../../nbs/registry/05_infer.ipynb #encoders
-def _encoders(
+def learnt_values(
     model: Any,            # A fitted model or transformer
     names: Sequence[str | int],  # Names of the columns that it receives
 ) -> Iterator[tuple[str | int, Any, bool]]:  # Column, the values that an encoder has learnt, and whether it takes no others
+    "The values that the encoders of a pipeline have learnt, by the column that they are given."
     from sklearn.compose import ColumnTransformer
     from sklearn.impute import SimpleImputer
     from sklearn.pipeline import Pipeline
@@ -65,12 +66,12 @@ def _encoders(
         # an imputer without an indicator keeps the columns in place
         while len(steps) > 1 and (steps[0] == "passthrough" or (isinstance(steps[0], SimpleImputer) and not steps[0].add_indicator)):
             steps.pop(0)
-        yield from _encoders(steps[0], names)
+        yield from learnt_values(steps[0], names)
     elif isinstance(model, ColumnTransformer):
         for name, step, _ in model.transformers_:
             taken = getattr(model, "_transformer_to_input_indices", {}).get(name)
             if taken is not None and not isinstance(step, str):
-                yield from _encoders(step, [names[i] for i in taken])
+                yield from learnt_values(step, [names[i] for i in taken])
     elif isinstance(model, (OneHotEncoder, OrdinalEncoder)) and names and len(model.categories_) == len(names):  # never fitted without columns
         for name, values in zip(names, model.categories_, strict=True):
             yield name, values, model.handle_unknown == "error"
@@ -142,7 +143,7 @@ def _frame_inputs(
         raise DataError(f"The column {halves[0]!r} has half of a surrogate pair in its name. Rename it, and fit the model again.")
     if model is None:
         return tuple(columns)
-    encoders = _encoders(model, [column.name for column in columns]) if hasattr(model, "get_params") else ()
+    encoders = learnt_values(model, [column.name for column in columns]) if hasattr(model, "get_params") else ()
     encoded = {name: (values, strict) for name, values, strict in encoders}
     columns = [_with_learnt(column, X[column.name], encoded.get(column.name)) for column in columns]
     first_rows = X.head(3)

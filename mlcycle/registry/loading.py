@@ -13,6 +13,7 @@ from ..errors import AmbiguousError, NotFoundError
 from .asking import prove
 from .manifest import Manifest
 from .names import near_misses
+from .outputs import outputs
 from .packaging import load_packaged, read_manifest
 from .signatures import Signature
 from .versions import resolve_version, run_model, use_store
@@ -24,6 +25,8 @@ __all__ = ['Found', 'find_model', 'OpenModel', 'open_model', 'load_model']
 
 # %% ../../nbs/registry/15_loading.ipynb #lazy
 if TYPE_CHECKING:
+    import pandas as pd
+
     from mlcycle.store.connect import Store
 
 # %% ../../nbs/registry/15_loading.ipynb #found
@@ -89,6 +92,13 @@ class OpenModel:
     "A loaded model with what is known about it."
     model: Any    # The model itself
     stored: Found  # Its manifest, and the version or run that it came from
+
+    def answer(
+        self,
+        rows: Any,  # Rows that were checked against the signature
+    ) -> pd.DataFrame:  # `prediction` and `probability_…`
+        "What the model predicts. Raises `ModelError`, and whatever the model raises."
+        return outputs(self.model, rows)
 
 # %% ../../nbs/registry/15_loading.ipynb #open-model
 def open_model(

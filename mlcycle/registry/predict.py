@@ -16,7 +16,6 @@ from ..entities import Run, Version
 from ..errors import DataError, MlcycleError, ModelError, UsageError
 from .check import check
 from .loading import OpenModel, open_model
-from .outputs import outputs
 from .overlap import ahead, behind
 from .rows import as_table
 from .signatures import Signature
@@ -45,7 +44,7 @@ def answer(
     signature = opened.stored.signature
     rows = check(signature, data, extra=extra, first_row=first_row) if signature else data
     try:
-        return outputs(opened.model, rows)
+        return opened.answer(rows)
     except MlcycleError:
         raise
     except Exception as e:  # whatever a model raises on data that fits its signature
@@ -112,6 +111,7 @@ def predict_file(
     allow_pickle: bool = False,  # Whether a pickle may be loaded, which runs the code in it
     store: Store | None = None,  # The store; the current one by default
     progress: Callable[[int, int | None], None] | None = None,  # Called after each chunk with the rows done, and all of them where known
+    open_by: Callable[..., OpenModel] = open_model,  # How a reference becomes a model that answers
 ) -> FilePrediction:
     "Predict a file. Raises `SignatureError`, `DataError`, `ModelError`, `UsageError`, `NotFoundError`; then nothing is written."
     started = time.perf_counter()
@@ -122,7 +122,7 @@ def predict_file(
         raise UsageError(f"chunk_rows must be 1 or more, not {chunk_rows}.")
     if out.exists() and source.exists() and out.samefile(source):
         raise UsageError(f"{out} is the input as well: the output would replace it. Name another output.")
-    opened = ref if isinstance(ref, OpenModel) else open_model(ref, allow_pickle=allow_pickle, store=store)
+    opened = ref if isinstance(ref, OpenModel) else open_by(ref, allow_pickle=allow_pickle, store=store)
     signature = opened.stored.signature
     columns = len(signature.names) if signature else 0
     input_file = open_source(source, signature, max(1, min(chunk_rows, _CELLS // max(1, columns))))

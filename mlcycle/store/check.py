@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import delete, func, insert, select, update
 
 from ..errors import CorruptArtifactError, NotFoundError
 from . import models, runs, schema, summary_check
@@ -62,6 +62,11 @@ def _users(store: Store) -> dict[str, list[str]]:
         users.setdefault(digest, []).append(f"{name} of {model}/{number}")
     return users
 
+
+def _forget_compiled(store: Store, file: str) -> None:
+    "A compiled form without its file is made again when it is next asked for."
+    store.db.in_transaction(lambda con: con.execute(delete(schema.compiled).where(schema.compiled.c.file == file)))
+
 # %% ../../nbs/store/39_check.ipynb #check-content
 def _check_content(store: Store, repair: bool, users: dict[str, list[str]], progress: Callable[[int, int], None]) -> tuple[int, int, list[Problem]]:
     stored, problems, bytes_read = sorted(store.blobs.digests()), [], 0
@@ -96,6 +101,12 @@ def _check_references(store: Store, repair: bool, sound: set[str], damaged: set[
                 _record_loss(store, pk, run, name, digest)
             if digest not in damaged:  # that problem is named already
                 problems.append(Problem("missing", f"{name} of run {run[:8]}", f"its content {digest[:12]} is not stored", False, repair))
+    for manifest, digest in store.db.all(select(schema.compiled.c.manifest, schema.compiled.c.file).where(schema.compiled.c.file.is_not(None))):
+        if digest not in sound and not store.blobs.exists(digest):
+            if repair:
+                _forget_compiled(store, digest)
+            problems.append(Problem("missing", f"the compiled form of the model {manifest[:12]}", f"its content {digest[:12]} is not stored: "
+                                    "the model itself answers until it is compiled again", repair))
     for model, number, name, digest in store.db.all(select(v.model, v.number, v.name, v.digest)):
         if digest not in sound and not store.blobs.exists(digest):
             problems.append(Problem("missing", f"{name} of {model}/{number}", f"its content {digest[:12]} is not stored: restore it from a backup, "

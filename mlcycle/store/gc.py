@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sqlalchemy import select, text, union
+from sqlalchemy import delete, select, text, union
 
 from . import schema
 from .runs import to_run
@@ -41,7 +41,17 @@ class Garbage:
 
 
 def _referenced(con: Connection) -> set[str]:
-    return set(con.execute(union(select(schema.artifacts.c.digest), select(schema.version_files.c.digest))).scalars())
+    used = set(con.execute(union(select(schema.artifacts.c.digest), select(schema.version_files.c.digest))).scalars())
+    forms = con.execute(select(schema.compiled.c.manifest, schema.compiled.c.file).where(schema.compiled.c.file.is_not(None)))
+    return used | {file for manifest, file in forms if manifest in used}  # a compiled form goes with its model
+
+
+def _forget_forms(con: Connection) -> None:
+    "Forget what became of compiling models that are gone."
+    c, used = schema.compiled.c, _referenced(con)
+    gone = [manifest for manifest in con.execute(select(c.manifest)).scalars() if manifest not in used]
+    for start in range(0, len(gone), BATCH):
+        con.execute(delete(schema.compiled).where(c.manifest.in_(gone[start:start + BATCH])))
 
 # %% ../../nbs/store/24_gc.ipynb #since
 _LONGEST = 24.0  # How often the age has to pass until content is removed whatever runs go on
@@ -71,6 +81,7 @@ def gc(
     removed: list[tuple[str, int]] = []
     for start in range(0, len(garbage), BATCH):
         removed += _remove(store, garbage[start:start + BATCH], limit)
+    store.db.in_transaction(_forget_forms)
     for path, _ in temporary:
         store.blobs.delete_temporary(path)
     return Garbage(tuple(removed), temporary, True, kept)
@@ -80,7 +91,7 @@ def _remove(store: Store, contents: list[tuple[str, int]], limit: float) -> list
     "Remove those contents that still nothing refers to and nobody has stored again."
     def work(con: Connection) -> list[tuple[str, int]]:
         if not store.db.sqlite:  # SQLite has one writer at a time; PostgreSQL needs a lock
-            con.execute(text("LOCK TABLE artifacts, version_files IN SHARE MODE"))
+            con.execute(text("LOCK TABLE artifacts, version_files, compiled IN SHARE MODE"))
         used, removed = _referenced(con), []
         for digest, size in contents:
             if digest not in used and store.blobs.changed(digest) <= limit:

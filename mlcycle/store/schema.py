@@ -13,7 +13,7 @@ from .version import HEAD, VERSION_TABLE
 # %% auto #0
 __all__ = ['Words', 'Key', 'metadata', 'runs', 'points', 'metrics', 'unsettled', 'params', 'tags', 'captures', 'warnings',
            'artifacts', 'inputs', 'models', 'versions', 'version_files', 'aliases', 'alias_moves', 'events', 'outputs',
-           'requests', 'fingerprints', 'Float64', 'HEAD', 'VERSION_TABLE']
+           'requests', 'fingerprints', 'compiled', 'Float64', 'HEAD', 'VERSION_TABLE']
 
 # %% ../../nbs/store/02_schema.ipynb #types
 class Float64(TypeDecorator):
@@ -228,4 +228,15 @@ fingerprints = Table(
     "fingerprints", metadata,
     _run_key(),
     Column("digest", Words, nullable=False, index=True),
+)
+
+# %% ../../nbs/store/02_schema.ipynb #compiled
+compiled = Table(
+    "compiled", metadata,
+    Column("manifest", Words, primary_key=True),  # Digest of the model's manifest
+    Column("state", Words, nullable=False, index=True),  # used, differs, failed, unsupported
+    Column("file", Words, index=True),            # Digest of the compiled file; NULL where there is none
+    Column("data", Words, nullable=False),        # JSON: why, by which converter, how far it differs, with which libraries
+    Column("created", Double, nullable=False),
+    Column("actor", Words, nullable=False),
 )

@@ -29,7 +29,7 @@ GROUPS = {  # Heading to the commands below it: name to module and function
     "Look": {"runs": "runs:runs", "show": "show:show", "compare": "compare:compare", "watch": "watch:watch", "logs": "logs:logs",
              "artifacts": "runs:artifacts", "lineage": "lineage:lineage"},
     "Model": {"register": "models:register", "promote": "models:promote", "rollback": "models:rollback", "models": "models:models",
-              "predict": "predict:predict", "serve": "serve:serve", "key": "keys:key"},
+              "compile": "compile:compile_", "predict": "predict:predict", "serve": "serve:serve", "key": "keys:key"},
     "Tune": {"tune": "tune:tune", "studies": "studies:studies"},
     "Keep house": {"note": "annotations:note", "tag": "annotations:tag", "autolog": "autolog:autolog", "events": "store:events",
                    "delete": "compare:delete", "fsck": "store:fsck", "gc": "store:gc", "warm": "warm:warm", "completion": "completion:completion"},

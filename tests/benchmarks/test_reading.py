@@ -155,3 +155,34 @@ def test_asking(race: Race, served: Path) -> None:
                      lambda: asking.ask_apart(folder, manifest),
                      lambda: subprocess.run([sys.executable, "-c", "import pandas, sklearn.linear_model"], check=True), rounds=7, unit="s", bound=0.5,
                      less=True)
+
+
+def test_predicting_by_the_compiled_form(race: Race, tmp_path: Path) -> None:
+    "1,000,000 rows of a mixed table: the compiled form of gradient boosting beside the model, checks and outputs included."
+    import numpy as np
+    import pandas as pd
+    from sklearn.compose import make_column_transformer
+    from sklearn.ensemble import GradientBoostingClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder
+
+    import mlcycle as mlc
+    from mlcycle.registry.compiled.compiling import compile_model
+    from mlcycle.registry.loading import open_model
+    from mlcycle.registry.packaging import package
+    from mlcycle.store import runs
+
+    rng, count = np.random.default_rng(0), race.size(1_000_000, 12_000)
+    rows = pd.DataFrame({f"n{i}": rng.normal(size=count).round(3) for i in range(8)} | {f"t{i}": rng.choice(list("abcde"), count) for i in range(4)})
+    steps = make_column_transformer((OneHotEncoder(handle_unknown="ignore"), [f"t{i}" for i in range(4)]), remainder="passthrough", sparse_threshold=0)
+    some = rows[:3000]
+    model = make_pipeline(steps, GradientBoostingClassifier(random_state=0)).fit(some, (some["n0"] > 0) & (some["t1"] != "a"))
+    with open_store(tmp_path / "mlcycle.db") as store:
+        run = runs.create(store, "churn", "boosting")
+        digest = package(store, run, model, input_example=rows[:50]).digest
+        opened = open_model(run, store=store)
+        assert compile_model(store, digest).state == "used"
+        by_form, by_model = mlc.predict(run, rows, store=store), mlc.predict(opened, rows)
+        assert (by_form["prediction"] == by_model["prediction"]).all()
+        race.run("predict 1,000,000 rows by the compiled form", lambda: mlc.predict(run, rows, store=store), lambda: mlc.predict(opened, rows),
+                 rounds=3, unit="s", bound=0.8, ratio=True)

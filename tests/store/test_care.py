@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import delete, update
 
 from mlcycle.errors import NotFoundError
-from mlcycle.store import artifacts, events, facts, metrics, models, runs, schema
+from mlcycle.store import artifacts, compiled_forms, events, facts, metrics, models, runs, schema
 from mlcycle.store.check import fsck
 from mlcycle.store.connect import Store
 from mlcycle.store.gc import gc
@@ -177,3 +177,20 @@ def test_fsck_takes_no_alias_from_a_version_that_there_is(store: Store, monkeypa
     monkeypatch.setattr(models, "change_alias", late)
     fsck(store, repair=True)
     assert models.get_model(store, "churn").aliases == {"champion": 1}
+
+
+def test_compiled_form_goes_with_its_model(store: Store) -> None:
+    "The file of a compiled form stays as long as a run or a version names the model; a form without its file is forgotten, and made again."
+    run = runs.create(store, "churn")
+    model = artifacts.put_bytes(store, run, b"{}", "model/manifest.json", kind="model")
+    (kept, _), (orphan, _) = store.blobs.put(b"onnx"), store.blobs.put(b"onnx of a model that is gone")
+    compiled_forms.put(store, model.digest, "differs", None, {})
+    compiled_forms.put(store, model.digest, "used", kept, {"rows": 1100})
+    compiled_forms.put(store, "e" * 64, "used", orphan, {"rows": 1100})
+    assert [digest for digest, _ in gc(store, remove=True, age=0).contents] == [orphan]
+    assert compiled_forms.get(store, model.digest)[:4] == (model.digest, "used", kept, {"rows": 1100}) and store.blobs.read(kept) == b"onnx"
+    assert compiled_forms.get(store, "e" * 64) is None and fsck(store).problems == ()
+    store.blobs.delete(kept)
+    (problem,) = fsck(store).problems
+    assert problem.kind == "missing" and "the model itself answers" in problem.what
+    assert fsck(store, repair=True).sound and fsck(store).problems == () and compiled_forms.get(store, model.digest) is None

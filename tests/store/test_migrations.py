@@ -145,20 +145,21 @@ def test_store_of_0001_is_opened_today(filled: Store, tmp_path: Path) -> None:
     "A store from before live outputs: brought to today's structure when it is opened, every row kept, a copy of it beside it."
     with filled.db.write() as con:
         undo_0004(con)
-        for table in (schema.outputs, schema.requests, schema.fingerprints, schema.unsettled):
+        for table in (schema.outputs, schema.requests, schema.fingerprints, schema.unsettled, schema.compiled):
             table.drop(con)
         con.execute(sa.text("ALTER TABLE alias_moves DROP COLUMN kind"))
         con.execute(sa.text(f"UPDATE {schema.VERSION_TABLE} SET version_num = '0001'"))
     made = empty(f"sqlite:///{tmp_path}/first/mlcycle.db" if filled.db.sqlite else need("postgresql").new_database())
     migrate(made, head="0001")
     before, shape = everything(filled.db), structure(made)
-    assert structure(filled.db) == shape and not {"outputs", "requests", "fingerprints", "unsettled"} & set(shape)
+    assert structure(filled.db) == shape and not {"outputs", "requests", "fingerprints", "unsettled", "compiled"} & set(shape)
     migrate(made)
     filled.close()
     db = open_database(filled.db.url)
     assert stored_version(db) == schema.HEAD and structure(db) == structure(made)
     moves = [row[:-1] + ", 'kind': 'promoted'}" for row in before["alias_moves"]]
-    assert everything(db) == {**before, "alias_moves": moves, "outputs": [], "requests": [], "fingerprints": [], "unsettled": []}
+    assert everything(db) == {**before, "alias_moves": moves, "outputs": [], "requests": [], "fingerprints": [], "unsettled": [],
+                              "compiled": []}
     assert len(backups(filled)) == (1 if db.sqlite else 0)
     db.close()
     made.close()
@@ -176,6 +177,7 @@ def test_moves_of_0002_get_their_kind(filled: Store) -> None:
     with filled.db.write() as con:
         undo_0004(con)
         schema.unsettled.drop(con)
+        schema.compiled.drop(con)
         con.execute(sa.text("ALTER TABLE alias_moves DROP COLUMN kind"))
         con.execute(sa.text(f"UPDATE {schema.VERSION_TABLE} SET version_num = '0002'"))
     before = everything(filled.db)
@@ -183,7 +185,7 @@ def test_moves_of_0002_get_their_kind(filled: Store) -> None:
     store = Store(open_database(filled.db.url), filled.blobs, filled.settings)
     moves = models.alias_history(store, "churn", "champion")
     assert [(m.kind, m.after, m.why) for m in moves] == [("promoted", 1, ""), *moved]
-    assert {name: rows for name, rows in everything(store.db).items() if name not in ("alias_moves", "unsettled")} == \
+    assert {name: rows for name, rows in everything(store.db).items() if name not in ("alias_moves", "unsettled", "compiled")} == \
            {name: rows for name, rows in before.items() if name != "alias_moves"}
     assert [rollback("churn", store=store).after for _ in range(2)] == [2, 1]
     with pytest.raises(NotFoundError, match="never anywhere before churn/1"):

@@ -21,14 +21,23 @@ __all__ = ['register', 'promote', 'rollback', 'models']
 @click.argument("run", shell_complete=complete_run)
 @click.argument("name", shell_complete=complete_model)
 @click.option("--artifact", default="model", show_default=True, help="Name that the run logged the model under.")
-def register(run: str, name: str, artifact: str) -> Result:
+@click.option("--compile", "compile_now", is_flag=True, help="Make its compiled form too, which takes a few seconds; see `mlcycle compile`.")
+def register(run: str, name: str, artifact: str, compile_now: bool) -> Result:
     "Make the model that RUN logged the next version of NAME."
     from mlcycle.registry.versions import register as register_version
+    from mlcycle.store.connect import current_store
     from mlcycle.ui.views.models import version_data
 
+    if compile_now:
+        from mlcycle.registry.compiled.compiling import compile_model, require_converters
+
+        require_converters()  # before a number is used up
     version = register_version(run, name, artifact)
-    return Result(version_data(version), [Text(f"Registered {version.ref} from run {version.run[:8]}", "good"),
-                                          Text(f"`mlcycle promote {version.ref}` makes it the champion.", "dim")])
+    parts = [Text(f"Registered {version.ref} from run {version.run[:8]}", "good")]
+    if compile_now:
+        form = compile_model(current_store(), version.digest)
+        parts.append(Text(f"Compiled form: {form.summary}", "" if form.state == "used" else "dim"))
+    return Result(version_data(version), [*parts, Text(f"`mlcycle promote {version.ref}` makes it the champion.", "dim")])
 
 # %% ../../../nbs/ui/commands/03_models.ipynb #moved
 def _moved(move: AliasMove) -> Result:

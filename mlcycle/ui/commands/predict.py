@@ -29,7 +29,7 @@ def predict(ref: str, source: Path, out: Path, extra: str, allow_pickle: bool) -
     "Predict the rows of IN (.csv, .parquet, .jsonl) with REF, such as churn, churn/3 or churn@champion."
     from tqdm import tqdm
 
-    from mlcycle.registry.predict import predict_file
+    from mlcycle.registry.compiled.predicting import predict_file
 
     with tqdm(desc="Predicting", unit="row", unit_scale=True, leave=False, disable=None) as bar:
         def progress(done: int, total: int | None) -> None:

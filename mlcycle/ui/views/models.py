@@ -26,9 +26,11 @@ from .ranks import objectives, rank_html, ranks
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+    from mlcycle.registry.compiled.forms import CompiledForm
+
 # %% auto #0
-__all__ = ['VERSION_COLUMNS', 'RECENT', 'version_data', 'version_row', 'version_view', 'move_data', 'VersionTable', 'model_view',
-           'models_view']
+__all__ = ['VERSION_COLUMNS', 'RECENT', 'version_data', 'form_data', 'version_row', 'version_view', 'move_data', 'VersionTable',
+           'model_view', 'models_view']
 
 # %% ../../../nbs/ui/views/09_models.ipynb #version
 def version_data(
@@ -38,6 +40,14 @@ def version_data(
     return {"model": version.model, "version": version.number, "ref": version.ref, "run": version.run, "digest": version.digest,
             "flavour": version.flavour, "created": version.created, "actor": version.actor, "aliases": list(version.aliases),
             "metrics": version.metrics, "signature": version.signature}
+
+# %% ../../../nbs/ui/views/09_models.ipynb #form-data
+def form_data(
+    form: CompiledForm,
+) -> dict[str, Any]:
+    "The data of a compiled form as `--json` prints it."
+    return {"state": form.state, "cause": form.cause, "reason": form.reason, "converter": form.converter, "difference": form.difference,
+            "rows": form.rows, "libraries": form.libraries, "file": form.file, "created": form.created}
 
 # %% ../../../nbs/ui/views/09_models.ipynb #version-row
 def version_row(
@@ -82,17 +92,20 @@ def version_view(
 ) -> Result:
     "One version: its origin, its signature, its files."
     from mlcycle.notebooks.reproduce.log import last_reproduction, reproductions
+    from mlcycle.registry.compiled.forms import compiled_form
     from mlcycle.registry.lineage import of_version, space_words
 
     files = models.version_files(store, version)
     repeats = [{"verdict": e.data["verdict"], "run": e.data["run"], "first": e.data["first"], "tolerance": e.data["tolerance"],
                 "environment": e.data["environment"], "time": e.time, "actor": e.actor} for e in reproductions(store, version)]
-    search = _search(store, version)
+    search, form = _search(store, version), compiled_form(store, version.digest)
     data = version_data(version) | search | {"files": [{"name": f.name, "digest": f.digest, "bytes": f.size} for f in files],
-                                             "reproductions": repeats, "note": note_data(store, version)}
+                                             "reproductions": repeats, "note": note_data(store, version),
+                                             "compiled": form_data(form) if form else None}
     head = Facts({"version": version.ref, "aliases": version.aliases or None, "flavour": version_row(version)[2], "run": version.run[:8],
                   **({"study": f"{search['study']}, trial {search['trial']}", "space": space_words(search["space"]) or None} if search else {}),
-                  "registered": version.created, "by": version.actor, "digest": version.digest[:16], "reproduced": last_reproduction(store, version)})
+                  "registered": version.created, "by": version.actor, "digest": version.digest[:16], "compiled": form.summary if form else None,
+                  "reproduced": last_reproduction(store, version)})
     parts: list[Part] = [head, *note_parts(store, version), *lineage_parts(of_version(store, version))]
     tables: list[Part] = [Facts(version.metrics, "Metrics")] if version.metrics else []
     if version.signature:
