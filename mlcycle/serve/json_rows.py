@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @dataclass(slots=True)
 class Rows:
     "The rows of a request, as a model takes them."
-    data: Any    # Arrays by column name; one array for a tensor
+    data: Any    # Arrays by column name; one array for a tensor, or where all columns are float64
     count: int   # Rows
     single: bool = False         # Whether one row was sent, so that one is answered
     probabilities: bool = False  # Whether the probability of each class was asked for
@@ -197,7 +197,7 @@ class JsonRows:
             if self._all_float64 and 0 < count <= self.row_limit:
                 if body.count(b'"') != 2 * keys:
                     raise _NotFast
-                return Rows(self._float_columns(tuples, count), count, single, asked and decoded.probabilities)
+                return Rows(self._matrix(tuples, count), count, single, asked and decoded.probabilities)
             values = [list(part) for part in zip(*tuples, strict=True)]
             texts = sum(count - values[i].count(None) for i in self._text_places) if values else 0
         if not 0 < count <= self.row_limit or body.count(b'"') != 2 * (keys + texts):
@@ -205,12 +205,11 @@ class JsonRows:
         data = {name: array(part) for name, array, part in zip(self._names, self._arrays, values, strict=True)}
         return Rows(data, count, single, asked and decoded.probabilities)
 
-    def _float_columns(self, tuples: list[tuple[float, ...]], count: int) -> dict[str, np.ndarray]:
+    def _matrix(self, tuples: list[tuple[float, ...]], count: int) -> np.ndarray:
         import numpy as np
 
         width = len(self._names)
-        matrix = np.fromiter(chain.from_iterable(tuples), np.float64, count * width).reshape(count, width)
-        return dict(zip(self._names, matrix.T, strict=True))
+        return np.fromiter(chain.from_iterable(tuples), np.float64, count * width).reshape(count, width)
 
     def _tensor(self, body: bytes, rows: list[Any], single: bool, keys: int, probabilities: bool) -> Rows:
         import numpy as np

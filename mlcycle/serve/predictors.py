@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 # %% auto #0
-__all__ = ['Predictor', 'original_predictor', 'join_rows', 'take_apart']
+__all__ = ['Predictor', 'original_predictor', 'compiled_predictor', 'join_rows', 'take_apart']
 
 # %% ../../nbs/serve/11_predictors.ipynb #predictor
 @dataclass(frozen=True, slots=True)
@@ -36,12 +36,31 @@ def original_predictor(
     from mlcycle.registry.outputs import outputs
 
     def ask(data: Any) -> dict[str, np.ndarray]:
-        if not isinstance(signature.inputs, Tensor):
+        if isinstance(data, dict):
             data = pd.DataFrame({name: data[str(name)] for name in signature.names}, columns=list(signature.names))
+        elif not isinstance(signature.inputs, Tensor):
+            data = pd.DataFrame(data, columns=list(signature.names))
         answer = outputs(model, check(signature, data))
         return {str(name): answer[name].to_numpy() for name in answer}
 
     return Predictor(ask, False)
+
+# %% ../../nbs/serve/11_predictors.ipynb #compiled
+def compiled_predictor(
+    content: bytes,        # The compiled form
+    signature: Signature,  # What it takes
+) -> Predictor:
+    "Ask the compiled form of a model. Raises `ConfigError` without ONNX Runtime, `ModelError`."
+    from mlcycle.registry.compiled.running import CompiledModel
+
+    model = CompiledModel(content)
+    if all(isinstance(name, str) for name in signature.names):
+        return Predictor(model, True)
+
+    def ask(data: Any) -> dict[str, np.ndarray]:
+        return model({name: data[str(name)] for name in signature.names} if isinstance(data, dict) else data)
+
+    return Predictor(ask, True)
 
 # %% ../../nbs/serve/11_predictors.ipynb #join
 def join_rows(
@@ -52,9 +71,9 @@ def join_rows(
 
     if len(parts) == 1:
         return parts[0]
-    if isinstance(parts[0], dict):
+    if all(isinstance(part, dict) for part in parts):
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return np.concatenate(parts)
+    return np.concatenate([np.column_stack([*part.values()]) if isinstance(part, dict) else part for part in parts])
 
 
 def take_apart(

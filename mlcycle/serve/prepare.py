@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ModelError, UnsafeModelError, UsageError
+from ..errors import ArtifactError, ConfigError, ModelError, UnsafeModelError, UsageError
 from ..registry.examples import load_example
 from ..registry.flavours.base import get_flavour
 from ..registry.manifest import MANIFEST, Manifest
@@ -21,7 +21,8 @@ from ..registry.signatures import Signature, Tensor
 from ..store.artifacts import check_name
 
 # %% auto #0
-__all__ = ['EXAMPLE_ROWS', 'json_value', 'example_body', 'print_example', 'example_json', 'prepare_model', 'prepare_models']
+__all__ = ['EXAMPLE_ROWS', 'COMPILED', 'json_value', 'example_body', 'print_example', 'example_json', 'prepare_model',
+           'prepare_models']
 
 # %% ../../nbs/serve/20_prepare.ipynb #lazy
 if TYPE_CHECKING:
@@ -102,6 +103,35 @@ def example_json(
         pass  # a cache that cannot be written costs time only
     return body
 
+# %% ../../nbs/serve/20_prepare.ipynb #compiled
+COMPILED = "compiled.onnx"  # Name of the compiled form in a model's folder
+
+
+def _fetch_compiled(store: Store, digest: str, folder: Path) -> str:
+    "Put the compiled form into the folder. Gives the reason why there is none, empty where there is one."
+    from importlib.metadata import PackageNotFoundError, version
+
+    from mlcycle.registry.compiled.compiling import compile_model
+    from mlcycle.registry.compiled.forms import compiled_form
+
+    try:
+        runtime = version("onnxruntime")  # the server's process does not import it
+    except PackageNotFoundError:
+        return "pip install 'mlcycle[onnx]' makes it many times faster"
+    form = compiled_form(store, digest)
+    try:
+        if form is None or (form.state == "used" and form.libraries.get("onnxruntime") != runtime):
+            form = compile_model(store, digest)
+    except ConfigError:
+        return "pip install 'mlcycle[onnx]' makes it many times faster"
+    if form.state != "used" or form.file is None:
+        return form.reason
+    try:
+        store.blobs.fetch(form.file, folder / COMPILED)
+    except ArtifactError:
+        return "the compiled form is lost: `mlcycle compile --force` makes it again"
+    return ""
+
 # %% ../../nbs/serve/20_prepare.ipynb #prepare
 def prepare_model(
     store: Store,
@@ -127,8 +157,9 @@ def prepare_model(
     for name, digest in manifest.files.items():
         store.blobs.fetch(digest, folder / check_name(name))
     (folder / MANIFEST).write_bytes(manifest.to_bytes())
+    reason = _fetch_compiled(store, version.digest, folder)
     return {"name": version.model, "number": version.number, "digest": version.digest, "run": version.run, "folder": str(folder),
-            "compiled": None, "reason": "", "example": example_json(folder, manifest, version.digest)}
+            "compiled": None if reason else COMPILED, "reason": reason, "example": example_json(folder, manifest, version.digest)}
 
 
 def prepare_models(

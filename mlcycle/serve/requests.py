@@ -130,27 +130,20 @@ async def read_body(
     length = headers.get(b"content-length", b"0")
     if length.isdigit() and int(length) > limit:
         raise too_large(limit)
-    message = await _receive(receive, seconds)
-    body = message.get("body", b"")
-    if message.get("more_body"):
-        parts, size, ends = [body], len(body), asyncio.get_running_loop().time() + seconds
-        while message.get("more_body"):
-            message = await _receive(receive, ends - asyncio.get_running_loop().time())
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
-            if size > limit:
-                raise too_large(limit)
-        body = b"".join(parts)
-    if len(body) > limit:
-        raise too_large(limit)
-    return unpacked(body, headers[b"content-encoding"], limit) if b"content-encoding" in headers else body
-
-
-async def _receive(receive: Receive, seconds: float) -> dict[str, object]:
+    parts, size = [], 0
     try:
-        message = await asyncio.wait_for(receive(), max(0.0, seconds)) if seconds < 1e9 else await receive()
+        async with asyncio.timeout(seconds):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise Disconnected
+                parts.append(message.get("body", b""))
+                size += len(parts[-1])
+                if size > limit:
+                    raise too_large(limit)
+                if not message.get("more_body"):
+                    break
     except TimeoutError:
         raise Problem("slow-body", "The body did not arrive in time. Send it at once.", headers={"Connection": "close"}) from None
-    if message["type"] == "http.disconnect":
-        raise Disconnected
-    return message
+    body = parts[0] if len(parts) == 1 else b"".join(parts)
+    return unpacked(body, headers[b"content-encoding"], limit) if b"content-encoding" in headers else body

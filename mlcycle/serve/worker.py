@@ -26,7 +26,7 @@ from .http import make_server
 from .json_rows import Rows, rows_from_value
 from .metrics import LOADING
 from .native import native_routes
-from .predictors import Predictor, original_predictor
+from .predictors import Predictor, compiled_predictor, original_predictor
 from .requests import Route
 from .served import ModelFacts, ServedModel
 from .settings import ServerSettings
@@ -38,13 +38,12 @@ __all__ = ['load_model', 'read_keys', 'write_keys', 'all_routes', 'main']
 
 # %% ../../nbs/serve/19_worker.ipynb #load
 def _predictor(
-    folder: Path,        # Folder with the model's files
-    manifest: Manifest,  # Of the model
+    folder: Path,          # Folder with the model's files
+    manifest: Manifest,    # Of the model
     compiled: str | None,  # Name of the file with the compiled form
-    threads: int,        # For one question
 ) -> Predictor:
     if compiled is not None:
-        raise NotImplementedError
+        return compiled_predictor((folder / compiled).read_bytes(), manifest.signature)
     from mlcycle.registry.flavours.base import get_flavour
 
     return original_predictor(get_flavour(manifest.flavour).load(folder, manifest.facts), manifest.signature)
@@ -53,13 +52,13 @@ def _predictor(
 def load_model(
     entry: dict[str, Any],     # One model of the configuration
     counters: Counters,        # Of this worker
-    settings: ServerSettings,  # Limits and threads
+    settings: ServerSettings,  # Limits
 ) -> ServedModel:
     "Load a model, and see that it answers its stored example. Raises what the model raises."
     started = time.perf_counter()
     folder = Path(entry["folder"])
     manifest = from_bytes((folder / "manifest.json").read_bytes())
-    predictor = _predictor(folder, manifest, entry["compiled"], settings.threads)
+    predictor = _predictor(folder, manifest, entry["compiled"])
     facts = ModelFacts(entry["name"], entry["number"], entry["digest"], entry["run"], predictor.compiled, entry["reason"])
     served = ServedModel(facts, manifest.signature, predictor, counters, settings, entry["example"])
     if served.example is not None:
