@@ -4624,6 +4624,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'mlcycle/ui/commands/demo.py'),
                                           'mlcycle.ui.commands.demo._note': ('ui/commands/demo.html#_note', 'mlcycle/ui/commands/demo.py'),
                                           'mlcycle.ui.commands.demo._say': ('ui/commands/demo.html#_say', 'mlcycle/ui/commands/demo.py'),
+                                          'mlcycle.ui.commands.demo._serve': ( 'ui/commands/demo.html#_serve',
+                                                                               'mlcycle/ui/commands/demo.py'),
                                           'mlcycle.ui.commands.demo._train': ( 'ui/commands/demo.html#_train',
                                                                                'mlcycle/ui/commands/demo.py'),
                                           'mlcycle.ui.commands.demo.demo': ('ui/commands/demo.html#demo', 'mlcycle/ui/commands/demo.py')},

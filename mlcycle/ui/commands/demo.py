@@ -64,6 +64,21 @@ def _accuracy(path: Path) -> float:
     frame = pd.read_csv(path)
     return float((frame["prediction"] == frame["diagnosis"]).mean())
 
+# %% ../../../nbs/ui/commands/07_demo.ipynb #serve
+def _serve(store: Store, path: Path) -> str:
+    "Serve the champion for a moment, and send it a row of a file."
+    import pandas as pd
+
+    from mlcycle.serve.running import model_facts, running_server
+    from mlcycle.serve.server import ask_server
+    from mlcycle.serve.settings import ServerSettings
+
+    with running_server(store, [f"{MODEL}@champion"], ServerSettings(port=0)) as supervisor:
+        taken = [column["name"] for column in model_facts(supervisor.plan)[0]["signature"]["inputs"]]
+        answer = ask_server(supervisor.url, MODEL, pd.read_csv(path).head(1)[taken])
+        compiled = "in its compiled form" if supervisor.plan.models[0]["compiled"] else "as it was trained"
+    return f"asked for one row, it answered {answer['prediction'].iloc[0]!r}, {compiled}"
+
 # %% ../../../nbs/ui/commands/07_demo.ipynb #demo
 @click.command("demo", cls=Command, example="mlcycle demo --dir first-project")
 @click.option("-d", "--dir", "folder", default="mlcycle-demo", show_default=True, type=click.Path(file_okay=False, path_type=Path),
@@ -106,6 +121,9 @@ def demo(face: Face, folder: Path) -> Result:
         accuracy = _accuracy(out)
         _say(face, "Predict rows that no run has seen", f"mlcycle predict {MODEL}@champion data/holdout.csv -o predictions.csv --extra keep")
         _note(face, f"{prediction.rows} rows, {accuracy:.1%} of them right: {out}")
+        served = _serve(store, folder / "data" / "holdout.csv")
+        _say(face, "Serve it over HTTP", f"mlcycle serve {MODEL}@champion")
+        _note(face, served)
     data = {"folder": str(folder), "runs": page.columns["id"], "best": best["id"], "version": version.ref, "auc": float(best["metrics.auc"]),
             "holdout_accuracy": accuracy, "predictions": str(out)}
     return Result(data, [Text(""), Text("Next", "head"), Text(NEXT.format(folder=folder), block=True)])
@@ -117,4 +135,5 @@ NEXT = """\
   mlcycle show biopsy@champion                            where the champion came from
   mlcycle run train.ipynb -p model forest -p trees 500 -e biopsies --name more-trees --register biopsy
   mlcycle promote biopsy --why "more trees"               its newest version; mlcycle rollback biopsy@champion undoes it
+  mlcycle serve biopsy@champion                           over HTTP; try it at http://127.0.0.1:8080/docs
   jupyter lab train.ipynb                                 explore (pip install 'mlcycle[lab]'); %load_ext mlcycle"""
