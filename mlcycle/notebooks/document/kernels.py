@@ -64,8 +64,8 @@ def _kind() -> type[KernelSpecManager]:
 
     class Specs(KernelSpecManager):
         @default("kernel_dirs")
-        def _kernel_dirs_default(self) -> list[str]:
-            # as Jupyter's own, which imports IPython to ask it for its folder
+        def _own_kernel_dirs(self) -> list[str]:
+            # as Jupyter's default, which imports IPython to ask it for its folder
             return [*jupyter_path("kernels"), os.path.join(ipython_folder(), "kernels")]
 
         _read: tuple[Any, dict[str, KernelSpec], dict[str, str]] = (None, {}, {})  # files, name to specification, name to language
