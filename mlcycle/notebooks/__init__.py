@@ -5,10 +5,12 @@
 # %% ../../nbs/notebooks/99_init.ipynb #imports
 from __future__ import annotations
 
+from ..deferred_imports import PAPERMILL, defer_imports
 from ..iri_grammar import defer_grammar
 from ..lazy import lazy_names
 
 defer_grammar()  # before a module of these packages imports nbformat
+defer_imports(*PAPERMILL)
 
 # %% auto #0
 __all__ = []

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine, Executable
 
 # %% auto #0
-__all__ = ['T', 'Database']
+__all__ = ['T', 'settle_in', 'settle_before_reading', 'Readers', 'DriverConnection', 'Database']
 
 # %% ../../nbs/store/14_database.ipynb #database-constants
 _compiled: dict[tuple[bool, Executable | str], str] = {}  # Whether it is for SQLite, and statement, to the driver's text
@@ -36,6 +36,147 @@ T = TypeVar("T")
 # out. A number that it has not given out yet is that of a transaction which a server that took over never had.
 _NUMBER = "SELECT txid_current()"
 _OUTCOME = ("SELECT CASE WHEN :number >= txid_snapshot_xmax(txid_current_snapshot()) THEN 'aborted' ELSE txid_status(:number) END")
+
+# %% ../../nbs/store/14_database.ipynb #settling
+def settle_in(
+    cur: Any,  # A connection to SQLite, or a cursor of it, in a transaction
+) -> None:
+    "Bring the summaries of all metrics up to date, as part of a transaction. Raises `sqlite3.Error`."
+    for text in unsettled.SETTLE:
+        cur.execute(text)
+
+
+def settle_before_reading(
+    engine: Engine,               # SQLAlchemy's, of an SQLite file
+    settle: Callable[[], bool],   # Settles on another connection; False where it cannot be done
+) -> None:
+    "Let each statement of an engine that reads summaries find them up to date."
+    from sqlalchemy import event
+
+    def before(con: Connection, cursor: Any, statement: str, *_: Any) -> None:
+        if not unsettled.reads_summaries(statement):
+            return
+        raw = con.connection.dbapi_connection
+        if con.info.pop("view", False):
+            unsettled.remove_view(raw)
+        if unsettled.is_settled(raw):
+            return
+        if raw.in_transaction:
+            settle_in(raw)
+        elif not settle():
+            unsettled.add_view(raw)
+            con.info["view"] = True
+
+    event.listen(engine, "before_cursor_execute", before)
+
+# %% ../../nbs/store/14_database.ipynb #readers
+class Readers:
+    "The connections to an SQLite file on which queries are read, each by one thread at a time."
+
+    def __init__(
+        self,
+        file: str,                   # The database's file
+        settle: Callable[[], bool],  # Brings summaries up to date; False where it cannot be done
+        keep: bool = True,           # Whether connections are kept for the next query
+    ):
+        self.file, self.settle, self.keep = file, settle, keep
+        self.idle: list[sqlite3.Connection] = []  # Those that nobody uses now
+
+    def _connection(self) -> sqlite3.Connection:
+        with suppress(IndexError):  # none is idle
+            return self.idle.pop()
+        con = connect_sqlite(self.file)
+        con.execute("PRAGMA cache_size=-65536")  # 64 MiB at most: a query of many runs reads the same pages again and again
+        return con
+
+    def rows(
+        self,
+        statement: str,                             # A SELECT, with values as `:name`
+        values: Mapping[str, Any] | tuple[()] = (),  # Name to value
+    ) -> list[Any]:                                 # Its rows
+        "Every row of one query. Raises `sqlite3.Error`."
+        con = self._connection()
+        try:
+            has_view = unsettled.reads_summaries(statement) and not unsettled.is_settled(con) and not self.settle()
+            if has_view:
+                unsettled.add_view(con)
+            result = con.execute(statement, values).fetchall()
+        except BaseException:
+            con.close()
+            raise
+        if self.keep and not has_view:
+            self.idle.append(con)
+        else:
+            con.close()
+        return result
+
+    def close(self) -> None:
+        "Close the connections that nobody uses."
+        while self.idle:
+            self.idle.pop().close()
+
+# %% ../../nbs/store/14_database.ipynb #driver
+class DriverConnection:
+    "The driver's connection of a database, opened when it is first used. Whoever uses it holds the database's lock."
+
+    def __init__(
+        self,
+        connect: Callable[[], Any],  # Opens it
+        sqlite: bool,                # Whether it is to a file of SQLite
+    ):
+        self._connect, self.sqlite = connect, sqlite
+        self._con: Any = None
+        self._single: Any = None
+
+    @property
+    def con(self) -> Any:
+        "The connection, opened where it is not. Raises what `connect` raises."
+        if self._con is None:
+            self._con = self._connect()
+        return self._con
+
+    def single(self) -> Any:
+        "SQLite's cursor for statements that are committed by themselves."
+        if self._single is None:
+            self._single = self.con.cursor()
+        return self._single
+
+    def in_transaction(self) -> bool:
+        "Whether a transaction on SQLite has begun and not ended."
+        return self._con is not None and self._con.in_transaction
+
+    def execute(
+        self,
+        text: str,                                   # Text of the driver
+        values: Mapping[str, Any] | tuple[()] = (),  # Name to value
+        seconds: float = BUSY_SECONDS,               # How long to wait for other writers, on SQLite
+    ) -> Any:                                        # The cursor
+        "Execute the first statement of a transaction; a connection that the server has closed meanwhile is replaced. Raises the driver's errors."
+        for is_last in (False, True):
+            con = self.con
+            cur = con.cursor()
+            try:
+                return patiently(lambda cur=cur: cur.execute(text, values), seconds) if self.sqlite else cur.execute(text, values)
+            except BaseException:
+                cur.close()
+                if is_last or not getattr(con, "closed", False):  # SQLite's connections are never closed by a server
+                    raise
+                self._con = self._single = None
+        raise AssertionError("the second attempt returns or raises")
+
+    def undo(self) -> None:
+        "Roll a transaction back that failed; a connection that cannot do so is given up."
+        try:
+            if self._con is not None and not (self.sqlite and not self._con.in_transaction):
+                self._con.execute("ROLLBACK")
+        except Exception:
+            self._con = self._single = None
+
+    def close(self) -> None:
+        "Close it; it is opened again when it is used."
+        if self._con is not None:
+            self._con.close()
+            self._con = self._single = None
 
 # %% ../../nbs/store/14_database.ipynb #database
 class Database:
@@ -56,9 +197,8 @@ class Database:
     def _open(self) -> None:
         self._pid = os.getpid()
         self._lock = threading.RLock()
-        self._fast: Any = None  # The connection of `transact`
-        self._idle: list[sqlite3.Connection] = []  # Connections of `rows` that nobody uses now
-        self._single: Any = None  # Its cursor for single statements
+        self._driver = DriverConnection(self._connect_driver, self.sqlite)  # For `transact`
+        self._readers = Readers(self._file, self.settle, keep=not self.read_only) if self.sqlite else None  # For `rows`
         self._engine: Engine | None = None
         self._checkpointer = Checkpointer(lambda: connect_sqlite(self._file, seconds=0.0), self._lock) if self.sqlite else None
 
@@ -77,33 +217,27 @@ class Database:
             if self._engine is None:
                 self._engine = make_engine(self.url, self.durability)
                 if self.sqlite:
-                    from sqlalchemy import event
-
-                    event.listen(self._engine, "before_cursor_execute", self._settle_before)
+                    settle_before_reading(self._engine, self.settle)
             return self._engine
 
-    def _settle_before(self, con: Connection, cursor: Any, statement: str, *_: Any) -> None:
-        "Before SQLAlchemy executes a statement."
-        if not unsettled.reads_summaries(statement):
-            return
-        raw = con.connection.dbapi_connection
-        if con.info.pop("view", False):
-            unsettled.remove_view(raw)
-        if unsettled.is_settled(raw):
-            return
-        if raw.in_transaction:
-            self._settle_in(raw)
-        elif not self.settle():
-            unsettled.add_view(raw)
-            con.info["view"] = True
+    def _connect_driver(self) -> Any:
+        engine = None if self.sqlite else self.engine
+        try:
+            if engine is None:
+                con = connect_sqlite(self._file, self.durability, seconds=0.0)
+            else:
+                args, options = engine.dialect.create_connect_args(engine.url)
+                con = engine.dialect.connect(*args, **options, autocommit=True)
+                if self.durability == "full":
+                    wait_for_disk(con)
+        except Exception as e:
+            raise explain(e, self.where) from e
+        self._reached = True
+        return con
 
     def _is_settled(self) -> bool:
-        con = self._fast_connection()
+        con = self._driver.con
         return patiently(lambda: unsettled.is_settled(con))
-
-    def _settle_in(self, cur: Any) -> None:
-        for text in unsettled.SETTLE:
-            cur.execute(text)
 
     def settle(
         self,
@@ -114,12 +248,12 @@ class Database:
             return False
         self._leave_parent()
         with self._lock:
-            if self._fast is not None and self._fast.in_transaction:  # this thread's own, which has not ended
+            if self._driver.in_transaction():  # this thread's own, which has not ended
                 return False
             try:
                 with self.transaction(seconds) as cur:
                     if not unsettled.is_settled(cur):
-                        self._settle_in(cur)
+                        settle_in(cur)
             except StoreError:
                 return False
         return True
@@ -223,64 +357,24 @@ class Database:
         values: Mapping[str, Any] | tuple[()] = (),  # Name to value
     ) -> list[Any]:                                 # Its rows
         "Every row of one query in SQL, on a connection that no transaction waits for. On SQLite SQLAlchemy is not imported. Raises `StoreError`."
-        if self._file is None:
+        if not self.sqlite:
             return self.reading(lambda con: list(con.exec_driver_sql(self.sql(statement), dict(values)).all()))
         self._leave_parent()
-        con = None
         try:
-            with suppress(IndexError):  # none is idle
-                con = self._idle.pop()
-            if con is None:
-                con = connect_sqlite(self._file)
-                con.execute("PRAGMA cache_size=-65536")  # 64 MiB at most: a query of many runs reads the same pages again and again
-            has_view = unsettled.reads_summaries(statement) and not unsettled.is_settled(con) and not self.settle()
-            if has_view:
-                unsettled.add_view(con)
-            result = con.execute(statement, values).fetchall()
-        except BaseException as e:
-            if con is not None:
-                con.close()
-            if isinstance(e, sqlite3.Error | UnicodeEncodeError):
-                raise explain(e, self.where) from e
-            raise
-        if self.read_only or has_view:
-            con.close()
-        else:
-            self._idle.append(con)
-        return result
+            return self._readers.rows(statement, values)
+        except (sqlite3.Error, UnicodeEncodeError) as e:
+            raise explain(e, self.where) from e
 
     def close(self) -> None:
         "Close every connection; on SQLite this also empties the WAL file."
         if self._pid == os.getpid():
-            while self._idle:
-                self._idle.pop().close()
+            if self._readers is not None:
+                self._readers.close()
             if self._checkpointer is not None:
                 self._checkpointer.close()
-            self._close_fast()
+            self._driver.close()
             if self._engine is not None:
                 self._engine.dispose()
-
-    def _close_fast(self) -> None:
-        if self._fast is not None:
-            self._fast.close()
-            self._fast = self._single = None
-
-    def _fast_connection(self) -> Any:
-        if self._fast is None:
-            engine = None if self._file is not None else self.engine
-            try:
-                if engine is None:
-                    self._fast = connect_sqlite(self._file, self.durability, seconds=0.0)
-                    self._single = self._fast.cursor()
-                else:
-                    args, options = engine.dialect.create_connect_args(engine.url)
-                    self._fast = engine.dialect.connect(*args, **options, autocommit=True)
-                    if self.durability == "full":
-                        wait_for_disk(self._fast)
-            except Exception as e:
-                raise explain(e, self.where) from e
-            self._reached = True
-        return self._fast
 
     def sql(
         self,
@@ -307,7 +401,7 @@ class Database:
         if self.sqlite:  # nothing to come back to, and every microsecond counts
             with self.transaction() as cur:
                 if any(unsettled.reads_summaries(statement) for statement, _ in steps) and not unsettled.is_settled(cur):
-                    self._settle_in(cur)
+                    settle_in(cur)
                 work(cur)
                 self._checkpointer.note(sum(1 if type(values) is dict else len(values) // 20 + 1 for _, values in steps) - 1)
         else:
@@ -322,8 +416,8 @@ class Database:
         self._leave_parent()
         with self._lock:
             try:
-                self._fast_connection()
-                changed = patiently(lambda: self._single.execute(statement, values).rowcount)
+                single = self._driver.single()
+                changed = patiently(lambda: single.execute(statement, values).rowcount)
             except (sqlite3.Error, UnicodeEncodeError) as e:
                 raise explain(e, self.where) from e
             self._checkpointer.note()
@@ -346,7 +440,7 @@ class Database:
         with self._lock:
             cur = number = None
             try:
-                cur = self._execute("BEGIN IMMEDIATE" if self.sqlite else f"BEGIN; {_NUMBER}", (), seconds)  # one way to the server and back
+                cur = self._driver.execute("BEGIN IMMEDIATE" if self.sqlite else f"BEGIN; {_NUMBER}", (), seconds)  # one way to the server and back
                 if not self.sqlite:
                     cur.nextset()
                     number = cur.fetchone()[0]
@@ -355,34 +449,13 @@ class Database:
                 if self.sqlite:
                     self._checkpointer.note()
             except BaseException as e:
-                self._undo()
+                self._driver.undo()
                 if isinstance(e, sqlite3.Error | UnicodeEncodeError) or type(e).__module__.startswith("psycopg"):
                     raise self._explained(e, number) from e
                 raise
             finally:
                 if cur is not None:
                     cur.close()
-
-    def _execute(self, text: str, values: Mapping[str, Any] | tuple[()], seconds: float = BUSY_SECONDS) -> Any:  # The cursor
-        "Execute the first statement of a transaction. A connection that the server has closed in the meantime is replaced."
-        for is_last in (False, True):
-            con = self._fast_connection()
-            cur = con.cursor()
-            try:
-                return patiently(lambda cur=cur: cur.execute(text, values), seconds) if self.sqlite else cur.execute(text, values)
-            except BaseException:
-                cur.close()
-                if is_last or not getattr(con, "closed", False):  # SQLite's connections are never closed by a server
-                    raise
-                self._fast = None
-        raise AssertionError("the second attempt returns or raises")
-
-    def _undo(self) -> None:
-        try:
-            if self._fast is not None and not (self.sqlite and not self._fast.in_transaction):
-                self._fast.execute("ROLLBACK")
-        except Exception:
-            self._fast = None
 
     def fetch(self, statement: Executable | str, values: Mapping[str, Any]) -> list[tuple]:  # Rows as the driver gives them
         "Every row of a query straight from the driver: for long results, and where every millisecond counts."
@@ -395,14 +468,14 @@ class Database:
             try:
                 has_view = self.sqlite and unsettled.reads_summaries(text) and not self._is_settled() and not self.settle()
                 if has_view:
-                    unsettled.add_view(self._fast_connection())
-                cur = self._execute(text, values)
+                    unsettled.add_view(self._driver.con)
+                cur = self._driver.execute(text, values)
                 try:
                     return cur.fetchall()
                 finally:
                     cur.close()
                     if self.read_only or has_view:
-                        self._close_fast()
+                        self._driver.close()
             except MlcycleError:
                 raise
             except Exception as e:

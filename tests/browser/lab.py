@@ -16,7 +16,7 @@ from typing import Any
 
 from tests.services import free_port, wait_until
 
-SHOTS = Path(os.environ.get("MLCYCLE_SHOTS") or Path(__file__).parent / "shots")  # before the fixtures take such variables away
+SHOTS = os.environ.get("MLCYCLE_SHOTS")  # where screenshots are put for somebody who looks at them; before the fixtures take such variables away
 CHROMIUM = ["--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
             "--disable-dev-shm-usage"]
 PATIENCE = 180  # Seconds after which what a test waits for will not come: two cores shared with other tests are slow
@@ -43,6 +43,15 @@ RUN = """(index) => {
   if (index !== null) { panel.content.activeCellIndex = index; panel.content.deselectAll(); }
   window.mlcyclePending = (window.mlcyclePending ?? 0) + 1;
   app.commands.execute(index === null ? 'notebook:run-all-cells' : 'notebook:run-cell').finally(() => { window.mlcyclePending -= 1; });
+}"""
+OPEN = "async (path) => { await window.jupyterapp.commands.execute('docmanager:open', {path, factory: 'Notebook'}); }"
+# Nothing is asked about changes that were not saved; a dialog that a test left open keeps the page from being used again.
+CLOSE = """() => {
+  if (document.querySelector('.jp-Dialog')) return false;
+  for (const widget of [...window.jupyterapp.shell.widgets('main')]) {
+    if (widget.context) { widget.context.model.dirty = false; widget.dispose(); }
+  }
+  return document.querySelectorAll('.jp-NotebookPanel').length === 0;
 }"""
 THEME = "(theme) => window.jupyterapp.commands.execute('apputils:change-theme', {theme})"
 
@@ -73,6 +82,7 @@ class Lab:
             wait_until(lambda: self._answers(), self.process, log)
             self.playwright = sync_playwright().start()
             self.browser = self.playwright.chromium.launch(**options | {"args": [*options["args"], *CHROMIUM]})
+            self.empty_page: Any = None  # JupyterLab without a document, for the next notebook: loading it costs more than what most tests do
         except BaseException:
             self.process.kill()
             raise
@@ -111,14 +121,36 @@ class Notebook:
 
     def __init__(self, lab: Lab, path: Path, width: int = 1280, height: int = 900, theme: str = "JupyterLab Light"):
         self.lab, self.path, self.theme = lab, path, theme
-        self.context = lab.browser.new_context(viewport={"width": width, "height": height})
-        self.context.set_default_timeout(PATIENCE * 1000)
-        self.page = self.context.new_page()
+        self.page, lab.empty_page = lab.empty_page, None
         self.errors: list[str] = []  # What the page complained about
-        self.page.on("console", lambda m: self.errors.append(m.text) if m.type == "error" else None)
-        self.page.on("pageerror", lambda e: self.errors.append(str(e)))
-        self.page.goto(f"http://127.0.0.1:{lab.port}/lab/tree/{path.relative_to(lab.root).as_posix()}?token={lab.token}&reset")
+        self._listeners = {"console": lambda m: self.errors.append(m.text) if m.type == "error" else None,
+                           "pageerror": lambda e: self.errors.append(str(e))}
+        self._place, self._reloaded = path.relative_to(lab.root).as_posix(), False
+        if self.page is None:
+            context = lab.browser.new_context(viewport={"width": width, "height": height})
+            context.set_default_timeout(PATIENCE * 1000)
+            self.page = context.new_page()
+            self._listen()
+            self.page.goto(f"{self._address}&reset")
+        else:
+            self.page.set_viewport_size({"width": width, "height": height})
+            self.page.mouse.move(0, 0)
+            self._listen()
+            self.page.evaluate(OPEN, self._place)
         self._opened(READY)
+
+    @property
+    def context(self) -> Any:
+        "The browser's context, which the next notebook may be opened in."
+        return self.page.context
+
+    @property
+    def _address(self) -> str:
+        return f"http://127.0.0.1:{self.lab.port}/lab/tree/{self._place}?token={self.lab.token}"
+
+    def _listen(self) -> None:
+        for event, listener in self._listeners.items():
+            self.page.on(event, listener)
 
     def _opened(self, ready: str) -> None:
         self.page.wait_for_selector(".jp-NotebookPanel .jp-Notebook")
@@ -162,7 +194,8 @@ class Notebook:
     def reload(self) -> None:
         "Reload the page, as a person does with the kernel still at work."
         self.save()
-        self.page.reload()
+        self._reloaded = True
+        self.page.goto(self._address)
         self._opened("() => !!window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel")
 
     def save(self) -> None:
@@ -176,15 +209,26 @@ class Notebook:
         self.save()
         return nbformat.read(self.path, as_version=4)
 
-    def shot(self, name: str, of: Any = None) -> Path:
-        "A screenshot of the page or of a locator, to be looked at."
-        SHOTS.mkdir(parents=True, exist_ok=True)
-        path = SHOTS / f"{re.sub(r'[^a-z0-9_-]+', '-', name.lower())}.png"
-        (of or self.page).screenshot(path=str(path))
-        return path
+    def shot(self, name: str, of: Any = None) -> None:
+        "A screenshot of the page or of a locator, to be looked at: taken where `MLCYCLE_SHOTS` names a folder for it."
+        if SHOTS:
+            Path(SHOTS).mkdir(parents=True, exist_ok=True)
+            (of or self.page).screenshot(path=str(Path(SHOTS) / f"{re.sub(r'[^a-z0-9_-]+', '-', name.lower())}.png"))
 
     def close(self) -> None:
-        self.context.close()
+        "Leave the page to the next notebook, or close it where it is not as it was."
+        from playwright.sync_api import Error
+
+        for event, listener in self._listeners.items():
+            self.page.remove_listener(event, listener)
+        try:
+            clean = self.lab.empty_page is None and not self._reloaded and self.page.evaluate(CLOSE)
+        except Error:
+            clean = False
+        if clean:
+            self.lab.empty_page = self.page
+        else:
+            self.context.close()
 
 
 def write(folder: Path, *cells: str, name: str = "notebook.ipynb") -> Path:

@@ -10,7 +10,7 @@ import pytest
 from mlcycle.store import events, query
 from mlcycle.store.connect import open_store
 from mlcycle.track.begin import start
-from tests.browser.lab import Opener
+from tests.browser.lab import OPEN, Opener
 
 pytestmark = pytest.mark.needs("chromium")
 SHOW = "%load_ext mlcycle"
@@ -125,7 +125,7 @@ def test_filter_sort_page_compare_delete(notebook: Opener, seeded: Path) -> None
     link = table.get_by_role("link", name="executed/slower")
     link.click()
     page.locator(".lm-TabBar-tabLabel", has_text="slower-").first.wait_for()
-    page.evaluate("(path) => window.jupyterapp.commands.execute('docmanager:open', {path})", opened.path.relative_to(opened.lab.root).as_posix())
+    page.evaluate(OPEN, opened.path.relative_to(opened.lab.root).as_posix())
     assert len(list((seeded / "executed").glob("slower-*.ipynb"))) == 1 and (seeded / "executed/.gitignore").exists()
 
     table.get_by_role("button", name="Delete…").click()

@@ -187,6 +187,28 @@ def test_settings_in_the_folder_count(both, project):
     assert forked.text == fresh.text == "33.0"
 
 
+def test_folders_without_modules_share_a_warm_process(project, monkeypatch):
+    "Notebooks of several folders get kernels of one process, each with its own folder and settings; a folder whose module an import would find has its own."
+    from mlcycle.notebooks.warm import pool
+
+    cells = ("import os, sys, json, matplotlib, mlcycle", "print(os.getppid(), os.getcwd(), matplotlib.rcParams['figure.dpi'], '' in sys.path, sep='|')")
+    shown, base = {}, project.folder
+    for name in ("plain", "settings", "modules"):
+        folder = base / name
+        (folder / "data").mkdir(parents=True)
+        if name == "settings":
+            (folder / "matplotlibrc").write_text("figure.dpi: 33\n")
+        if name == "modules":
+            (folder / "mpl_toolkits.py").write_text("")
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr(project, "folder", folder)
+        shown[name] = Outcome(project, cells, False).text.split("|")
+    assert shown["plain"][0] == shown["settings"][0] != shown["modules"][0]
+    assert all(cwd == str(base / name) and own_path == "True" for name, (_, cwd, _, own_path) in shown.items())
+    assert (shown["plain"][2], shown["settings"][2]) == ("100.0", "33.0")
+    assert ("mlcycle",) not in {imports for imports, _ in pool.own_imports()} and ("matplotlib", "mlcycle") in {imports for imports, _ in pool.own_imports()}
+
+
 def test_edited_module_is_imported_anew(project):
     "A module of the project that was edited between two runs is not the old one."
     module = project.folder / "mine.py"

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 
 import psutil
@@ -67,3 +68,35 @@ def test_the_time_for_a_kernel_to_start_is_held(project, tmp_path, monkeypatch):
     assert run.status == "failed" and run.reason.startswith("the kernel did not start") and "2 seconds" in run.reason
     with pytest.raises(psutil.NoSuchProcess):
         psutil.Process(int(pid.read_text())).cmdline()
+
+
+ELSEWHERE = """
+import json, sys, threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+import mlcycle.notebooks.execute.engine
+from papermill.iorw import papermill_io
+
+class Answer(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"of the web")
+
+    def log_message(self, *args):
+        pass
+
+early = [name for name in ("boto3", "pyarrow", "requests") if name in sys.modules]
+papermill_io.write("of S3", sys.argv[1] + "/kept.ipynb")
+server = HTTPServer(("127.0.0.1", 0), Answer)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+web = papermill_io.read(f"http://127.0.0.1:{server.server_port}/x.ipynb")
+import papermill.s3, pyarrow.fs
+print(json.dumps([early, papermill_io.read(sys.argv[1] + "/kept.ipynb"), web, pyarrow.fs.FileSelector.__name__, papermill.s3.S3.__name__]))
+"""
+
+
+def test_what_papermill_imports_late_works_as_ever(s3_url):
+    "S3, the web and pyarrow are imported when a notebook lies there: Papermill reads and writes it, and the modules are the real ones for everybody."
+    done = subprocess.run([sys.executable, "-c", ELSEWHERE, s3_url], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [[], "of S3", "of the web", "FileSelector", "S3"]

@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
+from mlcycle.notebooks.warm.waiting_start import waiting_processes
 from mlcycle.notebooks.warm.wire import Gone, pair, receive, send
 from mlcycle.store import query, runs
 from mlcycle.store.connect import open_store
@@ -68,7 +69,9 @@ class Shell:
 
     def states(self) -> list[dict[str, Any]]:
         "The waiting processes of this shell, the one that `ready` gave first: a run with another umask leaves one of its own behind."
-        return sorted(json.loads(self.mlcycle("warm", "--json")[1]), key=lambda state: state["pid"] != self.pid)
+        with pytest.MonkeyPatch.context() as patch:  # asked here: a command for each question would be most of the work of these tests
+            patch.setenv("XDG_RUNTIME_DIR", self.runtime)
+            return sorted(waiting_processes(), key=lambda state: state["pid"] != self.pid)
 
     def ready(self) -> dict[str, Any]:
         "The waiting process, when its imports are done; started by a run where there is none."
@@ -130,6 +133,7 @@ def warm_parent(pid: int) -> int:
 def test_the_second_run_is_forked_and_nothing_else_differs(shell: Shell) -> None:
     "Outputs, errors, exit codes, folder, variables and mask: with a waiting process as without."
     waiting = shell.ready()
+    assert [state["pid"] for state in json.loads(shell.mlcycle("warm", "--json")[1])] == [waiting["pid"]]
     parent, *seen = shell.shown("-p", "x", "7", ONLY_HERE="yes")
     assert warm_parent(parent) == waiting["pid"] and seen == ["yes", str(shell.folder), 0o022, 7]
     assert shell.shown()[1] is None  # nothing is left of the command before

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 
 # %% auto #0
-__all__ = ['NATIVE', 'spec_manager', 'installed', 'language_of', 'KernelChoice', 'pick_kernel']
+__all__ = ['NATIVE', 'ipython_folder', 'spec_manager', 'installed', 'language_of', 'KernelChoice', 'pick_kernel']
 
 # %% ../../../nbs/notebooks/document/01_kernels.ipynb #files
 def _files(
@@ -43,12 +43,31 @@ def _files(
 # %% ../../../nbs/notebooks/document/01_kernels.ipynb #own-constants
 NATIVE = "python3"  # Jupyter's name for the kernel of the interpreter at hand
 
+# %% ../../../nbs/notebooks/document/01_kernels.ipynb #ipython-folder
+def ipython_folder() -> str:
+    "The folder of IPython's settings, as `IPython.paths` gives it."
+    if "IPYTHONDIR" in os.environ:
+        return os.path.normpath(os.path.expanduser(os.environ["IPYTHONDIR"]))
+    home = os.path.realpath(os.path.expanduser("~"))
+    if os.path.exists(os.path.join(os.environ.get("XDG_CONFIG_HOME") or os.path.join(home, ".config"), "ipython")):
+        from IPython.paths import get_ipython_dir
+
+        return get_ipython_dir()
+    return os.path.join(home, ".ipython")
+
 # %% ../../../nbs/notebooks/document/01_kernels.ipynb #kind
 @cache
 def _kind() -> type[KernelSpecManager]:
     from jupyter_client.kernelspec import KernelSpecManager
+    from jupyter_core.paths import jupyter_path
+    from traitlets import default
 
     class Specs(KernelSpecManager):
+        @default("kernel_dirs")
+        def _own_kernel_dirs(self) -> list[str]:
+            # as Jupyter's default, which imports IPython to ask it for its folder
+            return [*jupyter_path("kernels"), os.path.join(ipython_folder(), "kernels")]
+
         _read: tuple[Any, dict[str, KernelSpec], dict[str, str]] = (None, {}, {})  # files, name to specification, name to language
 
         def _cached(self) -> tuple[Any, dict[str, KernelSpec], dict[str, str]]:

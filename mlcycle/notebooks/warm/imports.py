@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 from typing import Any
 
 from ..document.source import runnable
@@ -98,5 +99,6 @@ def _ordinary(nb: Any) -> tuple[str, ...]:
 def warmable(
     nb: Any,  # A notebook node
 ) -> tuple[str, ...]:  # In their order: `pandas`, or `sklearn.datasets:load_iris` for a `from … import`
-    "The imports that can be done before a notebook runs, without the notebook behaving differently."
-    return tuple(dict.fromkeys((*_ordinary(nb), *_tracking(nb))))
+    "The imports that are worth doing before a notebook runs, and can be without the notebook behaving differently."
+    imports = dict.fromkeys((*_ordinary(nb), *_tracking(nb)))
+    return tuple(name for name in imports if name.partition(":")[0].partition(".")[0] not in sys.stdlib_module_names)

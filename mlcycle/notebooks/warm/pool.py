@@ -17,7 +17,7 @@ from typing import Any
 from .collecting import collect_when_ended
 from .imported import SharedProcess, WarmProcess
 from .process import NotForked
-from .state import read_early
+from .state import import_folder, read_early
 from .variables import kept_variables, missing_names
 
 # %% auto #0
@@ -71,7 +71,7 @@ def warm_process(
     if not sys.platform.startswith("linux"):
         raise NotForked("kernels are forked on Linux only")
     env = os.environ if env is None else env
-    folder = folder or os.getcwd()
+    folder = import_folder(imports, folder or os.getcwd())
     key = (os.getpid(), imports, folder, tuple(sorted(read_early(env).items())))
     if (shared := _get_shared(key, imports, folder, env)) is not None:
         return shared
