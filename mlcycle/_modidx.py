@@ -2381,6 +2381,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'mlcycle/registry/compiled/steps.py'),
                                                  'mlcycle.registry.compiled.steps._column_transformer': ( 'registry/compiled/steps.html#_column_transformer',
                                                                                                           'mlcycle/registry/compiled/steps.py'),
+                                                 'mlcycle.registry.compiled.steps._function': ( 'registry/compiled/steps.html#_function',
+                                                                                                'mlcycle/registry/compiled/steps.py'),
                                                  'mlcycle.registry.compiled.steps._gather': ( 'registry/compiled/steps.html#_gather',
                                                                                               'mlcycle/registry/compiled/steps.py'),
                                                  'mlcycle.registry.compiled.steps._imputer': ( 'registry/compiled/steps.html#_imputer',

@@ -174,7 +174,7 @@ def test_predicting_by_the_compiled_form(race: Race, tmp_path: Path) -> None:
 
     rng, count = np.random.default_rng(0), race.size(1_000_000, 12_000)
     rows = pd.DataFrame({f"n{i}": rng.normal(size=count).round(3) for i in range(8)} | {f"t{i}": rng.choice(list("abcde"), count) for i in range(4)})
-    steps = make_column_transformer((OneHotEncoder(handle_unknown="ignore"), [f"t{i}" for i in range(4)]), remainder="passthrough", sparse_threshold=0)
+    steps = make_column_transformer((OneHotEncoder(handle_unknown="ignore"), [f"t{i}" for i in range(4)]), remainder="passthrough")
     some = rows[:3000]
     model = make_pipeline(steps, GradientBoostingClassifier(random_state=0)).fit(some, (some["n0"] > 0) & (some["t1"] != "a"))
     with open_store(tmp_path / "mlcycle.db") as store:

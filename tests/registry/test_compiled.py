@@ -114,6 +114,8 @@ MODELS: dict[str, tuple[Any, Any, Any]] = {
     "histograms of counts": (HistGradientBoostingRegressor(max_iter=15, loss="poisson", categorical_features=["code"]), TABLE[NUMBERS], VALUE),
     "linear": (make_pipeline(SimpleImputer(), MinMaxScaler(clip=True), LinearRegression()), TABLE[NUMBERS], VALUE),
     "single tree of an array": (DecisionTreeClassifier(max_depth=4), TABLE[["age", "code"]].to_numpy("float64"), CLASS),
+    "the rest passed on": (make_pipeline(make_column_transformer((OneHotEncoder(handle_unknown="ignore"), ["plan"]), remainder="passthrough"),
+                                         GradientBoostingClassifier(n_estimators=8, random_state=0)), TABLE[["age", "plan", "code"]], FLAG),
     "search": (GridSearchCV(mixed(LogisticRegression(max_iter=500)), {"logisticregression__C": [1, 2]}, cv=2), TABLE, CLASS),
     "by skl2onnx": (make_pipeline(SimpleImputer(), StandardScaler(), GaussianNB()), TABLE[NUMBERS], CLASS),
 }

@@ -79,8 +79,8 @@ def gradient_boosting(
         write_classes(piece, "tree_sums")
 
 # %% ../../../nbs/registry/compiled/08_sklearn_trees.ipynb #categories
-def _bits(words: Sequence[int]) -> list[int]:
-    return [32 * i + bit for i, word in enumerate(words) for bit in range(32) if int(word) >> bit & 1]
+def _bits(integers: Sequence[int]) -> list[int]:
+    return [32 * i + bit for i, integer in enumerate(integers) for bit in range(32) if int(integer) >> bit & 1]
 
 
 def _histogram(

@@ -176,6 +176,13 @@ def _column_transformer(piece: Piece, step: Any, columns: Columns) -> Columns:
     return of_matrix(matrices[0] if len(matrices) == 1 else piece.add("Concat", *matrices, axis=1), sum(len(part.cells) for part in parts))
 
 
+def _function(piece: Piece, step: Any, columns: Columns) -> Columns:
+    "A FunctionTransformer without a function: what a ColumnTransformer makes of `passthrough`."
+    if step.func is not None:
+        raise NotCompilable("kind", f"FunctionTransformer of {getattr(step.func, '__name__', 'a function')} has no compiled form")
+    return columns
+
+
 def _pipeline(piece: Piece, step: Any, columns: Columns) -> Columns:
     for _, inner in step.steps:
         columns = write_step(piece, inner, columns)
@@ -185,8 +192,8 @@ def _pipeline(piece: Piece, step: Any, columns: Columns) -> Columns:
 Step = Callable[[Piece, Any, Columns], Columns]
 STEPS: dict[str, Step] = {  # Full name of a class to what writes it
     "sklearn.pipeline.Pipeline": _pipeline, "sklearn.compose._column_transformer.ColumnTransformer": _column_transformer,
-    "sklearn.impute._base.SimpleImputer": _imputer, "sklearn.preprocessing._encoders.OneHotEncoder": _one_hot,
-    "sklearn.preprocessing._encoders.OrdinalEncoder": _ordinal,
+    "sklearn.preprocessing._function_transformer.FunctionTransformer": _function, "sklearn.impute._base.SimpleImputer": _imputer,
+    "sklearn.preprocessing._encoders.OneHotEncoder": _one_hot, "sklearn.preprocessing._encoders.OrdinalEncoder": _ordinal,
     **{f"sklearn.preprocessing._data.{name}": _scaler for name in ("StandardScaler", "MinMaxScaler", "MaxAbsScaler", "RobustScaler")},
 }
 

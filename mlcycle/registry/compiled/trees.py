@@ -68,7 +68,7 @@ def _numbered(
 
 # %% ../../../nbs/registry/compiled/06_trees.ipynb #node
 def tree_node(
-    trees: Sequence[Tree],
+    trees: Sequence[Tree],   # In the order in which they are added up
     targets: int,            # Outputs that they add to
     source: str,             # Name of the matrix that they look at
     target: str,             # Name of what comes out, a column for each output

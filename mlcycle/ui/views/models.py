@@ -43,7 +43,7 @@ def version_data(
 
 # %% ../../../nbs/ui/views/09_models.ipynb #form-data
 def form_data(
-    form: CompiledForm,
+    form: CompiledForm,  # What became of compiling a model
 ) -> dict[str, Any]:
     "The data of a compiled form as `--json` prints it."
     return {"state": form.state, "cause": form.cause, "reason": form.reason, "converter": form.converter, "difference": form.difference,
