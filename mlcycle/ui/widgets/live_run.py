@@ -154,10 +154,11 @@ def live_result(
     store: Store,
     run: Run,
     reader: Reader,  # What was read of its metrics
+    says_reason: bool = True,  # Whether a run that has failed says why
 ) -> Result:
     "A run as its live view shows it, with pictures in place of the charts."
     parts: list[Part] = [LiveHeading(run), *([LiveMetrics(reader)] if reader.summaries else []), *below_parts(store, run)]
-    if run.reason and run.status != "finished":
+    if says_reason and run.reason and run.status != "finished":
         parts.append(Text(run.reason, "dim"))
     values = {s.name: s.value if math.isfinite(s.value) else None for s in reader.summaries.values()}
     return Result({"run": run.id, "status": run.status, "metrics": values}, parts)
@@ -179,10 +180,14 @@ class LiveRun(View):
         self._thread: threading.Thread | None = None
         self._handle: Any = None
         self._note = ""
+        self.says_reason = True  # whether a run that has failed says why
 
     def data(self) -> dict[str, Any]:
         "The data that the page draws, as far as it has been read."
-        return live_data(self.run, self.reader) | {"note": self._note}
+        data = live_data(self.run, self.reader) | {"note": self._note}
+        if not self.says_reason:
+            data["run"]["reason"] = None
+        return data
 
     def below(self) -> str:
         "HTML of what stands below the charts."
@@ -193,7 +198,7 @@ class LiveRun(View):
         "The curves as pictures, the values, the params."
         with self._lock:
             self.run = runs.get(self.store, self.run.id)
-            return live_result(self.store, self.run, self.reader.read())
+            return live_result(self.store, self.run, self.reader.read(), self.says_reason)
 
     def build(self) -> Any:
         "The widget, with the metrics that were logged so far."
