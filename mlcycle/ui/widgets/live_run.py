@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ...display import STATES, STYLE, Part, Result, Text
 from ...value_text import show_seconds, show_value
 from ...entities import Run
+from ...metric_kinds import results_first
 from ...store import artifacts, facts, runs
 from ...store.refs import find_run
 from ...terminal import one_line
@@ -67,7 +68,7 @@ def _series(reader: Reader, name: str, label: str, place: int) -> dict[str, Any]
 # %% ../../../nbs/ui/widgets/09_live_run.ipynb #live-values
 def _single_values(reader: Reader) -> MetricTable:
     "The metrics that have one point; they stand above the charts."
-    return MetricTable({s.name: s.value for s in reader.summaries.values() if s.count == 1})
+    return MetricTable({name: reader.summaries[name].value for name in results_first(reader.summaries) if reader.summaries[name].count == 1})
 
 # %% ../../../nbs/ui/widgets/09_live_run.ipynb #live-data
 def live_data(
@@ -113,7 +114,7 @@ class LiveMetrics:
 
     def rich(self) -> RenderableType:
         "For a terminal: every metric once, with its curve in bars."
-        summaries = self.reader.summaries.values()
+        summaries = [self.reader.summaries[name] for name in results_first(self.reader.summaries)]
         curves = {s.name: self.reader.curves[s.name].points()[1].tolist() for s in summaries if s.count > 1}
         return MetricTable({s.name: s.value for s in summaries}, curves, {s.name: s.count for s in summaries}).rich()
 
