@@ -141,7 +141,8 @@ def test_what_nobody_chose_and_what_judges_no_model_give_way(tmp_path: Path) -> 
 
     X_train, y_train = make_classification(200, 5, random_state=0)
     X_test, y_test = make_classification(100, 5, random_state=0)
-    models = {"forest": RandomForestClassifier(5, max_depth=2, random_state=0), "logistic": make_pipeline(StandardScaler(), LogisticRegression(C=0.5))}
+    models = {"forest": RandomForestClassifier(5, max_depth=2, random_state=0),
+              "logistic": make_pipeline(StandardScaler(), LogisticRegression(C=0.5))}
     with connect(tmp_path / "runs.db") as store:
         mlc.autolog(models=False)
         try:
@@ -159,7 +160,8 @@ def test_what_nobody_chose_and_what_judges_no_model_give_way(tmp_path: Path) -> 
         assert not {"verbose", "warm_start", "memory"} & set(heads) and {"n_iter", "fit_seconds"} <= set(heads)
         assert "test_accuracy" in repr(table).splitlines()[1] and "verbose" not in repr(table)  # no heading is cut for columns that say nothing
         page = table._repr_html_()
-        assert page.count("<summary class='dim' style='cursor:pointer'>1 part</summary>") == 1 and "part &lt;b&gt;" in page and "part <b>" not in page
+        assert page.count("<summary class='dim' style='cursor:pointer'>1 part</summary>") == 1
+        assert "part &lt;b&gt;" in page and "part <b>" not in page
         both = compare(store, "forest", "logistic")
         shown = repr(compare_view(store, both))
         assert "≠ 0.5" in shown and "At their defaults: " in shown and "standardscaler__copy  " not in shown, shown
