@@ -26,7 +26,8 @@ __all__ = ['STYLE', 'STATES', 'Text', 'tooltip', 'Facts', 'Table', 'Part', 'is_l
 
 # %% ../nbs/15_display.ipynb #style
 STYLE = """<style>
-.mlc{font-family:var(--jp-ui-font-family,system-ui,sans-serif);font-size:13px;color:var(--jp-ui-font-color1,#1f2328);margin:2px 0 6px;line-height:1.5}
+.mlc{font-family:var(--jp-ui-font-family,system-ui,sans-serif);font-size:13px;color:var(--jp-ui-font-color1,#1f2328);margin:2px 0 6px;line-height:1.5;
+padding-left:var(--jp-code-padding,0)}.mlc .mlc,.mlc-w .mlc{padding-left:0}
 .mlc h4{margin:8px 0 4px;font-size:13px;font-weight:600}.mlc p{margin:2px 0}.mlc .head{font-weight:600;margin-top:8px}
 .mlc .scroll{overflow-x:auto;max-width:100%}
 .mlc .scroll table{border-collapse:collapse;margin:2px 0;font-size:13px;font-variant-numeric:tabular-nums}
