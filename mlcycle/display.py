@@ -26,7 +26,8 @@ __all__ = ['STYLE', 'STATES', 'Text', 'tooltip', 'Facts', 'Table', 'Part', 'is_l
 
 # %% ../nbs/15_display.ipynb #style
 STYLE = """<style>
-.mlc{font-family:var(--jp-ui-font-family,system-ui,sans-serif);font-size:13px;color:var(--jp-ui-font-color1,#1f2328);margin:2px 0 6px;line-height:1.5}
+.mlc{font-family:var(--jp-ui-font-family,system-ui,sans-serif);font-size:13px;color:var(--jp-ui-font-color1,#1f2328);margin:2px 0 6px;line-height:1.5;
+padding-left:var(--jp-code-padding,0)}.mlc .mlc,.mlc-w .mlc{padding-left:0}
 .mlc h4{margin:8px 0 4px;font-size:13px;font-weight:600}.mlc p{margin:2px 0}.mlc .head{font-weight:600;margin-top:8px}
 .mlc .scroll{overflow-x:auto;max-width:100%}
 .mlc .scroll table{border-collapse:collapse;margin:2px 0;font-size:13px;font-variant-numeric:tabular-nums}
@@ -122,6 +123,7 @@ class Table:
     whole: bool = False             # What an ordered table has no room for is shown in tables below it, each with the first column
     shown: int | None = None        # Columns that an ordered table shows in HTML; None for all
     rest: str = ""                  # How to see the columns that are not shown
+    below: Mapping[int, Part] = field(default_factory=dict)  # Number of a row to what unfolds below it in HTML
 
     def numeric(self, i: int) -> bool:
         "Does a column hold only numbers?"
@@ -143,9 +145,14 @@ class Table:
         names = "".join(f"<th scope='col' class='{align}'{tooltip(column)}>{html.escape(one_line(column))}</th>"
                         for column, align in zip(columns, alignment, strict=True))
         body = "".join("<tr>" + "".join(_td(v, text, align) for v, text, align in zip(row, texts, alignment, strict=False)) + "</tr>"
-                       for row, texts in zip(self.rows, self.texts(), strict=True))
+                       + self._below(i, len(columns)) for i, (row, texts) in enumerate(zip(self.rows, self.texts(), strict=True)))
         hidden = f"<p class='dim'>{html.escape(self.hidden(len(columns)))}</p>" if len(columns) < len(self.columns) else ""
         return f"{head}<div class='scroll'><table><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table></div>{hidden}"
+
+    def _below(self, row: int, width: int) -> str:
+        "What unfolds below a row, as a row of its own."
+        part = self.below.get(row)
+        return f"<tr><td colspan='{width}' style='max-width:none;white-space:normal;padding-left:16px'>{part.html()}</td></tr>" if part else ""
 
     def hidden(
         self,
@@ -178,7 +185,8 @@ class Table:
         return table
 
 # %% ../nbs/15_display.ipynb #fitted
-_LEAST, _BETWEEN = 8, 3  # Columns of a terminal that a text keeps when it is cut, and that lie between two columns of a table
+_LEAST, _BETWEEN = 8, 3    # Columns of a terminal that a text keeps when it is cut, and that lie between two columns of a table
+_HEADING, _FIRST = 13, 5   # Columns that a heading keeps; the part of the width that the first text keeps, by which the rows are known
 
 
 class _Fitted:
@@ -192,19 +200,21 @@ class _Fitted:
         self.numeric = [table.numeric(i) for i in range(len(self.heads))]
         contents = [max(cell_len(row[i]) for row in self.texts) for i in range(len(self.heads))]
         self.natural = [max(content, cell_len(head)) for content, head in zip(contents, self.heads, strict=True)]
-        self.least = [max(content if number or content <= _LEAST + 2 else _LEAST, min(cell_len(head), _LEAST))
+        self.least = [max(content if number or content <= _LEAST + 2 else _LEAST, min(cell_len(head), _HEADING))
                       for content, head, number in zip(contents, self.heads, self.numeric, strict=True)]
+        self.count = len(self.heads) if table.whole or table.shown is None else min(table.shown, len(self.heads))
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
         from rich.text import Text as RichText
 
-        left = list(range(len(self.heads)))
+        left = list(range(self.count))
+        self.least[0] = min(max(self.least[0], options.max_width // _FIRST), self.natural[0])
         title = self.table.title
         while left:
             shown = self.fitting(left, options.max_width)
             yield self.part(shown, options.max_width, title)
             left = [left[0], *left[len(shown):]] if len(shown) < len(left) else []
-            if left and not self.table.whole:
+            if len(shown) < len(self.heads) and not self.table.whole:
                 yield RichText(self.table.hidden(len(shown)), style="dim")
                 return
             title = ""

@@ -50,7 +50,7 @@ USES: dict[str, list[Use]] = {
         Use("ipykernel.kernelbase:Kernel._allow_stdin", "display", "results are widgets where nobody can answer them, as in a batch run; or never"),
     ],
     "IPython": [
-        Use("IPython.core.interactiveshell:InteractiveShell._showtraceback", "ui/magics/magics",
+        Use("IPython.core.interactiveshell:InteractiveShell._showtraceback", "ui/magics/tracked_cell",
             "a failing tracked cell shows its traceback twice"),
     ],
     "traitlets": [

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ..entities import Run
 from ..errors import UsageError
 from . import code_changes
+from ..metric_kinds import results_first
 from ..store import artifacts, facts, inputs, metrics
 from ..store.refs import find_run
 from ..store.thinning import drawable
@@ -35,6 +36,7 @@ class Line:
     name: str                # What it is called
     values: tuple[Any, ...]  # Its value in each run, None where a run has none
     computed: bool = False   # Whether they are numbers that runs computed: what rounding adds to them is no difference
+    unchosen: bool = False   # Whether each run that has it left it at the default of its own library
 
     @property
     def differs(self) -> bool:
@@ -103,6 +105,14 @@ def _change(change: code_changes.Change) -> dict[str, Any]:
     return {"id": piece.id, "number": piece.number, "kind": piece.kind, "change": change.how, "moved": change.moved,
             "before": change.before and change.before.text, "after": change.after and change.after.text}
 
+# %% ../../nbs/evaluate/02_comparison.ipynb #params
+def _params(store: Store, compared: Sequence[Run]) -> list[Line]:
+    "The params of runs, each with whether somebody has chosen it."
+    values = [facts.params(store, run) for run in compared]
+    defaults = [set(facts.captures(store, run).get("autolog", {}).get("defaults", ())) for run in compared]
+    return [replace(line, unchosen=all(line.name in unchosen for params, unchosen in zip(values, defaults, strict=True) if line.name in params))
+            for line in side_by_side(values)]
+
 # %% ../../nbs/evaluate/02_comparison.ipynb #compare
 def compare(
     store: Store,         # The store
@@ -117,8 +127,9 @@ def compare(
         return side_by_side([read(store, run) for run in compared], computed)
 
     baseline, *others = compared
+    judged = {line.name: line for line in lines(metrics.latest, computed=True)}
     return Comparison(
-        tuple(compared), lines(facts.params), lines(metrics.latest, computed=True), lines(facts.tags),
+        tuple(compared), _params(store, compared), [judged[name] for name in results_first(judged)], lines(facts.tags),
         lines(lambda store, run: {f"{d.name} ({d.role})": d.digest for d in inputs.listing(store, run)}),
         lines(lambda store, run: {a.name: a.digest for a in artifacts.listing(store, run)}),
         drawable(store, compared), [environments.between(store, baseline, run) for run in others],

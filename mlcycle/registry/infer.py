@@ -195,7 +195,7 @@ def infer_signature(
         except ModelError:
             raise
         except Exception as e:
-            raise ModelError(f"{type(model).__name__} cannot predict on its own example: {type(e).__name__}: {e}. "
+            raise ModelError(f"{type(model).__name__} cannot predict on its own example: {type(e).__name__}: {str(e).rstrip('.')}. "
                              "Fit it, and give the example as it was trained: the same columns, before any step of the pipeline.") from e
         given = tuple(Column(name, dtype_name(answer[name])) for name in answer)
     elif y is not None:

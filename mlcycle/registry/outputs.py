@@ -74,7 +74,11 @@ def _taken_apart(
 
     if sklearn.get_config().get("enable_metadata_routing"):
         return model, X
-    return model.steps[-1][1], model[:-1].transform(copied(X))
+    X = copied(X)
+    for _, step in model.steps[:-1]:
+        if step is not None and step != "passthrough":
+            X = step.transform(X)  # as `predict` does: the steps as a pipeline of their own refuse a step that learns nothing
+    return model.steps[-1][1], X
 
 # %% ../../nbs/registry/02_outputs.ipynb #outputs
 def outputs(

@@ -28,13 +28,16 @@ from ..scratch import scratch_folder
 from ..store import artifacts
 
 # %% auto #0
-__all__ = ['Watch', 'LoggedModel', 'read_manifest', 'model_files', 'load_packaged', 'stored_example', 'package']
+__all__ = ['SHOWN_COLUMNS', 'Watch', 'LoggedModel', 'read_manifest', 'model_files', 'load_packaged', 'stored_example', 'package']
 
 # %% ../../nbs/registry/09_packaging.ipynb #lazy
 if TYPE_CHECKING:
     from mlcycle.store.connect import Store
 
 # %% ../../nbs/registry/09_packaging.ipynb #logged
+SHOWN_COLUMNS = 6  # Of a signature, in the text that is printed when a model is logged; `mlcycle show` has all of them
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class LoggedModel:
     "A model in a run, stored and verified, not yet registered."
@@ -48,7 +51,7 @@ class LoggedModel:
         code = ", ".join(map(str, self.manifest.facts.get("code", ()))) if self.manifest.unsafe else ""
         stored = f"{self.manifest.flavour} with the source of {code}" if code else self.manifest.flavour
         mark = f" ({stored}: loads only with allow_pickle=True)" if self.manifest.unsafe else ""
-        takes = f"\n{self.manifest.signature}" if self.manifest.signature else ""
+        takes = f"\n{self.manifest.signature.text(SHOWN_COLUMNS)}" if self.manifest.signature else ""
         return f"{self.manifest.kind} as {self.name!r} in run {self.run[:8]}{mark}, {verification}{takes}"
 
     __repr__ = __str__

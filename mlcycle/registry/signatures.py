@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any
 
 from ..display import Result, Table
@@ -68,14 +69,21 @@ class Tensor:
         return f"{self.dtype} [{axes}]" + (", nullable" if self.nullable else "")
 
 # %% ../../nbs/registry/01_signatures.ipynb #rows
-def _rows(
+def _sides(
     signature: Signature,  # What to list
-) -> list[tuple[str, str, str]]:  # Side, name and summary of each line
+) -> list[list[tuple[str, str, str]]]:  # What it takes and what it gives: side, name and summary of each line
     if isinstance(signature.inputs, Tensor):
         taken = [("takes", "(array)", signature.inputs.summary)]
     else:
         taken = [("takes", str(column.name), column.summary) for column in signature.inputs]
-    return taken + [("gives", str(column.name), column.summary) for column in signature.outputs]
+    return [taken, [("gives", str(column.name), column.summary) for column in signature.outputs]]
+
+
+def _first(rows: list[tuple[str, str, str]], shown: int | None) -> tuple[list[tuple[str, str, str]], list[str]]:
+    "The first rows, and a line that counts the others; one that would stand for a single row is that row."
+    if shown is None or len(rows) <= shown + 1:
+        return rows, []
+    return rows[:shown], [f"{rows[0][0]}  and {len(rows) - shown} more"]
 
 # %% ../../nbs/registry/01_signatures.ipynb #signature
 @dataclass(frozen=True, slots=True)
@@ -95,12 +103,20 @@ class Signature:
         return tuple(column.name for column in self.columns)
 
     def __str__(self) -> str:
-        rows = _rows(self)
-        width = max((len(name) for _, name, _ in rows), default=0)
-        return "\n".join(f"{side}  {name:<{width}}  {summary}" for side, name, summary in rows)
+        return self.text()
+
+    def text(
+        self,
+        shown: int | None = None,  # Input and output columns to show, of each the first; None for all
+    ) -> str:
+        "A line for each column; those that are not shown are counted."
+        parts = [_first(rows, shown) for rows in _sides(self)]
+        width = max((len(name) for rows, _ in parts for _, name, _ in rows), default=0)
+        return "\n".join(line for rows, rest in parts
+                         for line in [*(f"{side}  {name:<{width}}  {summary}" for side, name, summary in rows), *rest])
 
     def _repr_html_(self) -> str:
-        return Result(None, [Table(("", "column", "type"), _rows(self))])._repr_html_()
+        return Result(None, [Table(("", "column", "type"), [*chain(*_sides(self))])])._repr_html_()
 
 # %% ../../nbs/registry/01_signatures.ipynb #to-dict
 FORMAT = 2  # Of the JSON form; a reader refuses a higher one

@@ -19,7 +19,7 @@ from typing import Any
 
 from ..config import ENV_ARTIFACTS, ENV_RUN, ENV_STORE
 from ..entities import Kind, Process, Run, RunError, Status
-from ..errors import MlcycleError, NoActiveRunError, TrialPruned, UsageError, text_of
+from ..errors import MlcycleError, NoActiveRunError, TrialPruned, UsageError, from_user, text_of
 from ..redact import Redactor
 from ..store import runs as store_runs
 from ..store.connect import Store, connected_store, open_store
@@ -204,7 +204,8 @@ def outcome(
         case _ if type(error).__name__ == "TrialPruned" and type(error).__module__.startswith("optuna."):  # raised by code that uses Optuna itself
             return "pruned", None, text_of(error) or "pruned"
     kind, text = type(error).__name__, text_of(error)
-    return "failed", RunError(kind, text, "".join(traceback.format_exception(error))), f"{kind}: {text}"
+    lines = traceback.format_exception(type(error), error, from_user(error.__traceback__))
+    return "failed", RunError(kind, text, "".join(lines)), f"{kind}: {text}"
 
 
 def _ending(error: BaseException | None) -> tuple[Status, RunError | None, str | None]:

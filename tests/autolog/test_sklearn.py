@@ -314,6 +314,23 @@ def test_what_is_asked_for(logged: Store) -> None:
     assert inputs.listing(logged, run.run) == []
 
 
+def test_inputs_have_the_names_of_their_variables(logged: Store) -> None:
+    "Local and global ones, keywords, a pipeline, parts of a fit; what stands in no variable is X and y."
+    def fitted(fit: Callable[[], Any]) -> list[tuple[str, str]]:
+        fit()
+        whole = [run for run in all_runs(logged) if run.parent is None]  # not the candidates of a search
+        return sorted((d.name, d.role) for d in inputs.listing(logged, whole[-1]))
+
+    features, churned = np.asarray(X)[:50, :3].copy(), np.asarray(y)[:50].copy()
+    named = [("churned", "train"), ("features", "train")]
+    assert fitted(lambda: LogisticRegression().fit(features, churned)) == named
+    assert fitted(lambda: make_pipeline(StandardScaler(), LogisticRegression()).fit(y=churned, X=features)) == named
+    assert fitted(lambda: GridSearchCV(LogisticRegression(), {"C": [1.0, 2.0]}, cv=2).fit(features, churned)) == named
+    assert fitted(lambda: LogisticRegression().fit(features + 1, churned)) == [("X", "train"), ("churned", "train")]
+    assert fitted(lambda: LogisticRegression().fit(features[:], churned[:])) == [("X", "train"), ("y", "train")]
+    assert fitted(lambda: LogisticRegression().fit(X, y)) == [("X", "train"), ("y", "train")]
+
+
 def test_own_run_is_captured(logged: Store) -> None:
     "A run that autologging begins knows its environment and code like any other, and the second in the same process too."
     for _ in range(2):

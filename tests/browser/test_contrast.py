@@ -84,6 +84,7 @@ OUTSIDE = """() => {
         }
       }
       if (open && box.right > limit.right + 1.5) found.set(`${where} sticks out by ${Math.round(box.right - limit.right)}`, 1);
+      if (open && box.left < limit.left + 3) found.set(`${where} touches the bar of its cell`, 1);
     }
     for (const svg of root.querySelectorAll('svg')) {  // headings that run into each other
       const boxes = [...svg.querySelectorAll('text')].map((node) => [node.getBoundingClientRect(), node.textContent]).filter(([box]) => box.width);
@@ -123,7 +124,7 @@ class Contrasts:
     "What cannot be read on a page, of all the states in which it is looked at."
 
     def __init__(self, opened: Notebook):
-        self.opened, self.poor, self.seen = opened, set(), {}
+        self.opened, self.poor, self.seen, self.measured = opened, set(), {}, set()
 
     def look(self, state: str = "") -> None:
         "Judge the page as it stands; the transitions of colours are waited for."
@@ -135,15 +136,19 @@ class Contrasts:
         self.seen[self.opened.theme] = {kind: max(before.get(kind, 0), number) for kind, number in found["seen"].items()}
 
     def measure(self, state: str = "") -> None:
-        "Judge where things stand, at three widths of the window."
-        for width in WIDTHS:
+        "Judge where things stand: at three widths of the window in the first theme, in the other one at the narrowest, where it shows first."
+        for width in WIDTHS if self.opened.theme == THEMES[0] else (WIDTHS[0], WIDTHS[-1]):
             self.opened.page.set_viewport_size({"width": width, "height": 1400})
             self.opened.page.wait_for_timeout(250)  # charts are drawn anew
-            self.poor |= {f"{width} px, {state}: {each}" for each in self.opened.page.evaluate(OUTSIDE)}
+            if width == WIDTHS[-1] and self.opened.theme != THEMES[0]:
+                return  # as wide as the page was before
+            self.measured.add((self.opened.theme, width))
+            self.poor |= {f"{self.opened.theme}, {width} px, {state}: {each}" for each in self.opened.page.evaluate(OUTSIDE)}
 
     def check(self) -> None:
         "Fail for what cannot be read, and where too little was seen."
         assert not self.poor, "\n".join(sorted(self.poor))
+        assert self.measured == {(THEMES[0], width) for width in WIDTHS} | {(THEMES[1], WIDTHS[0])}
         assert set(self.seen) == set(THEMES) and all(seen["text"] > 300 and seen["graphics"] > 20 for seen in self.seen.values()), self.seen
 
 
@@ -183,8 +188,7 @@ def test_everything_can_be_read(notebook: Opener) -> None:
         for tab in ("Params", "Curves", "Parallel", "Data & files", "Environment", "Code"):
             both.get_by_role("tab", name=tab).click()
             contrasts.look(tab)
-            if theme == THEMES[0]:  # colours move nothing
-                contrasts.measure(tab)
+            contrasts.measure(tab)
         opened.shot(f"contrast-{theme.split()[1]}", opened.output(2))
     contrasts.check()
 
@@ -227,7 +231,7 @@ def test_a_study_can_be_read(notebook: Opener) -> None:
                 page.get_by_role("button", name="Register best…").click()
                 page.get_by_role("dialog").wait_for()
             contrasts.look(tab)
-            if theme == THEMES[0] and tab in ("Importances", "Trials"):
+            if tab in ("Importances", "Trials"):
                 contrasts.measure(tab)
             opened.shot(f"contrast-study-{tab}-{theme.split()[1]}", page)
             if tab == "Trials":

@@ -100,7 +100,8 @@ def test_pieces_keep_their_order_and_their_errors() -> None:
 
 
 def test_a_pipeline_is_taken_apart_without_a_difference() -> None:
-    "Labels and probabilities of a pipeline are those that it gives itself, also with steps that are left out or change rows in place."
+    "Labels and probabilities are those of the pipeline itself, also with steps that are left out, learn nothing, or change rows in place."
+    from sklearn.base import BaseEstimator, TransformerMixin
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import Pipeline, make_pipeline
     from sklearn.preprocessing import FunctionTransformer, StandardScaler
@@ -109,8 +110,19 @@ def test_a_pipeline_is_taken_apart_without_a_difference() -> None:
     X = pd.DataFrame(rng.normal(size=(60, 3)), columns=list("abc"))
     y = np.where(X["a"] + X["b"] > 0, "yes", "no")
     in_place = FunctionTransformer(lambda rows: rows.__imul__(2))
+
+    class Doubled(TransformerMixin, BaseEstimator):
+        "Learns nothing, so nothing shows that it was fitted."
+
+        def fit(self, X, y=None):
+            return self
+
+        def transform(self, X):
+            return X * 2
+
     for model in (make_pipeline(StandardScaler(), LogisticRegression()), make_pipeline(LogisticRegression()),
-                  make_pipeline(in_place, LogisticRegression()),
+                  make_pipeline(in_place, LogisticRegression()), make_pipeline(Doubled(), LogisticRegression()),
+                  Pipeline([("none", None), ("own", Doubled()), ("last", LogisticRegression())]),
                   Pipeline([("none", "passthrough"), ("scale", StandardScaler(copy=False)), ("last", LogisticRegression())])):
         model.fit(X.copy(), y)
         table, before = outputs(model, X), X.copy()

@@ -146,3 +146,29 @@ def test_what_the_notebook_defines_goes_along_as_source_and_runs_only_by_consent
     answer = text.partition("ANSWER ")[2].splitlines()[0]
     assert code == 0 and f"ANSWER {answer}" in said, said
     assert (tmp_path / "ran").exists(), "the source was harmless: this test would prove nothing"
+
+
+@pytest.mark.parametrize("how", ["mlcycle run", "mlcycle run --fresh", "papermill"])
+def test_a_batch_run_stores_what_its_notebook_defines(tmp_path, how):
+    "A transformer of the notebook's own that learns nothing: the run of a file has no session whose history could tell the source."
+    import nbformat
+
+    cells = ["factor = 2.0", "import mlcycle as mlc, numpy as np, pandas as pd\nfrom sklearn.base import BaseEstimator, TransformerMixin\n"
+             "from sklearn.linear_model import LogisticRegression\nfrom sklearn.pipeline import make_pipeline",
+             "class Scaled(TransformerMixin, BaseEstimator):\n    def __init__(self, factor=1.0):\n        self.factor = factor\n"
+             "    def fit(self, X, y=None):\n        return self\n    def transform(self, X):\n        return np.asarray(X) * self.factor",
+             "X, y = pd.DataFrame({'a': [0.0, 1.0, 2.0, 3.0]}), [0, 0, 1, 1]\n"
+             "mlc.log_model(make_pipeline(Scaled(factor), LogisticRegression()).fit(X, y), input_example=X, code=[Scaled])"]
+    nodes = [nbformat.v4.new_code_cell(cell, id=f"c{i}", metadata={"tags": ["parameters"]} if i == 0 else {}) for i, cell in enumerate(cells)]
+    spec = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=nodes, metadata=spec), tmp_path / "own.ipynb")
+    (tmp_path / ".mlcycle").mkdir()
+    command = ["mlcycle", *how.split()[1:], "own.ipynb", "-p", "factor", "3.0", "--name", "own"]
+    if how == "papermill":
+        command = ["papermill", "own.ipynb", "out.ipynb", "--engine", "mlcycle", "-p", "factor", "3.0", "--no-progress-bar"]
+    done = subprocess.run([sys.executable, "-m", *command], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    asked = ("import mlcycle as mlc, pandas as pd\nmodel = mlc.load_model(mlc.runs()['id'][0], allow_pickle=True)\n"
+             "print(model[0].factor, type(model[0]).__module__ != '__main__', model.predict(pd.DataFrame({'a': [0.0, 3.0]})).tolist())")
+    there = subprocess.run([sys.executable, "-c", asked], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert there.stdout.split(maxsplit=2) == ["3.0", "True", "[0, 1]\n"], there.stdout + there.stderr

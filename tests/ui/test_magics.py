@@ -91,16 +91,48 @@ def test_an_error_of_a_tracked_cell_is_shown_once_and_is_the_users_own(kernel: K
     stubborn = "class Stubborn(Exception):\n    def __setattr__(self, name, value):\n        raise TypeError\n"
     for code, name, shows in [("1 / 0", "ZeroDivisionError", 1), ("int('x')", "ValueError", 1), (stubborn + "raise Stubborn('no')", "Stubborn", 2),
                               ("try:\n    1 / 0\nexcept Exception:\n    get_ipython().showtraceback()\nint('x')", "ValueError", 2)]:
-        status, outputs = kernel.run(f"%%track {name}\n{code}")
+        status, outputs = kernel.run(f"%%track cell\n{code}")
         errors = [o for o in outputs if o["type"] == "error"]
         assert (status, len(errors)) == ("error", shows) and name in [error["ename"] for error in errors], errors
-        assert not any("site-packages" in "".join(error["traceback"]) or "magics.py" in "".join(error["traceback"]) for error in errors), errors
+        assert not any("site-packages" in "".join(error["traceback"]) or "magics" in "".join(error["traceback"]) for error in errors), errors
+        card = next(o for o in outputs if o["type"] == "display_data")["data"]
+        assert all((name in card[face]) is (name == "Stubborn") for face in ("text/plain", "text/html")), card
     kernel.run("import mlcycle as mlc\nbefore = len(mlc.runs())")
     for code in ("if 1\n    pass", "return 1", "x = (", "print('a'"):
         status, outputs = kernel.run(f"%%track nothing\n{code}")
         assert [o["ename"] for o in outputs if o["type"] == "error"] == ["SyntaxError", "MagicError"] and status == "error", outputs
         assert "no run was made" in outputs[-2]["evalue"]
     assert shown(kernel.run("len(mlc.runs()) == before")[1]) == "True"
+
+
+def test_an_error_of_ours_ends_at_the_users_own_line(kernel: Kernel) -> None:
+    "Whether in a plain cell, in a tracked one or in a function that mlcycle calls: no frame of mlcycle, and the debugger has all of them."
+    kernel.run("import mlcycle as mlc")
+    for code in ("mlc.runs('acc > 0.6')", "%%track\nmlc.runs('acc > 0.6')",
+                 "def ask(rows):\n    return mlc.runs('acc > 0.6')\nimport pandas as pd\npd.Series([1]).map(ask)"):
+        _, outputs = kernel.run(code)
+        [error] = [o for o in outputs if o["type"] == "error"]
+        text = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error["traceback"]))
+        assert error["ename"] == "QueryError" and text.count("acc' is not known") == 1, text
+        assert "mlc.runs('acc > 0.6')" in text and "mlcycle/" not in text, text
+    assert shown(kernel.run("import sys, traceback\n'query_conditions.py' in ''.join(traceback.format_tb(sys.last_traceback))")[1]) == "True"
+
+
+def test_a_failing_batch_run_says_its_error_once(kernel: Kernel) -> None:
+    "In the bar, in the card and in the cell's error together; in Python it is the exception, without the frames that executed the notebook."
+    kernel.run("import nbformat.v4 as v4, mlcycle as mlc\nspec = {'name': 'python3', 'display_name': 'Python 3', 'language': 'python'}\n"
+               "cells = [v4.new_code_cell('sizes = {}'), v4.new_code_cell(\"sizes['no-such-size']\")]\n"
+               "nbformat = __import__('nbformat')\nnbformat.write(v4.new_notebook(cells=cells, metadata={'kernelspec': spec}), 'bad.ipynb')")
+    _, outputs = kernel.run("%mlcycle run bad.ipynb")
+    *seen, error = [o for o in outputs if o["type"] in ("display_data", "error")]
+    last_bar = [o for o in outputs if o["type"] == "update_display_data"][-1]["data"]["text/plain"]
+    card = seen[-1]["data"]["text/plain"]
+    assert "KeyError" not in last_bar + error["evalue"] and "failed" in last_bar, (last_bar, error)
+    assert card.count("KeyError: 'no-such-size'") == 1 and "cell        2" in card and "site-packages" not in card, card
+    _, outputs = kernel.run("mlc.run_notebook('bad.ipynb')")
+    error = next(o for o in outputs if o["type"] == "error")
+    text = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error["traceback"]))
+    assert error["ename"] == "NotebookRunError" and "sizes['no-such-size']" in text and "runner.py" not in text and "nbclient" not in text, text
 
 
 def test_an_interrupt_cancels_the_run(kernel: Kernel) -> None:

@@ -126,3 +126,47 @@ def test_runs_are_folded_where_one_looks_at_all(tmp_path: Path) -> None:
     assert len(names("--children")) == 8 and names("-o", "-metrics.auc", "-n", "2") == ["second-2", "first-2"]
     assert names("name == 'first-1'") == ["first-1"]
     assert len(invoke(["runs", "--json"], Face(json=True)).data) == len(invoke(["runs"], Face()).data) == 8
+
+
+def test_what_nobody_chose_and_what_judges_no_model_give_way(tmp_path: Path) -> None:
+    "Two autologged kinds of models and a sweep: held-out scores first, defaults of libraries nowhere, parts of runs unfold in the saved table."
+    from sklearn.datasets import make_classification
+    from sklearn.ensemble import RandomForestClassifier
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    from mlcycle.evaluate.comparison import compare
+    from mlcycle.ui.widgets.comparison_parts import axes, compare_view
+
+    X_train, y_train = make_classification(200, 5, random_state=0)
+    X_test, y_test = make_classification(100, 5, random_state=0)
+    models = {"forest": RandomForestClassifier(5, max_depth=2, random_state=0),
+              "logistic": make_pipeline(StandardScaler(), LogisticRegression(C=0.5))}
+    with connect(tmp_path / "runs.db") as store:
+        mlc.autolog(models=False)
+        try:
+            for name, model in models.items():
+                with mlc.run(name, capture=False) as run:
+                    model.fit(X_train, y_train).score(X_test, y_test)
+                    run.log_metric("fold_accuracy", 0.5)
+        finally:
+            mlc.autolog(False)
+        with mlc.run("sweep", capture=False), mlc.run("part <b>", capture=False):
+            pass
+        table = invoke(["runs"], Face(notebook=True))
+        heads = re.findall(r"<th scope='col'[^>]*>([^<]*)", table._repr_html_().partition("</thead>")[0])
+        assert heads[:4] == ["name", "status", "started", "test_accuracy"] and heads.index("fold_accuracy") > heads.index("training_accuracy")
+        assert not {"verbose", "warm_start", "memory"} & set(heads) and {"n_iter", "fit_seconds"} <= set(heads)
+        assert "test_accuracy" in repr(table).splitlines()[1] and "verbose" not in repr(table)  # no heading is cut for columns that say nothing
+        page = table._repr_html_()
+        assert page.count("<summary class='dim' style='cursor:pointer'>1 part</summary>") == 1
+        assert "part &lt;b&gt;" in page and "part <b>" not in page
+        both = compare(store, "forest", "logistic")
+        shown = repr(compare_view(store, both))
+        assert "≠ 0.5" in shown and "At their defaults: " in shown and "standardscaler__copy  " not in shown, shown
+        names = [name for name, _ in axes(both)]
+        assert names[-1] == "test_accuracy" and not {"verbose", "fit_seconds", "fold_accuracy"} & set(names)
+        assert {line.name for line in both.params if line.unchosen} > {"verbose", "warm_start"}
+        whole = {line["name"] for line in both.data()["params"] if line["differs"]}
+        assert "verbose" in whole  # a program has everything

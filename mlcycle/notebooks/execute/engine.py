@@ -153,7 +153,7 @@ def _conclude(manager: RunManager, session: Session, watcher: RunWatcher) -> Non
         if session.keeper is not None:
             session.keeper.conclude(active, ending, nb, str(session.folder or os.getcwd()))
         watcher.rest()
-        watcher.bar.close(ending.status, reason)
+        watcher.bar.close(ending.status, None if ending.error else reason)  # an error is raised, and says it
         watcher.writer.close(keep(active, nbformat.writes(nb).encode(), EXECUTED, "notebook"))
         keep(active, json.dumps(session.redactor.json(cell_times(nb)), indent=1).encode(), CELLS, "file")
     finally:

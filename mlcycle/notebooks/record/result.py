@@ -69,10 +69,14 @@ class NotebookRun:
         return {"run": self.run, "status": self.status, "reason": self.reason, "cell": self.cell, "error": error,
                 "seconds": round(self.seconds, 3), "metrics": finite, "version": self.version, "cached": self.cached}
 
+    def _shows_error(self) -> bool:
+        "Whether the traceback says why it failed."
+        return bool(self.error and self.error.traceback and self.cause and self.cause.kind == "raised")
+
     def result(self) -> Result:
         "As every command gives it: for machines, for a terminal and for a notebook."
         look = STATES.get(self.status, "warn")
-        why = f": {self.reason}" if self.reason else ""
+        why = f": {self.reason}" if self.reason and not self._shows_error() else ""
         cell = f"{self.cell} (id {self.cell_id})" if self.cell else None
         lines = {"run": f"{self.run[:8]} ({self.name})", "experiment": self.experiment, "cell": cell,
                  "params": ", ".join(f"{k}={v!r}" for k, v in self.params.items()) or None,

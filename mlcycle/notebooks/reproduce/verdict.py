@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from ...durations import is_duration
+from ...metric_kinds import is_duration
 from ...entities import Run
 from ...errors import MlcycleError
 from ..document.outputs import Difference, calm, close, differences

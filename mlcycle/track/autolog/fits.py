@@ -20,7 +20,7 @@ from .options import options
 from .outermost import is_outermost, quiet, record
 from .parts import record_part
 from .patches import Patches
-from .model_runs import remember_model
+from .model_runs import calling_frame, remember_model, variable_of
 from .scores import PREDICTIONS, add_score, followed_prediction, followed_score, training_score
 from .values import address, default_params, final, is_estimator, label, params_of
 
@@ -173,11 +173,12 @@ def log_data(
     X: Any,    # Input of the fit
     y: Any,    # Target of the fit
 ) -> None:
-    "Record the data by its digest: always on request, otherwise where that takes no time."
+    "Record the data by its digest and its variable's name: always on request, otherwise where that takes no time."
+    frame = calling_frame()
     for name, data in (("X", X), ("y", y)):
         with log.careful(f"the data {name}"):
             if is_noted(data, log.options.datasets):
-                log.run.log_input(data, name, "train")
+                log.run.log_input(data, variable_of(data, frame) or name, "train")
 
 # %% ../../../nbs/track/autolog/19_fits.ipynb #wrapped
 def _wrapped(fit: Any) -> Any:

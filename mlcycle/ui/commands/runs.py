@@ -39,8 +39,8 @@ def runs(face: Face, query: str | None, experiment: str | None, order_by: str, l
     from mlcycle.store.connect import current_store
     from mlcycle.track.queries import runs_page
     from mlcycle.ui.views.folding import ROOTS, child_counts, folds
-    from mlcycle.ui.views.run_columns import judged_by
-    from mlcycle.ui.views.runs import runs_view
+    from mlcycle.ui.views.run_columns import judged_by, unchosen_params
+    from mlcycle.ui.views.runs import folded_children, runs_view
 
     def live():
         from mlcycle.ui.widgets.runs_table import RunsTable
@@ -53,7 +53,9 @@ def runs(face: Face, query: str | None, experiment: str | None, order_by: str, l
         page = runs_page(ROOTS, experiment, order_by, limit)
         counts = child_counts(current_store(), page.columns["id"])
     wanted = [name.strip() for name in columns.split(",") if name.strip()] if columns else []
-    table = runs_view(page, judged_by(current_store(), order_by, page.records), wanted, counts)
+    store, first = current_store(), judged_by(current_store(), order_by, page.records)
+    below = folded_children(store, counts) if face.notebook else {}
+    table = runs_view(page, first, wanted, counts, unchosen_params(store, page.records), below)
     rest = [Text(f"{len(page):,} of {page.total:,} runs; `-n {page.total}` shows all.", "dim")] if page.total > len(page) else []
     if counts:
         rest.append(Text("+ is the number of runs that are part of one; `--children` lists them too.", "dim"))

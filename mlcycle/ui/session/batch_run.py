@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ...display import Result, Table, Text
 from ...errors import MlcycleError, UsageError
 from ...notebooks.document.outputs import Difference, differences
-from ...durations import is_duration
+from ...metric_kinds import is_duration
 from ...notebooks.reproduce.verdict import named_within
 from .hidden_state import Finding, judge
 from .journal import journal_of

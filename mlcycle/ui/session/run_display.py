@@ -44,6 +44,7 @@ class RunDisplay:
         self.active = active
         self._view = active  # what is displayed
         self._handle: Any = None
+        self._says_reason = True
         try:
             from mlcycle.ui.widgets.view import is_live
 
@@ -61,6 +62,15 @@ class RunDisplay:
         "Whether it is shown while it goes on."
         return self._handle is not None
 
+    def says_reason(
+        self,
+        wanted: bool,  # Not where the error itself is shown below
+    ) -> None:
+        "Whether the run that has failed says why. To be called before its end, which a live display notices by itself."
+        self._says_reason = wanted
+        if self._view is not self.active:
+            self._view.says_reason = wanted
+
     def settle(self) -> None:
         "Show the run as it ended."
         try:
@@ -69,6 +79,9 @@ class RunDisplay:
             if self._handle is not None:
                 self._handle.update(self._view)
             else:
-                display(_view(self.active))
+                view = _view(self.active)
+                if view is not self.active:
+                    view.says_reason = self._says_reason
+                display(view)
         except Exception as e:
             note(f"the result of the run could not be shown: {type(e).__name__}: {e}")

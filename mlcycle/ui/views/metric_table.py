@@ -10,9 +10,10 @@ import html
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import TYPE_CHECKING
 
-from ...durations import durations_last
+from ...metric_kinds import judging_rank, results_first
 from ...display import tooltip
 from ...value_text import show_value
 from ...entities import Run
@@ -79,23 +80,31 @@ class MetricTable:
     curves: Mapping[str, Sequence[float]] = field(default_factory=dict)    # Metric to its values, where there are several
     counts: Mapping[str, int] = field(default_factory=dict)                # Metric to the number of its values, where `curves` has fewer
 
+    def _value(self, name: str) -> str:
+        "The last value; of parts such as folds the mean."
+        finite = [value for value in self.curves.get(name, ()) if math.isfinite(value)]
+        return show_value(fmean(finite) if finite and self._are_parts(name) else self.values[name])
+
+    def _are_parts(self, name: str) -> bool:
+        return judging_rank(name) == 2 and len(self.curves.get(name, ())) == self.counts.get(name, len(self.curves.get(name, ())))
+
     def _note(self, name: str) -> str:
         "The range and the number of the values of a curve."
         finite = [value for value in self.curves[name] if math.isfinite(value)]
         ends = f"{show_value(min(finite))} to {show_value(max(finite))}, " if finite else ""
-        return f"{ends}{self.counts.get(name, len(self.curves[name])):,} points"
+        return f"{ends}{'mean of ' if self._are_parts(name) else ''}{self.counts.get(name, len(self.curves[name])):,} points"
 
     def html(self) -> str:
         "As HTML."
         rows = []
-        for name, value in self.values.items():
+        for name in self.values:
             curve = ""
             if name in self.curves and (drawn := line(self.curves[name])):
                 title = html.escape(f"{name}: {self._note(name)}", quote=True)
                 data = base64.b64encode(drawn).decode()
                 curve = f"<img alt='{title}' title='{title}' src='data:image/svg+xml;base64,{data}' style='vertical-align:middle'>"
             note = html.escape(self._note(name)) if name in self.curves else ""
-            rows.append(f"<tr><th scope='row'{tooltip(name)}>{html.escape(one_line(name))}</th><td>{html.escape(show_value(value))}</td>"
+            rows.append(f"<tr><th scope='row'{tooltip(name)}>{html.escape(one_line(name))}</th><td>{html.escape(self._value(name))}</td>"
                         f"<td>{curve}</td><td class='dim'>{note}</td></tr>")
         return f"<h4>Metrics</h4><div class='scroll facts'><table><tbody>{''.join(rows)}</tbody></table></div>"
 
@@ -108,9 +117,9 @@ class MetricTable:
         grid = RichTable.grid(padding=(0, 2))
         for _ in range(4):
             grid.add_column(no_wrap=True)
-        for name, value in self.values.items():
+        for name in self.values:
             curve, note = (bars(self.curves[name]), self._note(name)) if name in self.curves else ("", "")
-            grid.add_row(RichText(one_line(name), style="dim"), RichText(show_value(value)), RichText(curve), RichText(note, style="dim"))
+            grid.add_row(RichText(one_line(name), style="dim"), RichText(self._value(name)), RichText(curve), RichText(note, style="dim"))
         return Group(RichText("Metrics", style="bold"), grid)
 
 # %% ../../../nbs/ui/views/04_metric_table.ipynb #read
@@ -127,4 +136,4 @@ def metric_table(
     values = metrics.latest(store, run)
     repeated = [name for name, count in store.db.rows(_COUNTS, {"run": run.pk}) if 1 < count <= MAX_POINTS][:MAX_CURVES]
     curves = {name: [point.value for point in metrics.history(store, run, name)] for name in repeated}
-    return MetricTable({name: values[name] for name in durations_last(values)}, curves) if values else None
+    return MetricTable({name: values[name] for name in results_first(values)}, curves) if values else None

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ...durations import durations_last
+from ...metric_kinds import results_first
 from ...display import Facts, Part, Result, Table, Text
 from ...value_text import Age, cut_middle, show_bytes, show_value
 from ...entities import AliasMove, Model, Version
@@ -169,7 +169,7 @@ def _versions_table(store: Store, versions: list[Version]) -> Part:
     "A column for each metric, what a study optimizes first, so that versions can be compared by it."
     ways = objectives(store, [_search(store, version).get("study") for version in versions[:RECENT]])
     named = dict.fromkeys(name for version in versions for name in version.metrics)
-    names = [*(name for name in named if name in ways), *durations_last(name for name in named if name not in ways)]
+    names = [*(name for name in named if name in ways), *results_first(name for name in named if name not in ways)]
     champion = next((version for version in versions if "champion" in version.aliases), None)
     heads = ["version", "aliases", "registered", *names[:1], "run", *names[1:], "flavour", "by"]
     cells = []

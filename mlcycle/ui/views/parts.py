@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mlcycle.registry.lineage import Lineage
 
 # %% auto #0
-__all__ = ['INVERT', 'Columns', 'Picture', 'Folded', 'lineage_parts']
+__all__ = ['INVERT', 'Columns', 'Stack', 'Picture', 'Folded', 'lineage_parts']
 
 # %% ../../../nbs/ui/views/01_parts.ipynb #columns
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,22 @@ class Columns:
         "As HTML."
         columns = "".join(f"<div style='min-width:0;max-width:100%'>{part.html()}</div>" for part in self.parts)
         return f"<div style='display:flex;flex-wrap:wrap;gap:0 48px;align-items:flex-start'>{columns}</div>"
+
+    def rich(self) -> RenderableType:
+        "For a terminal."
+        from rich.console import Group
+
+        return Group(*(part.rich() for part in self.parts))
+
+# %% ../../../nbs/ui/views/01_parts.ipynb #stack
+@dataclass(frozen=True, slots=True)
+class Stack:
+    "Parts below each other, as one part."
+    parts: Sequence[Part]  # From top to bottom
+
+    def html(self) -> str:
+        "As HTML."
+        return "".join(part.html() for part in self.parts)
 
     def rich(self) -> RenderableType:
         "For a terminal."

@@ -6,17 +6,18 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ...durations import durations_last
+from ...metric_kinds import results_first
 
 if TYPE_CHECKING:
     from mlcycle.store.connect import Store
 
 # %% auto #0
-__all__ = ['SHOWN', 'varies', 'ordered_columns', 'sorted_by', 'judged_by']
+__all__ = ['SHOWN', 'varies', 'unchosen_params', 'is_unchosen', 'ordered_columns', 'sorted_by', 'judged_by']
 
 # %% ../../../nbs/ui/views/03_run_columns.ipynb #varies
 def varies(
@@ -26,6 +27,28 @@ def varies(
     "Do the runs that have a value of this column differ in it? True for a single run."
     return len(records) < 2 or len({repr(r[column]) for r in records if r.get(column) is not None}) > 1
 
+# %% ../../../nbs/ui/views/03_run_columns.ipynb #unchosen
+def unchosen_params(
+    store: Store,
+    records: Sequence[Mapping[str, Any]],  # The runs that are shown
+) -> dict[str, list[str]]:                 # Id of a run to names of params; nothing for a run without such
+    "The params that autologging found at the defaults of their library."
+    ids = [record["id"] for record in records][:500]
+    names = {f"id{i}": run for i, run in enumerate(ids)}
+    rows = store.db.rows("SELECT r.id, c.data FROM captures c JOIN runs r ON r.pk = c.run WHERE c.provider = 'autolog' "
+                         f"AND r.id IN ({', '.join(f':{name}' for name in names)})", names) if names else ()
+    return {run: json.loads(data).get("defaults") or [] for run, data in rows}
+
+
+def is_unchosen(
+    column: str,                            # `params.NAME`
+    records: Sequence[Mapping[str, Any]],   # The runs that are shown
+    defaults: Mapping[str, Collection[str]],  # What `unchosen_params` returned
+) -> bool:
+    "Did every run that has this param leave it at its default?"
+    name = column.removeprefix("params.")
+    return all(name in defaults.get(r["id"], ()) for r in records if r.get(column) is not None) if defaults else False
+
 # %% ../../../nbs/ui/views/03_run_columns.ipynb #ordered
 SHOWN = 5  # Metrics, and params, that a page shows
 
@@ -34,13 +57,15 @@ def ordered_columns(
     columns: Sequence[str],                # As `track.queries.runs_page` names them
     records: Sequence[Mapping[str, Any]],  # The runs that are shown
     first: Sequence[str] = (),             # Columns that come before the others: what is sorted by, what is optimized
+    defaults: Mapping[str, Collection[str]] | None = None,  # Id of a run to the params that nobody has chosen
 ) -> tuple[list[str], int]:  # All columns that a person may want, the weightiest first; how many of them a page shows
     "The order of the columns of a table of runs."
     weighty = [c for c in first if c in columns and c.startswith(("metrics.", "params."))]
-    metrics = [c for c in weighty if c.startswith("metrics.")] + durations_last(c for c in columns if c.startswith("metrics.") and c not in weighty)
+    metrics = [c for c in weighty if c.startswith("metrics.")] + results_first(c for c in columns if c.startswith("metrics.") and c not in weighty)
     params = [c for c in columns if c.startswith("params.")]
-    varying = [c for c in weighty if c in params] + [c for c in params if varies(c, records) and c not in weighty]
-    constant = [c for c in params if c not in varying]
+    unchosen = [c for c in params if c not in weighty and is_unchosen(c, records, defaults or {})]
+    varying = [c for c in weighty if c in params] + [c for c in params if varies(c, records) and c not in (*weighty, *unchosen)]
+    constant = [c for c in params if c not in varying and c not in unchosen] + unchosen
     experiment = ["experiment"] if varies("experiment", records) else []
     lost = ["lost"] if "lost" in columns else []
     shown = ["name", "status", *lost, "started", *metrics[:1], "id", *metrics[1:SHOWN], *varying[:SHOWN], "seconds", *experiment]

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,13 +21,13 @@ from ...track.queries import RunsPage
 from .evaluations import evaluation_parts
 from .metric_table import metric_table
 from .notes import note_data, note_parts
-from .parts import Columns, Folded, Picture, lineage_parts
+from .parts import Columns, Folded, Picture, Stack, lineage_parts
 from .previews import preview_parts
-from .run_columns import ordered_columns
+from .run_columns import judged_by, ordered_columns, unchosen_params
 
 # %% auto #0
-__all__ = ['FIGURES', 'FIGURE_BYTES', 'figures', 'picture_parts', 'run_data', 'given_parts', 'run_view', 'short_names',
-           'runs_view']
+__all__ = ['FIGURES', 'FIGURE_BYTES', 'CHILDREN', 'UNFOLDED', 'figures', 'picture_parts', 'run_data', 'given_parts', 'run_view',
+           'folded_children', 'short_names', 'runs_view']
 
 # %% ../../../nbs/ui/views/12_runs.ipynb #figures
 FIGURES = 4             # Figures that a view shows at most
@@ -128,7 +128,7 @@ def run_view(
     parts: list[Part] = [*_heading(run, lost), *note_parts(store, run), *([table] if table else []), *picture_parts(store, files)]
     parts += given_parts(data["params"], data["tags"], captures)
     if children:
-        parts.append(_children_table(store, run))
+        parts += _children_table(store, run.id)
     tables = [Table(["data", "for", "rows", "digest"], [[d.name, d.role, d.rows, d.digest[:12]] for d in datasets], "Inputs"),
               Table(["artifact", "kind", "size"], [[a.name, a.kind, show_bytes(a.size)] for a in (*files, *lost)], "Artifacts")]
     parts += [Columns([table for table in tables if table.rows])] if any(table.rows for table in tables) else []
@@ -138,11 +138,34 @@ def run_view(
     return Result(data, parts)
 
 # %% ../../../nbs/ui/views/12_runs.ipynb #children
-def _children_table(store: Store, run: Run) -> Table:
+CHILDREN = 50   # Parts of a run that its page lists
+UNFOLDED = 100  # Runs that can be unfolded in one static table
+
+
+def _children_table(store: Store, run: str, limit: int = CHILDREN, title: str = "Parts") -> list[Part]:
+    "The first parts of a run as a table, the others counted."
     from mlcycle.track.queries import runs_page
 
-    table = runs_view(runs_page(f"parent == {run.id!r}", None, "started", None, store=store)).parts[0]
-    return replace(table, title="Parts", rest=f"mlcycle runs \"parent == '{run.id}'\" --columns all")
+    page = runs_page(f"parent == {run!r}", None, "started", limit, store=store)
+    table = runs_view(page, judged_by(store, "started", page.records), defaults=unchosen_params(store, page.records)).parts[0]
+    query = f"mlcycle runs \"parent == '{run}'\""
+    more = [Text(f"{page.total - len(page):,} more: {query} -n {page.total}", "dim")] if page.total > len(page) else []
+    return [replace(table, title=title, rest=f"{query} --columns all"), *more]
+
+
+def folded_children(
+    store: Store,
+    counts: Mapping[str, int],  # What `folding.child_counts` returned
+) -> dict[str, Part]:           # Id of a run to its parts, folded; of the first runs only
+    "What unfolds below the runs of a static table, without a kernel and without JavaScript."
+    left, folded = UNFOLDED, {}
+    for run, number in counts.items():
+        if left <= 0:
+            break
+        shown = min(left, number)
+        folded[run] = Folded(f"{number} part{'' if number == 1 else 's'}", Stack(_children_table(store, run, shown, "")))
+        left -= shown
+    return folded
 
 # %% ../../../nbs/ui/views/12_runs.ipynb #origin
 def _commit(git: dict[str, Any]) -> str | None:
@@ -181,6 +204,8 @@ def runs_view(
     first: Sequence[str] = (),  # Columns that come before the others, as `run_columns.judged_by` returns them
     wanted: Sequence[str] = (),  # The columns to show, besides the name; `all` for every one
     parts: Mapping[str, int] | None = None,  # Id of a run to the number of runs that are folded under it
+    defaults: Mapping[str, Collection[str]] | None = None,  # What `run_columns.unchosen_params` returned
+    below: Mapping[str, Part] | None = None,  # Id of a run to its parts, which unfold below it in HTML
 ) -> FrameResult:
     "A table of runs, the weightiest columns first. Raises `UsageError` for a column that no run has."
     columns = list(page.columns)
@@ -189,7 +214,7 @@ def runs_view(
              **({"lost": r["lost"].split(", ")} if r.get("lost") else {}),
              **{folder: {c.removeprefix(f"{folder}."): r[c] for c in columns if c.startswith(f"{folder}.") and r[c] is not None}
                 for folder in ("params", "metrics", "tags")}} for r in records]
-    names, shown = ordered_columns(columns, records, first)
+    names, shown = ordered_columns(columns, records, first, defaults)
     whole = list(wanted) == ["all"]
     if wanted and not whole:
         names, shown = _chosen(wanted, columns), None
@@ -198,7 +223,8 @@ def runs_view(
     rows = [[_cell(c, r[c]) + folded.get(r["id"], "") if c == "name" else _cell(c, r[c]) for c in names] for r in records]
     short = short_names([*names, *(c for c in columns if c not in names)])
     parts = [Table(heads, rows, empty="No runs fit. `mlcycle run NOTEBOOK` makes one.", ordered=True, whole=bool(wanted),
-                   shown=None if whole else shown, rest="--columns all, or --columns NAME,NAME")]
+                   shown=None if whole else shown, rest="--columns all, or --columns NAME,NAME",
+                   below={i: below[r["id"]] for i, r in enumerate(records) if below and r["id"] in below})]
     return FrameResult(data, parts, make_frame=lambda: page.frame()[list(short)].rename(columns=short), other_names=short)
 
 # %% ../../../nbs/ui/views/12_runs.ipynb #same

@@ -16,7 +16,7 @@ from ...evaluate.comparison import NOISE, Comparison, Line, compare
 from ...store import artifacts
 from ...store.connect import current_store
 from ..views.ranks import MARKS, ranks
-from .comparison_parts import axes, change_kind, charts, compare_view, marks, short_digests, shown, ways_of, where
+from .comparison_parts import axes, change_kind, charts, compare_view, judged_first, marks, short_digests, shown, stands_out, ways_of, where
 from .drawings import curves, look, parallel
 from .view import View, asset
 
@@ -29,7 +29,7 @@ __all__ = ['state_of', 'curves_data', 'Compare']
 # %% ../../../nbs/ui/widgets/11_compare.ipynb #lines
 def _lines(lines: list[Line], ways: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
     "Lines as the page draws them; metrics have ranks, by the ways in which they are better."
-    return [{"name": line.name, "texts": shown(line), "marks": marks(line), "differs": line.differs,
+    return [{"name": line.name, "texts": shown(line), "marks": marks(line), "differs": stands_out(line), "unchosen": line.unchosen,
              "ranks": [MARKS.get(rank, ("", "")) for rank in ranks(line.values, ways.get(line.name))] if ways is not None else [],
              "note": f"The values differ by rounding only: less than {NOISE:g} of their size" if line.rounded else ""} for line in lines]
 
@@ -55,11 +55,12 @@ def state_of(
 ) -> dict[str, Any]:         # JSON-able
     "All that the widget shows of a comparison, but for the curves."
     names = [run.name for run in comparison.runs]
-    drawn_axes = axes(comparison)
+    ways = ways_of(store, comparison)
+    drawn_axes = axes(comparison, ways)
     return {
         "runs": [{"id": run.id, "name": run.name, "status": run.status, "started": show_value(run.started), "took": show_seconds(run.seconds),
                   "colour": look(i)[0], "dash": look(i)[1]} for i, run in enumerate(comparison.runs)],
-        "params": _lines(comparison.params), "metrics": _lines(comparison.metrics, ways_of(store, comparison)), "tags": _lines(comparison.tags),
+        "params": _lines(comparison.params), "metrics": _lines(judged_first(comparison.metrics, ways), ways), "tags": _lines(comparison.tags),
         "inputs": _lines(short_digests(comparison.inputs)), "artifacts": _files(store, comparison),
         "curves": comparison.curves, "parallel": parallel(drawn_axes, names, card=False) if len(drawn_axes) > 1 else "",
         "environments": [{"missing": d.missing, "added": d.added, "removed": d.removed, "changed": d.system | d.changed}

@@ -14,6 +14,7 @@ from ...display import STATES, Result, Table, Text
 from ...value_text import show_seconds, show_value
 from ...evaluate.code_changes import Change
 from ...evaluate.comparison import NOISE, Comparison, Line
+from ...metric_kinds import judging_rank
 from ...store.thinning import thinned
 from ...terminal import one_line, printable
 from ...track.environments import EnvironmentDifference
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
     from mlcycle.store.connect import Store
 
 # %% auto #0
-__all__ = ['MAX_CHARTS', 'MAX_AXES', 'shown', 'marks', 'Row', 'Grid', 'Lines', 'axes', 'ways_of', 'charts', 'short_digests',
-           'change_kind', 'where', 'compare_view']
+__all__ = ['MAX_CHARTS', 'MAX_AXES', 'shown', 'marks', 'Row', 'Grid', 'Lines', 'judged_first', 'axes', 'ways_of', 'charts',
+           'stands_out', 'short_digests', 'change_kind', 'where', 'compare_view']
 
 # %% ../../../nbs/ui/widgets/10_comparison_parts.ipynb #shown
 def shown(
@@ -124,22 +125,32 @@ class Lines:
         styles = {"-": "red", "+": "green", " ": ""}
         return RichText.assemble((f"{one_line(self.title)}\n", "dim"), *((f"{mark} {printable(line)}\n", styles[mark]) for mark, line in self.lines))
 
+# %% ../../../nbs/ui/widgets/10_comparison_parts.ipynb #judged-first
+def judged_first(
+    lines: Sequence[Line],    # Metrics
+    ways: Mapping[str, str],  # Metrics of which it is known which way they are better
+) -> list[Line]:
+    "Metrics in the order of their weight: first what a study optimizes."
+    return sorted(lines, key=lambda line: line.name not in ways)
+
 # %% ../../../nbs/ui/widgets/10_comparison_parts.ipynb #pictures
 MAX_CHARTS = 6
 MAX_AXES = 8
 
 
 def axes(
-    comparison: Comparison,  # Runs side by side
+    comparison: Comparison,                # Runs side by side
+    ways: Mapping[str, str] | None = None,  # Metrics of which it is known which way they are better
 ) -> list[tuple[str, list[Any]]]:  # Name, and the value of each run
-    "The axes of the parallel coordinates: params, then metrics; those that at least two runs have, with different values."
+    "The axes of the parallel coordinates: chosen params, then metrics, what is judged by on the right; each has different values in two runs."
     def several(line: Line) -> bool:
         present = [value for value in line.values if value is not None]
         return any(not line.same(present[0], value) for value in present[1:])
 
-    params = [line for line in comparison.params if several(line)][: MAX_AXES - 3]
-    metrics = [line for line in comparison.metrics if several(line)][: MAX_AXES - len(params)]
-    return [(line.name, list(line.values)) for line in [*params, *metrics]]
+    params = [line for line in comparison.params if several(line) and not line.unchosen][: MAX_AXES - 3]
+    metrics = [line for line in judged_first(comparison.metrics, ways or {}) if several(line)]
+    results = [line for line in metrics if judging_rank(line.name) < 2] or metrics
+    return [(line.name, list(line.values)) for line in [*params, *reversed(results[: MAX_AXES - len(params)])]]
 
 # %% ../../../nbs/ui/widgets/10_comparison_parts.ipynb #ways
 def ways_of(
@@ -159,6 +170,13 @@ def charts(
     return [Chart(name, [(i, points) for i, run in enumerate(comparison.runs) if (points := points_of(*thinned(store, run, name)[:2]))])
             for name in (comparison.curves[:MAX_CHARTS] if metrics is None else metrics)]
 
+# %% ../../../nbs/ui/widgets/10_comparison_parts.ipynb #stands-out
+def stands_out(
+    line: Line,  # Values side by side
+) -> bool:
+    "Whether a difference is one that somebody made, and not one of two libraries' defaults."
+    return line.differs and not line.unchosen
+
 # %% ../../../nbs/ui/widgets/10_comparison_parts.ipynb #rows
 def _rows(lines: Sequence[Line], ways: Mapping[str, str] | None = None) -> list[Row]:
     "Lines as rows, ranked where `ways` says which way metrics are better."
@@ -172,23 +190,31 @@ def short_digests(
     return [Line(line.name, tuple(v and v[:12] for v in line.values)) for line in lines]
 
 
+def _shown_once(value: Any) -> str:
+    return "None" if value is None else show_value(value)
+
+
+def _listed(names: Sequence[str], shown: int = 20) -> str:
+    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
+
+
 def _section(names: Sequence[str], title: str, lines: Sequence[Line], digests: bool = False, ways: Mapping[str, str] | None = None) -> list[Any]:
-    "Lines that differ as a grid, lines that are the same in a sentence."
+    "Lines that differ as a grid; those that are the same, or that nobody has chosen, in a sentence."
     lines = short_digests(lines) if digests else lines
-    differ = [line for line in lines if line.differs]
-    same = [line for line in lines if not line.differs]
-    sentence = "The same: " + ", ".join(line.name if digests else f"{line.name}={show_value(line.values[0])}" for line in same[:20])
-    if len(same) > 20:
-        sentence += f" and {len(same) - 20} more"
+    differ, unchosen = [line for line in lines if stands_out(line)], [line for line in lines if line.unchosen]
+    same = [line for line in lines if not line.differs and not line.unchosen]
+    sentence = "The same: " + _listed([line.name if digests else f"{line.name}={_shown_once(line.values[0])}" for line in same])
     if rounded := [line.name for line in same if line.rounded]:
         sentence += f". But for rounding, a relative {NOISE:g}: {', '.join(rounded[:20])}"
     parts: list[Any] = []
     if differ:
         parts.append(Grid(names, _rows(differ, ways), title))
-    elif same:
+    elif same or unchosen:
         parts.append(Text(title, "head"))
     if same:
         parts.append(Text(sentence, "dim"))
+    if unchosen:
+        parts.append(Text("At their defaults: " + _listed([line.name for line in unchosen], 6), "dim"))
     return parts
 
 # %% ../../../nbs/ui/widgets/10_comparison_parts.ipynb #environment
@@ -242,13 +268,14 @@ def compare_view(
     heads = [Row("run", [run.id[:8] for run in comparison.runs], unmarked), Row("status", [run.status for run in comparison.runs], unmarked),
              Row("started", [show_value(run.started) for run in comparison.runs], unmarked),
              Row("took", [show_seconds(run.seconds) for run in comparison.runs], unmarked)]
-    parts: list[Any] = [Grid(names, heads), *_section(names, "Metrics", comparison.metrics, ways=ways_of(store, comparison))]
+    ways = ways_of(store, comparison)
+    parts: list[Any] = [Grid(names, heads), *_section(names, "Metrics", judged_first(comparison.metrics, ways), ways=ways)]
     if drawn := charts(store, comparison):
         parts.append(Picture(curves(drawn, names).encode(), f"curves of {', '.join(c.title for c in drawn)}", drawn=True))
-    if len(drawn_axes := axes(comparison)) > 1:
+    if len(drawn_axes := axes(comparison, ways)) > 1:
         drawing = parallel(drawn_axes, names).encode("utf-8", "backslashreplace")  # a param may be a file name that is no UTF-8
         parts.append(Picture(drawing, f"parallel coordinates of {', '.join(name for name, _ in drawn_axes)}", drawn=True))
-    parts += _section(names, "Params", comparison.params) + _section(names, "Tags", comparison.tags)
+    parts += _section(names, "Tags", comparison.tags) + _section(names, "Params", comparison.params)
     parts += _section(names, "Data", comparison.inputs, digests=True)
     parts += _section(names, "Artifacts", comparison.artifacts, digests=True)
     for run, environment, code in zip(comparison.runs[1:], comparison.environments, comparison.code, strict=True):

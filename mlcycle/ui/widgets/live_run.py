@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ...display import STATES, STYLE, Part, Result, Text
 from ...value_text import show_seconds, show_value
 from ...entities import Run
+from ...metric_kinds import results_first
 from ...store import artifacts, facts, runs
 from ...store.refs import find_run
 from ...terminal import one_line
@@ -67,7 +68,7 @@ def _series(reader: Reader, name: str, label: str, place: int) -> dict[str, Any]
 # %% ../../../nbs/ui/widgets/09_live_run.ipynb #live-values
 def _single_values(reader: Reader) -> MetricTable:
     "The metrics that have one point; they stand above the charts."
-    return MetricTable({s.name: s.value for s in reader.summaries.values() if s.count == 1})
+    return MetricTable({name: reader.summaries[name].value for name in results_first(reader.summaries) if reader.summaries[name].count == 1})
 
 # %% ../../../nbs/ui/widgets/09_live_run.ipynb #live-data
 def live_data(
@@ -113,7 +114,7 @@ class LiveMetrics:
 
     def rich(self) -> RenderableType:
         "For a terminal: every metric once, with its curve in bars."
-        summaries = self.reader.summaries.values()
+        summaries = [self.reader.summaries[name] for name in results_first(self.reader.summaries)]
         curves = {s.name: self.reader.curves[s.name].points()[1].tolist() for s in summaries if s.count > 1}
         return MetricTable({s.name: s.value for s in summaries}, curves, {s.name: s.count for s in summaries}).rich()
 
@@ -154,10 +155,11 @@ def live_result(
     store: Store,
     run: Run,
     reader: Reader,  # What was read of its metrics
+    says_reason: bool = True,  # Whether a run that has failed says why
 ) -> Result:
     "A run as its live view shows it, with pictures in place of the charts."
     parts: list[Part] = [LiveHeading(run), *([LiveMetrics(reader)] if reader.summaries else []), *below_parts(store, run)]
-    if run.reason and run.status != "finished":
+    if says_reason and run.reason and run.status != "finished":
         parts.append(Text(run.reason, "dim"))
     values = {s.name: s.value if math.isfinite(s.value) else None for s in reader.summaries.values()}
     return Result({"run": run.id, "status": run.status, "metrics": values}, parts)
@@ -179,10 +181,14 @@ class LiveRun(View):
         self._thread: threading.Thread | None = None
         self._handle: Any = None
         self._note = ""
+        self.says_reason = True  # whether a run that has failed says why
 
     def data(self) -> dict[str, Any]:
         "The data that the page draws, as far as it has been read."
-        return live_data(self.run, self.reader) | {"note": self._note}
+        data = live_data(self.run, self.reader) | {"note": self._note}
+        if not self.says_reason:
+            data["run"]["reason"] = None
+        return data
 
     def below(self) -> str:
         "HTML of what stands below the charts."
@@ -193,7 +199,7 @@ class LiveRun(View):
         "The curves as pictures, the values, the params."
         with self._lock:
             self.run = runs.get(self.store, self.run.id)
-            return live_result(self.store, self.run, self.reader.read())
+            return live_result(self.store, self.run, self.reader.read(), self.says_reason)
 
     def build(self) -> Any:
         "The widget, with the metrics that were logged so far."

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import keyword
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from ...store.fields import names
 from ...store.query import count
 from ...track.queries import runs
 from ..views.folding import ROOTS, child_counts, folds
-from ..views.run_columns import judged_by, ordered_columns
+from ..views.run_columns import judged_by, ordered_columns, unchosen_params
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,9 +68,10 @@ def chosen(
     columns: Sequence[str],          # Those that the runs of the page have
     records: list[dict[str, Any]],   # The runs of the page
     first: Sequence[str] = (),       # Columns that come before the others
+    defaults: Mapping[str, Collection[str]] | None = None,  # What `run_columns.unchosen_params` returned
 ) -> list[str]:
     "The columns of a page when none were chosen."
-    names, number = ordered_columns(columns, records, first)
+    names, number = ordered_columns(columns, records, first, defaults)
     return names[:number]
 
 # %% ../../../nbs/ui/widgets/12_rows.ipynb #cell
@@ -131,7 +132,7 @@ def read(
     records = [record for record, _ in shown]
     counts = child_counts(store, [record["id"] for record in records]) if request.folds else {}
     keys = list(dict.fromkeys(key for record in records for key in record))
-    columns = list(request.columns) or chosen(keys, records, judged_by(store, request.order_by, page))
+    columns = list(request.columns) or chosen(keys, records, judged_by(store, request.order_by, page), unchosen_params(store, records))
     cells = zip(*(_column(column, [record.get(column) for record in records]) for column in columns), strict=True)
     rows = [{"id": r["id"], "name": r["name"], "depth": depth, "parts": counts.get(r["id"], 0), "cells": list(of_run)}
             for (r, depth), of_run in zip(shown, cells, strict=True)]

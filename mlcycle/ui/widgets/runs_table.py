@@ -18,8 +18,8 @@ from ...store import artifacts, deletion, models, runs
 from ...store.connect import current_store
 from ...track.queries import runs_page
 from ..views.folding import ROOTS, child_counts
-from ..views.run_columns import judged_by
-from ..views.runs import runs_view
+from ..views.run_columns import judged_by, unchosen_params
+from ..views.runs import folded_children, runs_view
 from .rows import Request, choices, read
 from .view import View, asset
 
@@ -108,7 +108,8 @@ class PagedRuns(View):
         r = self.request
         page = runs_page(ROOTS if r.folds else r.query, r.experiment, r.order_by, r.size, r.offset, self.store)
         counts = child_counts(self.store, page.columns["id"]) if r.folds else {}
-        table = runs_view(page, judged_by(self.store, r.order_by, page.records), r.columns, counts)
+        first, unchosen = judged_by(self.store, r.order_by, page.records), unchosen_params(self.store, page.records)
+        table = runs_view(page, first, r.columns, counts, unchosen, folded_children(self.store, counts))
         if page.total <= len(page):
             return table
         place = f"{r.offset + 1:,}–{r.offset + len(page):,} of {page.total:,} runs"

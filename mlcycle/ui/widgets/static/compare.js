@@ -72,8 +72,10 @@ function render({ model, el: root }) {
     return el("tr", {}, el("th", {scope: "row", title}, line.name), ...line.texts.map((text, i) => el("td", {class: line.marks[i] ? "mlc-mark" : "", title: line.note || text},
       line.marks[i] ? el("span", {class: "mlc-sr"}, "differs: ") : null, text || el("span", {class: "mlc-dim", "aria-label": "none"}, "–"), rank(line, i))));
   }
-  function same(lines) {
-    return lines.filter((line) => !line.differs).map((line) => (line.note ? `${line.name} (${line.note})` : line.name)).join(", ");
+  // What is not shown, counted: a note whose tooltip lists it.
+  function hiddenNote(lines, words) {
+    const names = lines.map((line) => (line.note ? `${line.name} (${line.note})` : line.name)).join(", ");
+    return lines.length ? el("span", {class: "mlc-dim mlc-note", title: names}, ` ${lines.length} ${words}`) : null;
   }
   // One table, so that every run is one column from top to bottom.
   function grid(label, empty, groups) {
@@ -82,15 +84,16 @@ function render({ model, el: root }) {
     return [el("div", {class: "mlc-scroll", tabindex: "0", role: "region", "aria-label": label}, el("table", {class: "mlc-grid"},
       el("thead", {}, el("tr", {}, el("th", {}), ...runs.map((run) => el("th", {scope: "col", title: run.name}, swatch(run), run.name)))),
       ...held.map(([title, lines]) => {
-        const shown = only.checked ? lines.filter((line) => line.differs) : lines, hidden = lines.length - shown.length;
+        const shown = only.checked ? lines.filter((line) => line.differs) : lines, hidden = lines.filter((line) => !shown.includes(line));
         return el("tbody", {}, el("tr", {class: "mlc-group"}, el("th", {scope: "rowgroup", colspan: String(runs.length + 1)}, title,
-          hidden ? el("span", {class: "mlc-dim mlc-note", title: same(lines)}, ` ${hidden} the same`) : null)), ...shown.map(row));
+          hiddenNote(hidden.filter((line) => !line.unchosen), "the same"), hiddenNote(hidden.filter((line) => line.unchosen), "at their defaults"))),
+          ...shown.map(row));
       })))];
   }
 
   function overview() {
     const state = model.get("state");
-    return grid("Metrics, params and tags", "These runs have no metrics, params or tags.", [["Metrics", state.metrics], ["Params", state.params], ["Tags", state.tags]]);
+    return grid("Metrics, params and tags", "These runs have no metrics, params or tags.", [["Metrics", state.metrics], ["Tags", state.tags], ["Params", state.params]]);
   }
 
   function curvesTab() {
