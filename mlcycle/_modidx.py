@@ -3012,6 +3012,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                               'mlcycle/store/migrations/versions/r0004_indexes.py')},
             'mlcycle.store.migrations.versions.r0005_unsettled': { 'mlcycle.store.migrations.versions.r0005_unsettled.upgrade': ( 'store/migrations/unsettled.html#upgrade',
                                                                                                                                   'mlcycle/store/migrations/versions/r0005_unsettled.py')},
+            'mlcycle.store.migrations.versions.r0006_values': { 'mlcycle.store.migrations.versions.r0006_values.upgrade': ( 'store/migrations/values.html#upgrade',
+                                                                                                                            'mlcycle/store/migrations/versions/r0006_values.py')},
             'mlcycle.store.models': { 'mlcycle.store.models._aliases': ('store/models.html#_aliases', 'mlcycle/store/models.py'),
                                       'mlcycle.store.models._moves': ('store/models.html#_moves', 'mlcycle/store/models.py'),
                                       'mlcycle.store.models._next_number': ('store/models.html#_next_number', 'mlcycle/store/models.py'),

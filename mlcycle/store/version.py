@@ -6,5 +6,5 @@
 __all__ = ['HEAD', 'VERSION_TABLE']
 
 # %% ../../nbs/store/01_version.ipynb #version
-HEAD = "0005"                       # Newest migration; what a store made now has
+HEAD = "0006"                       # Newest migration; what a store made now has
 VERSION_TABLE = "mlcycle_version"   # Alembic's own default name is taken by Optuna's storage
