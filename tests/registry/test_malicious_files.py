@@ -19,7 +19,8 @@ from sklearn.dummy import DummyClassifier
 from sklearn.ensemble import GradientBoostingClassifier, GradientBoostingRegressor, HistGradientBoostingClassifier, RandomForestClassifier
 from sklearn.feature_extraction import DictVectorizer, FeatureHasher
 from sklearn.feature_extraction.text import CountVectorizer, HashingVectorizer, TfidfVectorizer
-from sklearn.linear_model import LinearRegression
+from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.multiclass import OneVsRestClassifier
 from sklearn.neighbors import KNeighborsClassifier, LocalOutlierFactor, NearestNeighbors
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, MultiLabelBinarizer, OneHotEncoder
@@ -217,6 +218,7 @@ BENT = {
     "files named by rows": lambda: TfidfVectorizer(input="filename"),
     "files among the rows": lambda: CountVectorizer(input="file"),
     "thousands of threads": lambda: RandomForestClassifier(3, n_jobs=3000).fit(X, y),
+    "hundreds of processes": lambda: changed(OneVsRestClassifier(LogisticRegression()).fit(X, y), n_jobs=255),
 }
 
 
