@@ -12,6 +12,7 @@ from ...errors import UnsafeModelError
 from . import boosting
 from . import buffers
 from . import columns
+from . import counts
 from . import settings
 from . import trees
 from .walk import walk
@@ -26,10 +27,12 @@ CHECKS: dict[str, Callable[[Any], None]] = {
     "scipy.interpolate._bsplines.BSpline": buffers.check_spline,
     "scipy.sparse._base._spbase": buffers.check_sparse,
     "sklearn.base.BaseEstimator": settings.check_jobs,
+    "sklearn.cluster._feature_agglomeration.AgglomerationTransform": counts.check_groups,
     "sklearn.cluster._hdbscan.hdbscan.HDBSCAN": buffers.check_merges,
     "sklearn.cluster._kmeans._BaseKMeans": buffers.check_centres,
     "sklearn.ensemble._gb.BaseGradientBoosting": boosting.check_boosting,
     "sklearn.ensemble._hist_gradient_boosting.gradient_boosting.BaseHistGradientBoosting": trees.check_hist_boosting,
+    "sklearn.ensemble._voting.VotingClassifier": counts.check_votes,
     "sklearn.feature_extraction._dict_vectorizer.DictVectorizer": columns.check_vocabulary,
     "sklearn.feature_extraction._hash.FeatureHasher": columns.check_hashes,
     "sklearn.feature_extraction.text.CountVectorizer": columns.check_vocabulary,
@@ -40,6 +43,8 @@ CHECKS: dict[str, Callable[[Any], None]] = {
     "sklearn.neighbors._ball_tree.BinaryTree64": buffers.check_index,
     "sklearn.neighbors._kd_tree.BinaryTree32": buffers.check_index,
     "sklearn.neighbors._kd_tree.BinaryTree64": buffers.check_index,
+    "sklearn.neighbors._classification.KNeighborsClassifier": counts.check_labels,
+    "sklearn.neighbors._classification.RadiusNeighborsClassifier": counts.check_labels,
     "sklearn.preprocessing._encoders.OneHotEncoder": columns.check_one_hot,
     "sklearn.preprocessing._label.MultiLabelBinarizer": columns.check_vocabulary,
     "sklearn.svm._base.BaseLibSVM": buffers.check_svm,
