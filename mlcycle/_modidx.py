@@ -2776,6 +2776,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'mlcycle.store.check': { 'mlcycle.store.check.Problem': ('store/check.html#problem', 'mlcycle/store/check.py'),
                                      'mlcycle.store.check.Report': ('store/check.html#report', 'mlcycle/store/check.py'),
                                      'mlcycle.store.check.Report.sound': ('store/check.html#report.sound', 'mlcycle/store/check.py'),
+                                     'mlcycle.store.check._absence': ('store/check.html#_absence', 'mlcycle/store/check.py'),
                                      'mlcycle.store.check._check_aliases': ('store/check.html#_check_aliases', 'mlcycle/store/check.py'),
                                      'mlcycle.store.check._check_content': ('store/check.html#_check_content', 'mlcycle/store/check.py'),
                                      'mlcycle.store.check._check_counts': ('store/check.html#_check_counts', 'mlcycle/store/check.py'),
