@@ -21,7 +21,7 @@ def is_duration(
     metric: str,  # Name of a metric
 ) -> bool:
     "Whether a metric is a duration: its last word is seconds, time, duration or the like, and none of its words is an error's."
-    words = re.findall(r"[a-z]+[0-9]?", metric.lower())
+    name_parts = re.findall(r"[a-z]+[0-9]?", metric.lower())
     if not words or words[-1] not in _CLOCK:
         return False
     return words[-2:-1] in _WORK or not _ERROR & set(words)
@@ -35,14 +35,14 @@ def judging_rank(
 ) -> int:         # 0 for a result, 1 for one of the training data, 2 for a part such as a fold, 3 for a count of work, 4 for a duration
     "How far a metric is from what a model is judged by."
     name = metric.removeprefix("metrics.").lower()
-    words = re.findall(r"[a-z]+", name)
+    name_parts = re.findall(r"[a-z]+", name)
     if is_duration(name):
         return 4
     if name in _COUNTS:
         return 3
-    if words[:1] in (["fold"], ["split"]):
+    if name_parts[:1] in (["fold"], ["split"]):
         return 2
-    return int(words[:1] in (["train"], ["training"]))
+    return int(name_parts[:1] in (["train"], ["training"]))
 
 # %% ../nbs/18_metric_kinds.ipynb #last
 def results_first(

@@ -126,6 +126,7 @@ USES: dict[str, list[Use]] = {
             "ensemble:HistGradientBoostingClassifier._bin_mapper", "ensemble:HistGradientBoostingClassifier._predictors",
             "ensemble:HistGradientBoostingClassifier._preprocessor")],
         Use("sklearn.ensemble:GradientBoostingClassifier._loss", "registry/safety/boosting", "what a first model answers may get another shape"),
+        Use("sklearn.neighbors:RadiusNeighborsClassifier._y", "registry/safety/counts", "labels that numpy counts are not checked before it does"),
         *[Use(f"sklearn.preprocessing:{name}", "registry/safety/columns", "an encoder writes outside of the matrix that it makes") for name in (
             "MultiLabelBinarizer._cached_dict", "OneHotEncoder._default_to_infrequent_mappings", "OneHotEncoder._drop_idx_after_grouping",
             "OneHotEncoder._infrequent_enabled", "OneHotEncoder._n_features_outs")],

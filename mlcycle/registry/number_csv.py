@@ -26,14 +26,16 @@ def _tables(
 ) -> Iterator[Any]:
     import pyarrow as pa
 
-    pending = reader.schema.empty_table()
+    pending, count = [], 0
     for batch in reader:
-        pending = pa.Table.from_batches([*pending.to_batches(), batch])
-        while len(pending) >= rows:
-            yield pending.slice(0, rows)
-            pending = pending.slice(rows)
-    if len(pending):
-        yield pending
+        pending.append(batch)
+        count += len(batch)
+        while count >= rows:
+            table = pa.Table.from_batches(pending)
+            yield table.slice(0, rows)
+            pending, count = table.slice(rows).to_batches(), count - rows
+    if count:
+        yield pa.Table.from_batches(pending)
 
 # %% ../../nbs/registry/19_number_csv.ipynb #frame
 def _frame(
@@ -64,6 +66,12 @@ def _has_quotes(
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         return content.find(b'"') >= 0
 
+# %% ../../nbs/registry/19_number_csv.ipynb #block
+def _block_size(
+    columns: int,  # Columns of a file
+) -> int:          # Bytes of a block
+    return min(2**22, max(2**18, 1024 * columns))
+
 # %% ../../nbs/registry/19_number_csv.ipynb #read
 def read_numbers(
     path: Path,                  # A CSV file in UTF-8, each row as long as the header
@@ -80,7 +88,7 @@ def read_numbers(
     convert = arrow_csv.ConvertOptions(column_types=types, null_values=nulls, strings_can_be_null=False)
     try:
         parse = arrow_csv.ParseOptions(newlines_in_values=_has_quotes(path))
-        with arrow_csv.open_csv(path, arrow_csv.ReadOptions(block_size=2**22), parse, convert) as reader:
+        with arrow_csv.open_csv(path, arrow_csv.ReadOptions(block_size=_block_size(len(names))), parse, convert) as reader:
             if reader.schema.names != names:
                 raise NotRead("header")
             for table in _tables(reader, rows):

@@ -174,6 +174,13 @@ def _numbers(
         return None
     return {name: np.dtype(column.dtype).kind in "iu" for name, column in taken.items()}
 
+# %% ../../nbs/registry/20_sources.ipynb #exact-floats
+def _exact_floats() -> dict[str, Any]:  # Options of `pandas.read_csv`
+    import pandas as pd
+
+    # pandas reads floats exactly from 3.1 on, and warns of the option that asked for it before
+    return {} if tuple(map(int, pd.__version__.split(".")[:2])) >= (3, 1) else {"float_precision": "round_trip"}
+
 # %% ../../nbs/registry/20_sources.ipynb #any-csv
 def _any_csv(
     path: Path,                         # A CSV file
@@ -189,8 +196,8 @@ def _any_csv(
         options = {"dtype": {name: "str" for name, column in columns.items() if column is None or _is_text(column)},
                    "na_values": {name: _null_words(column) for name, column in columns.items()}, "keep_default_na": False}
     try:
-        with pd.read_csv(path, chunksize=rows, low_memory=False, encoding="utf-8-sig", float_precision="round_trip", header=0, names=names,
-                         index_col=False, **options) as reader:
+        with pd.read_csv(path, chunksize=rows, low_memory=False, encoding="utf-8-sig", header=0, names=names, index_col=False,
+                         **_exact_floats(), **options) as reader:
             for chunk in reader:
                 last = chunk.iloc[:, -1]
                 if not ends_are_seen and (last.isna() | (last == "")).any():

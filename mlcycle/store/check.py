@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from sqlalchemy import delete, func, insert, select, update
 
-from ..errors import CorruptArtifactError, NotFoundError
+from ..errors import ArtifactError, CorruptArtifactError, NotFoundError
 from . import models, runs, schema, summary_check
 from .artifacts import LOST
 from .copying import PIECE
@@ -91,25 +91,37 @@ def _check_content(store: Store, repair: bool, users: dict[str, list[str]], prog
         progress(bytes_read, total)
     return len(stored), total, problems + _check_references(store, repair, sound, damaged)
 
+# %% ../../nbs/store/39_check.ipynb #absent
+def _absence(store: Store, digest: str) -> tuple[str, bool]:
+    "What is wrong with content that was not listed, empty for nothing; and whether there is none."
+    try:
+        store.blobs.open(digest).close()
+    except NotFoundError:
+        return "is not stored", True
+    except ArtifactError as e:
+        return f"cannot be read: {e}", False
+    return "", False
+
 # %% ../../nbs/store/39_check.ipynb #check-references
 def _check_references(store: Store, repair: bool, sound: set[str], damaged: set[str]) -> list[Problem]:
     problems, a, v = [], schema.artifacts.c, schema.version_files.c
     rows = store.db.all(select(schema.runs.c.pk, schema.runs.c.id, a.name, a.digest).join_from(schema.artifacts, schema.runs).where(a.kind != LOST))
     for pk, run, name, digest in rows:
-        if digest not in sound and not store.blobs.exists(digest):  # it may have been stored since the contents were listed
-            if repair:
-                _record_loss(store, pk, run, name, digest)
-            if digest not in damaged:  # that problem is named already
-                problems.append(Problem("missing", f"{name} of run {run[:8]}", f"its content {digest[:12]} is not stored", False, repair))
+        what, is_lost = ("", False) if digest in sound else _absence(store, digest)
+        if repair and is_lost:
+            _record_loss(store, pk, run, name, digest)
+        if what and digest not in damaged:  # that problem is named already
+            problems.append(Problem("missing", f"{name} of run {run[:8]}", f"its content {digest[:12]} {what}", False, repair and is_lost))
     for manifest, digest in store.db.all(select(schema.compiled.c.manifest, schema.compiled.c.file).where(schema.compiled.c.file.is_not(None))):
-        if digest not in sound and not store.blobs.exists(digest):
-            if repair:
-                _forget_compiled(store, digest)
-            problems.append(Problem("missing", f"the compiled form of the model {manifest[:12]}", f"its content {digest[:12]} is not stored: "
-                                    "the model itself answers until it is compiled again", repair))
+        what, is_lost = ("", False) if digest in sound else _absence(store, digest)
+        if repair and is_lost:
+            _forget_compiled(store, digest)
+        if what:
+            problems.append(Problem("missing", f"the compiled form of the model {manifest[:12]}", f"its content {digest[:12]} {what}: "
+                                    "the model itself answers until it is compiled again", repair and is_lost))
     for model, number, name, digest in store.db.all(select(v.model, v.number, v.name, v.digest)):
-        if digest not in sound and not store.blobs.exists(digest):
-            problems.append(Problem("missing", f"{name} of {model}/{number}", f"its content {digest[:12]} is not stored: restore it from a backup, "
+        if digest not in sound and (what := _absence(store, digest)[0]):
+            problems.append(Problem("missing", f"{name} of {model}/{number}", f"its content {digest[:12]} {what}: restore it from a backup, "
                                     "or move the aliases of this version"))
     return problems
 

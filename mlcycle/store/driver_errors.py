@@ -40,7 +40,7 @@ def explain(
     full = any(phrase in message for phrase in ("disk is full", "no space left", "quota exceeded", "could not extend file"))
     if full or ("disk i/o error" in message and _disk_is_full(where)):
         return StoreFullError(f"No space left for the store at {where}. Free some space and try again: what was logged before is safe.")
-    if "malformed" in message or "not a database" in message:
+    if any(phrase in message for phrase in ("malformed", "not a database", "could not decode to utf-8")):
         return StoreFormatError(f"The store at {where} is damaged ({text}). Restore it from a backup.")
     if "database is locked" in message:
         return StoreError(f"The store at {where} was locked by another process for {BUSY_SECONDS:.0f} s. "

@@ -100,7 +100,8 @@ params = Table(
     Column("name", Words, primary_key=True),
     Column("value", Words, nullable=False),  # JSON, so that a type comes back as it went in
     Column("number", Float64),              # The value where it is a number, for comparisons
-    Index(None, "name", "number"),
+    Index("ix_params_name_number_value", "name", "number", "value").ddl_if(dialect="sqlite"),
+    Index("ix_params_name_number", "name", "number").ddl_if(dialect="postgresql"),  # it refuses entries of more than 2,700 bytes
     sqlite_with_rowid=False,
 )
 tags = Table(

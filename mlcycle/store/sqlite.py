@@ -35,7 +35,7 @@ def connect_sqlite(
     durability: Durability = "normal",  # What a commit survives
     seconds: float = BUSY_SECONDS,      # How long SQLite itself waits for a lock; 0 where `patiently` waits
 ) -> sqlite3.Connection:
-    "A connection without transactions of its own accord, for any thread."
+    "A connection without transactions of its own accord, for any thread. Raises `sqlite3.Error`."
     address, is_uri = path, is_read_only(path)
     if is_uri:
         address = f"{Path(path).resolve().as_uri()}?mode=ro"
@@ -47,8 +47,10 @@ def connect_sqlite(
         con.execute("PRAGMA foreign_keys=ON")
         con.execute(f"PRAGMA wal_autocheckpoint={LOG_PAGES}")
         con.execute(f"PRAGMA busy_timeout={seconds * 1000:.0f}")
-    except BaseException:
+    except BaseException as e:
         con.close()  # Removes the -wal and -shm files that it made beside a damaged file
+        if isinstance(e, UnicodeDecodeError):  # what SQLite says of damaged tables repeats their bytes
+            raise sqlite3.DatabaseError("malformed database schema") from e
         raise
     return con
 

@@ -71,7 +71,7 @@ class Worker:
         "Begin, or begin again after an end."
         threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         self.process = subprocess.Popen([sys.executable, "-c", WORKER, str(self.rows)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        stderr=subprocess.DEVNULL, text=True, env={**os.environ, **threads})
+                                        stderr=subprocess.DEVNULL, text=True, env={**os.environ, **threads}, start_new_session=True)
 
     def ask(self, *request: Any) -> str:
         "`refused`, `answered`, `slow`, or the name of the signal that ended it."
@@ -82,7 +82,7 @@ class Worker:
             selector.register(self.process.stdout, selectors.EVENT_READ)
             slow = not selector.select(timeout=120)
         if slow:  # a bent number of rounds or columns may take hours: no harm that a user could not interrupt
-            self.process.kill()
+            os.killpg(self.process.pid, signal.SIGKILL)  # with the processes that a bent `n_jobs` started
         line = self.process.stdout.readline().strip()
         if line:
             return line

@@ -13,14 +13,22 @@ import skops.io
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
+from sklearn.cluster import FeatureAgglomeration
 from sklearn.compose import TransformedTargetRegressor
 from sklearn.datasets import load_iris
 from sklearn.dummy import DummyClassifier
-from sklearn.ensemble import GradientBoostingClassifier, GradientBoostingRegressor, HistGradientBoostingClassifier, RandomForestClassifier
+from sklearn.ensemble import (
+    GradientBoostingClassifier,
+    GradientBoostingRegressor,
+    HistGradientBoostingClassifier,
+    RandomForestClassifier,
+    VotingClassifier,
+)
 from sklearn.feature_extraction import DictVectorizer, FeatureHasher
 from sklearn.feature_extraction.text import CountVectorizer, HashingVectorizer, TfidfVectorizer
-from sklearn.linear_model import LinearRegression
-from sklearn.neighbors import KNeighborsClassifier, LocalOutlierFactor, NearestNeighbors
+from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.neighbors import KNeighborsClassifier, LocalOutlierFactor, NearestNeighbors, RadiusNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, MultiLabelBinarizer, OneHotEncoder
 from sklearn.svm import SVC, SVR
@@ -193,6 +201,13 @@ def drawing_from(position):
     return DummyClassifier(strategy="stratified", random_state=generator).fit(X, y)
 
 
+def voting(member):
+    "A vote whose second member is another one."
+    vote = VotingClassifier([("first", DummyClassifier()), ("second", DummyClassifier())]).fit(X, y)
+    vote.estimators_[1] = member
+    return vote
+
+
 NUMBERS = np.arange(20).reshape(-1, 1)
 BENT = {
     "first model of fewer rows": lambda: starting_with(averaging()),
@@ -216,7 +231,14 @@ BENT = {
     "neighbours wider than their graph": lambda: changed(NearestNeighbors().fit(X), n_samples_fit_=5),
     "files named by rows": lambda: TfidfVectorizer(input="filename"),
     "files among the rows": lambda: CountVectorizer(input="file"),
+    "group of columns of the largest number": lambda: changed(FeatureAgglomeration().fit(X), labels_=np.array([0, 1, 0, 2**63 - 1])),
+    "label of the largest number": lambda: changed(RadiusNeighborsClassifier(2.0).fit(X, y), _y=np.where(y == 1, 2**63 - 1, y)),
+    "vote for the largest number": lambda: voting(DummyClassifier(strategy="constant", constant=2**63 - 1)),
+    "vote of a class of the largest number": lambda: voting(make_pipeline(
+        changed(KNeighborsClassifier().fit(X, y), classes_=np.array([0, 1, 2**63 - 1])))),
+    "vote of what computes": lambda: voting(LinearRegression().fit(X, y)),
     "thousands of threads": lambda: RandomForestClassifier(3, n_jobs=3000).fit(X, y),
+    "hundreds of processes": lambda: changed(OneVsRestClassifier(LogisticRegression()).fit(X, y), n_jobs=255),
 }
 
 

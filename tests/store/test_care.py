@@ -35,6 +35,23 @@ def test_fsck_finds_and_mends(store: Store) -> None:
     assert {e.subject for e in events.listing(store, action="artifact.lost")} == {run.id}
 
 
+def test_content_that_is_no_file_is_named_and_left_alone(store: Store) -> None:
+    "A folder in the place of a content is found, and not recorded as lost: what lies there may be moved away, and the content be restored."
+    run = runs.create(store, "care", "baseline")
+    manifest = artifacts.put_bytes(store, run, b"{}", "model/manifest.json")
+    models.create_version(store, "churn", run, manifest.digest, "sklearn")
+    place = Path(store.blobs.path(manifest.digest))
+    place.unlink()
+    place.mkdir()
+    for repair in (False, True):
+        report = fsck(store, repair=repair)
+        assert {p.subject.split(" of ")[1][:5] for p in report.problems} == {"churn", f"run {run.id[:1]}"} and not report.lost
+        assert all(p.kind == "missing" and "cannot be read" in p.what and not p.repaired and not p.lost for p in report.problems)
+    place.rmdir()
+    place.write_bytes(b"{}")
+    assert fsck(store).sound
+
+
 def test_a_version_with_lost_content_stays_on_record(store: Store) -> None:
     "What a registered version was made of cannot be made up: fsck says so, and does not pretend to have mended it."
     run = runs.create(store, "care")

@@ -367,7 +367,7 @@ def _wal_of_another(path: Path) -> None:
     con.close()
 
 
-def _store(path: Path, keep: Callable[[int], int] | None = None, junk: slice | None = None) -> None:
+def _store(path: Path, keep: Callable[[int], int] | None = None, junk: slice | None = None, swap: tuple[bytes, bytes] = (b"", b"")) -> None:
     with open_store(path) as store:
         run = runs.create(store, "old")
         for step in range(200):
@@ -377,7 +377,7 @@ def _store(path: Path, keep: Callable[[int], int] | None = None, junk: slice | N
         del data[keep(len(data)):]
     if junk:
         data[junk] = bytes(len(range(*junk.indices(len(data)))))
-    path.write_bytes(data)
+    path.write_bytes(data.replace(*swap) if swap[0] else data)
 
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
@@ -392,6 +392,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "cut in half": lambda path: _store(path, keep=lambda size: size // 2),
     "cut by one byte": lambda path: _store(path, keep=lambda size: size - 1),
     "schema overwritten": lambda path: _store(path, junk=slice(100, 4096)),
+    "schema with bytes that are no text": lambda path: _store(path, swap=(b"CREATE TABLE runs", b"CREATE T\x9bBLE runs")),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 import math
 import operator
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from mlcycle.errors import AmbiguousError, QueryError
 from mlcycle.store import facts, metrics, query, runs, schema
-from mlcycle.store.connect import Store
+from mlcycle.store.connect import Store, open_store
 
 VALUES = {"none": None, "five": 5, "float": 5.5, "text": "a", "digits": "5", "yes": True, "list": [1], "map": {"a": 5}, "nan": math.nan,
           "large": 2**53 + 1, "huge": 10**400, "infinite": -math.inf, "empty": ""}
@@ -151,6 +152,25 @@ def test_params_and_metrics_are_ordered_by_value(values_store: Store) -> None:
         assert ordered[-1] == "without"
     lowest = [row.name for row in query.page(values_store, order_by="min(metrics.m)", limit=2)]
     assert lowest == ["infinite", "five"]
+
+
+@pytest.mark.parametrize("values", [("hgb", "forest", "linear"), (3, 1, 2), (7, 7, 7), ("same", "same", "same")], ids=str)
+@pytest.mark.parametrize("order", ["params.p", "-params.p"])
+def test_an_order_by_a_param_reads_an_index_alone(tmp_path: Path, values: tuple[Any, ...], order: str) -> None:
+    "Texts, numbers and equal values: on SQLite a page reads the index of values and no row of `params`; of equals the newest is first."
+    with open_store(tmp_path / "mlcycle.db") as store:
+        keys = [runs.create(store, "e", f"r{number}").pk for number in range(12)]
+        for number, key in enumerate(keys):
+            facts.put_params(store, key, {"p": values[number % 3]})
+        asked: list[str] = []
+        query.page(store, limit=1)  # a connection that is kept
+        store.db._idle[-1].set_trace_callback(asked.append)
+        page = [row.pk for row in query.page(store, order_by=order, limit=5)]
+        (asking,) = [text for text in asked if "FROM params" in text and "ORDER BY" in text]
+        steps = [step for *_, step in store.db.rows(f"EXPLAIN QUERY PLAN {asking}")]
+    newest_first = [(key, values[number % 3]) for number, key in enumerate(keys)][::-1]
+    assert page == [key for key, _ in sorted(newest_first, key=lambda pair: pair[1], reverse=order.startswith("-"))][:5]
+    assert "COVERING INDEX ix_params_name_number_value" in steps[0] and not [step for step in steps if "PRIMARY KEY" in step], steps
 
 
 def test_habits_of_sql_are_understood_or_answered(store: Store) -> None:

@@ -17,7 +17,7 @@ class RefusedSetting(Unsound):
     "A setting that a model cannot be stored or loaded with; its text says what to set instead."
 
 # %% ../../../nbs/registry/safety/06_settings.ipynb #check-jobs
-MOST_JOBS = 256  # A stored `n_jobs` above it is refused; -1 means all processors, however many there are
+MOST_JOBS = 64  # A stored `n_jobs` above it is refused; -1 means all processors, however many there are
 
 
 def check_jobs(

@@ -3,8 +3,8 @@
     git worktree add FORMER COMMIT && uv venv VENV && uv pip install -p VENV setuptools -e FORMER
     unshare --map-root-user --mount --uts sh tests/store/former/make.sh FORMER VENV
 
-The tables of version 0002 are those of commit d20a096, 0003 of 354d6e6, 0004 of 03aaf09. It is kept to say what is in the stores, and is not run by
-any test. A later version gets an archive of its own.
+The tables of version 0002 are those of commit d20a096, 0003 of 354d6e6, 0004 of 03aaf09, 0005 of 1ba490e. It is kept to say what is in the stores,
+and is not run by any test. A later version gets an archive of its own.
 """
 from __future__ import annotations
 
