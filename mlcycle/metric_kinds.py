@@ -21,7 +21,7 @@ def is_duration(
     metric: str,  # Name of a metric
 ) -> bool:
     "Whether a metric is a duration: its last word is seconds, time, duration or the like, and none of its words is an error's."
-    name_parts = re.findall(r"[a-z]+[0-9]?", metric.lower())
+    words = re.findall(r"[a-z]+[0-9]?", metric.lower())
     if not words or words[-1] not in _CLOCK:
         return False
     return words[-2:-1] in _WORK or not _ERROR & set(words)
