@@ -62,6 +62,7 @@ def _checked_types(
 class SklearnFlavour(Flavour):
     "scikit-learn estimators, and whatever skops can store besides."
     name = "sklearn"
+    general = True
     file = "model.skops"  # Its one file
 
     def handles(
