@@ -20,8 +20,9 @@ class Flavour:
     "One way to store models. `save` writes files and returns facts for the manifest; `load` gets both back, and trusts neither."
     name = ""       # As in listings and manifests
     unsafe = False  # Whether loading can run code that the file brings
-    takes_code = False  # Whether `save` takes `code`: classes and functions whose source goes along
-    general = False     # Whether it steps back where another safe flavour is made for such models
+    takes_code = False   # Whether `save` takes `code`: classes and functions whose source goes along
+    takes_trust = False  # Whether `save` takes `trust`: full names of classes that a model may consist of besides
+    general = False      # Whether it steps back where another safe flavour is made for such models
     modules: tuple[str, ...] = ()        # What it imports, besides what mlcycle always brings
     extra = ""                           # The extra of mlcycle that brings it, where that has another name than the flavour
     distributions: tuple[str, ...] = ()  # Whose versions decide what loading does

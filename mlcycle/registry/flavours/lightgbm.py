@@ -29,7 +29,8 @@ def _estimator_facts(
 ) -> dict[str, Any]:
     if callable(model._objective):
         raise ModelError(f"This {type(model).__name__} was trained with an objective of its own, a function: it answers raw scores, and the "
-                         'function is not stored. Log its `booster_`, or store it as a pickle with log_model(…, flavour="pickle", allow_pickle=True).')
+                         "function is not stored. Log its `booster_`, or store it as a pickle with log_model(…, "
+                         'flavour="pickle", allow_pickle=True).')
     defaults = type(model)().get_params(deep=False)
     params, left_out = storable_params(model.get_params(deep=False), defaults)
     left_out += [name for name in params if name not in defaults]

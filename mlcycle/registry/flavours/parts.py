@@ -5,6 +5,7 @@
 # %% ../../../nbs/registry/flavours/08_parts.ipynb #imports
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ class PartFlavour(Flavour):
     "A library's models, alone or anywhere in a scikit-learn model."
     classes: frozenset[str] = frozenset()  # Full names of the classes that it stores: exactly these, since a derived class has code of its own
     ending = ""                            # Of its files
+    takes_trust = True
 
     def save_part(
         self,
@@ -66,9 +68,10 @@ class PartFlavour(Flavour):
         self,
         model: Any,    # The model
         folder: Path,  # Where to write
+        trust: Sequence[str] = (),  # Full names of classes that the rest may consist of besides
     ) -> dict[str, Any]:  # The parts, and the types of the rest
         "Write the files of the parts, and a skops file for the rest. Raises `ModelError`, `UnsafeModelError`."
-        return save_parts(model, folder)
+        return save_parts(model, folder, trust)
 
     def load(
         self,
@@ -103,6 +106,7 @@ def find_parts(
 def save_parts(
     model: Any,    # A model with parts
     folder: Path,  # Where to write
+    trust: Sequence[str] = (),  # Full names of classes that the rest may consist of besides
 ) -> dict[str, Any]:  # Facts for the manifest
     "Store a model's parts and the rest of it. Raises `ModelError`, `UnsafeModelError`."
     parts = find_parts(model)
@@ -110,14 +114,16 @@ def save_parts(
     for number, (part, flavour) in enumerate(parts):
         file = f"part_{number}{flavour.ending}" if part is not model else f"model{flavour.ending}"
         stored.append({"flavour": flavour.name, "file": file, "facts": flavour.save_part(part, folder / file)})
+    facts = {"parts": stored, "imports": sorted({name for _, flavour in parts for name in flavour.modules})}
     if parts[0][0] is model:
-        return {"parts": stored}
+        return facts
     try:
         rest = deepcopy(model, {id(part): Placeholder(number) for number, (part, _) in enumerate(parts)})
     except Exception as e:  # copying runs whatever a class of the user's own says
         raise ModelError(f"This {type(model).__name__} cannot be copied without its boosters: {type(e).__name__}: {e}. "
                          'Store it as a pickle with log_model(…, flavour="pickle", allow_pickle=True).') from e
-    return {"parts": stored, **SklearnFlavour().save(rest, folder)}
+    saved = SklearnFlavour().save(rest, folder, trust)
+    return {**saved, **facts, "imports": sorted({*facts["imports"], *saved.get("imports", ())})}
 
 # %% ../../../nbs/registry/flavours/08_parts.ipynb #load-one
 def _load_part(
