@@ -14,12 +14,9 @@ from .trees import need
 from .xgboost_model import read_json
 
 # %% auto #0
-__all__ = ['MOST_COLUMN', 'MOST_LEVELS', 'check_catboost']
+__all__ = ['MOST_LEVELS', 'check_catboost']
 
 # %% ../../../nbs/registry/safety/16_catboost_model.ipynb #parts
-MOST_COLUMN = 1 << 20  # The library keeps a place for every column up to the highest
-
-
 def _part(
     item: Any,        # Anything in the file
     keys: set[str],   # What it may have
@@ -74,11 +71,11 @@ def _check_columns(
         for number, column in enumerate(columns):
             _part(column, _COLUMN | more, {"feature_index", "flat_feature_index"})
             need(column["feature_index"] == number, "columns in another order")
-            places.append(_index(column["flat_feature_index"], MOST_COLUMN))
+            places.append(column["flat_feature_index"])
             borders = _numbers(column.get("borders") or [])
             need(borders == sorted(borders) and column.get("nan_value_treatment", "AsIs") in ("AsIs", "AsFalse", "AsTrue"), "borders in no order")
             splits += len(borders) + len(_numbers(column.get("values") or []))
-    need(len(set(places)) == len(places), "two columns in one place")
+    need(all(type(place) is int for place in places) and sorted(places) == list(range(len(places))), "columns that are not counted through")
     for ctr in ctrs:
         _part(ctr, {"borders", "ctr_type", "elements", "identifier", "prior_denomerator", "prior_numerator", "scale", "shift", "target_border_idx"},
               {"borders", "ctr_type", "elements", "identifier", "target_border_idx"})

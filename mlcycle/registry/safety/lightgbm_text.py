@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from typing import TYPE_CHECKING
 
 from .trees import need
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 # %% ../../../nbs/registry/safety/14_lightgbm_text.ipynb #numbers
-_NUMBER = re.compile(r"[-+]?(\d+(\.\d*)?([eE][-+]?\d+)?|inf|nan)", re.IGNORECASE)
+_NUMBER = re.compile(r"[-+]?\d{1,30}(\.\d{0,40})?([eE][-+]?\d{1,4})?")
+_ZERO = re.compile(r"[-+]?0+(\.0*)?([eE][-+]?\d{1,4})?")
 _WHOLE = re.compile(r"-?\d{1,18}")
 
 
@@ -32,6 +34,9 @@ def _numbers(
     values = lines.get(name, "").split()
     need(len(values) == length, f"{name} has {len(values):,} numbers instead of {length:,}")
     need(all(map(_NUMBER.fullmatch, values)), f"{name} is no list of numbers")
+    # the library's reader ends the process on numbers that a double cannot hold
+    need(all(sys.float_info.min <= abs(float(value)) <= sys.float_info.max or _ZERO.fullmatch(value) for value in values),
+         f"a number in {name} that no model has")
     return values
 
 
