@@ -15,5 +15,5 @@ __getattr__, __dir__, __all__ = lazy_names(__name__, {
     "Flavour": "base", "flavours": "base", "get_flavour": "base", "candidates": "base", "is_unsafe": "base", "SklearnFlavour": "sklearn",
     "PickleFlavour": "pickle", "PartFlavour": "parts", "XgboostFlavour": "xgboost", "LightgbmFlavour": "lightgbm",
     "CodeFlavour": "code", "CodeFolder": "code", "OnnxFlavour": "onnx", "OnnxModel": "onnx",
-    "CatboostFlavour": "catboost",
+    "CatboostFlavour": "catboost", "TorchFlavour": "torch", "TorchNetwork": "torch",
 })
