@@ -8,9 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ...errors import ModelError
+from ...errors import ModelError, UnsafeModelError
 from .parts import PartFlavour
 from ..safety.catboost_model import check_catboost
+from ..safety.settings import MOST_JOBS
 from ...scratch import scratch_folder
 
 # %% auto #0
@@ -46,6 +47,24 @@ class CatboostFlavour(PartFlavour):
     ) -> Any:
         "What answers a label or a number for each row."
         return _Predictor(model)
+
+    def is_fitted(
+        self,
+        part: Any,  # A model
+    ) -> bool:
+        "Whether it holds trees."
+        return bool(part.is_fitted())
+
+    def set_params(
+        self,
+        part: Any,               # A model that was just made
+        params: dict[str, Any],  # From a manifest, which may hold anything
+    ) -> None:
+        "Give a model that is not fitted its params. Raises `UnsafeModelError`."
+        threads = params.get("thread_count", -1)
+        if type(threads) is not int or threads > MOST_JOBS:
+            raise UnsafeModelError(f"The model would start {threads!r} threads. It is not loaded: set thread_count=-1, then log the model again.")
+        part.set_params(**params)
 
     def save_part(
         self,

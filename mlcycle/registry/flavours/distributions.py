@@ -73,9 +73,10 @@ def _restore(
 # %% ../../../nbs/registry/flavours/12_distributions.ipynb #swap
 def store_distributions(
     model: Any,  # A model
-) -> Any:        # A copy of it
-    "A copy of a model whose distributions are stored by name. Raises `ModelError`."
-    return deepcopy(model, {id(item): _store(item) for _, item in walk(model) if f"{type(item).__module__}.{type(item).__qualname__}" in _FROZEN})
+) -> Any:        # A copy of it; the model itself where it has no distributions
+    "A model whose distributions are stored by name. Raises `ModelError`."
+    named = {id(item): _store(item) for _, item in walk(model) if f"{type(item).__module__}.{type(item).__qualname__}" in _FROZEN}
+    return deepcopy(model, named) if named else model
 
 
 def restore_distributions(

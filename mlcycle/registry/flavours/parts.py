@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from ...errors import ModelError, UnsafeModelError
 from .base import Flavour, check_installed, flavours
+from .params import set_params, storable_params
 from .sklearn import SklearnFlavour
 from ..safety.trees import Unsound
 from ..safety.walk import walk
@@ -51,6 +53,21 @@ class PartFlavour(Flavour):
     ) -> Any:
         "Read one model back. Raises `ModelError`, `UnsafeModelError`, and `Unsound`, which becomes one."
         raise NotImplementedError
+
+    def is_fitted(
+        self,
+        part: Any,  # An object of one of the classes
+    ) -> bool:
+        "Whether there is anything to write into a file. A search and an ensemble keep an estimator that was never fitted."
+        return not hasattr(part, "__sklearn_is_fitted__") or part.__sklearn_is_fitted__()
+
+    def set_params(
+        self,
+        part: Any,               # An estimator that was just made
+        params: dict[str, Any],  # From a manifest, which may hold anything
+    ) -> None:
+        "Give an estimator that is not fitted its params. Raises `UnsafeModelError`."
+        set_params(part, params)
 
     def handles(
         self,
@@ -102,6 +119,28 @@ def find_parts(
             inside += [f"{path}.", f"{path}["]
     return parts
 
+# %% ../../../nbs/registry/flavours/08_parts.ipynb #unfitted
+def _unfitted_facts(
+    part: Any,  # An estimator that is not fitted
+) -> dict[str, Any]:
+    known = type(part)().get_params(deep=False)
+    params, left_out = storable_params(part.get_params(deep=False), known)
+    left_out += [name for name in params if known and name not in known]
+    return {"class": type(part).__name__, "params": {name: value for name, value in params.items() if name not in left_out},
+            "left_out": sorted(left_out), "unfitted": True}
+
+
+def _make_unfitted(
+    flavour: PartFlavour,   # Its flavour
+    facts: dict[str, Any],  # From the manifest
+) -> Any:
+    names = [name for name in flavour.classes if name.rpartition(".")[2] == facts.get("class")]
+    if len(names) != 1 or not isinstance(facts.get("params"), dict):
+        raise ModelError(f"The model's manifest names no class of {flavour.name}. It was not written by mlcycle; log the model again.")
+    part = getattr(import_module(flavour.modules[0]), facts["class"])()
+    flavour.set_params(part, facts["params"])
+    return part
+
 # %% ../../../nbs/registry/flavours/08_parts.ipynb #save
 def save_parts(
     model: Any,    # A model with parts
@@ -112,6 +151,9 @@ def save_parts(
     parts = find_parts(model)
     stored = []
     for number, (part, flavour) in enumerate(parts):
+        if part is not model and not flavour.is_fitted(part):
+            stored.append({"flavour": flavour.name, "file": "", "facts": _unfitted_facts(part)})
+            continue
         file = f"part_{number}{flavour.ending}" if part is not model else f"model{flavour.ending}"
         stored.append({"flavour": flavour.name, "file": file, "facts": flavour.save_part(part, folder / file)})
     facts = {"parts": stored, "imports": sorted({name for _, flavour in parts for name in flavour.modules})}
@@ -133,10 +175,14 @@ def _load_part(
     is_entry = isinstance(stored, dict) and all(isinstance(stored.get(name), str) for name in ("flavour", "file")) and \
         isinstance(stored.get("facts"), dict)
     flavour = flavours().get(stored["flavour"]) if is_entry else None
-    if not isinstance(flavour, PartFlavour) or Path(stored["file"]).name != stored["file"] or not (folder / stored["file"]).is_file():
+    unfitted = is_entry and stored["facts"].get("unfitted") is True
+    is_there = is_entry and (unfitted or (Path(stored["file"]).name == stored["file"] and (folder / stored["file"]).is_file()))
+    if not isinstance(flavour, PartFlavour) or not is_there:
         raise ModelError("The model's manifest names a part that is not there. It was not written by mlcycle; log the model again.")
     check_installed(flavour)
     try:
+        if unfitted:
+            return _make_unfitted(flavour, stored["facts"])
         return flavour.load_part(folder / stored["file"], stored["facts"])
     except Unsound as e:
         raise UnsafeModelError(f"The model's file is damaged or was made to do harm: {e} (in {stored['file']}). It was not loaded. "

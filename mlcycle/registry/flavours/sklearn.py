@@ -102,9 +102,7 @@ class SklearnFlavour(Flavour):
         trust: Sequence[str] = (),  # Full names of classes and functions beyond our list that the user trusts
     ) -> dict[str, Any]:  # The types that its file needs trusted, and those that only the user trusts
         "Write a skops file. Raises `ModelError`, `UnsafeModelError` when it would need a type that is not on our list."
-        types = _dump(model, path := folder / self.file)
-        if any(name.startswith("scipy.stats._distn_infrastructure.") for name in types):
-            types = _dump(store_distributions(model), path)
+        types = _dump(store_distributions(model), folder / self.file)
         if bad := sorted(set(refused(types)) - set(trust)):
             if here := [name.rpartition(".")[2] for name in bad if name.startswith(("__main__.", MADE))]:
                 raise ModelError(only_here(here))
