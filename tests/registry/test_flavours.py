@@ -68,7 +68,7 @@ MODELS = {
     "catboost in a pipeline": (lambda: towns(catboost.CatBoostRegressor(**QUIET)).fit(X, Y), X, "catboost"),
     "onnx": (lambda: to_onnx(LogisticRegression().fit(NUMBERS.to_numpy(), NAMES), NUMBERS[:1].to_numpy().astype("float32")), NUMBERS, "onnx"),
     "search over distributions": (search, X, "xgboost"),
-    "four libraries": (voting, NUMBERS, "xgboost"),
+    "four libraries": (voting, NUMBERS, "catboost"),
 }
 
 

@@ -171,4 +171,6 @@ def check_catboost(
     scale = model["scale_and_bias"]
     need(isinstance(scale, list) and len(scale) == 2 and type(scale[0]) in (int, float) and math.isfinite(scale[0]), "no scale")
     need(len(_numbers(scale[1])) in (1, *sizes), "a bias for other outputs")
-    return json.dumps(model).encode()
+    if isinstance(model.get("model_info"), dict):  # the same model is the same file
+        model["model_info"] = {key: value for key, value in model["model_info"].items() if key not in ("model_guid", "train_finish_time")}
+    return json.dumps(model, allow_nan=False).encode()  # the library does not survive an infinite number
