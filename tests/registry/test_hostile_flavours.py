@@ -37,7 +37,8 @@ MODELS = {
                  lambda: catboost.CatBoostRegressor(grow_policy="Lossguide", **QUIET).fit(NUMBERS, Y)],
     "onnx": [lambda: to_onnx(RandomForestClassifier(3, max_depth=3).fit(NUMBERS, Y), NUMBERS[:1].to_numpy().astype(np.float32))],
 }
-NUMBERS_AS_TEXT = ["-1", "0", "1", "3", "255", "134217728", "2147483647", "-2147483648", "1099511627776", "1e400", "1e-400", "nan", '""', "[]", "null"]
+NUMBERS_AS_TEXT = ["-1", "0", "1", "3", "255", "134217728", "2147483647", "-2147483648", "1099511627776", "1e400", "1e-400", "nan",
+                   '""', "[]", "null"]
 
 
 def saved(kind: str, number: int) -> tuple[dict[str, Any], str, bytes]:
