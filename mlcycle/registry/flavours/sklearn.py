@@ -12,7 +12,7 @@ from typing import Any
 from ...errors import ModelError, UnsafeModelError
 from .base import Flavour
 from .definitions import MADE, only_here
-from .distributions import StoredDistribution, restore_distributions, store_distributions
+from ..safety.distributions import StoredDistribution, restore_distributions, store_distributions
 from ..safety.estimators import skops_io
 from ..safety.nodes import check_nodes, check_once, read_schema
 from ..safety.sizes import check_sizes

@@ -31,7 +31,7 @@ INDEXING = (
 # %% ../../../nbs/registry/safety/01_trusted.ipynb #parts
 PARTS = (
     "functools.partial",
-    "mlcycle.registry.flavours.distributions.StoredDistribution",
+    "mlcycle.registry.safety.distributions.StoredDistribution",
     "mlcycle.registry.flavours.parts.Placeholder",
     "numpy.dtype",
     "sklearn._loss.loss.HalfTweedieLoss",
