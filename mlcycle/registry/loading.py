@@ -5,6 +5,7 @@
 # %% ../../nbs/registry/15_loading.ipynb #imports
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,8 @@ from .asking import prove
 from .manifest import Manifest
 from .names import near_misses
 from .outputs import outputs
-from .packaging import load_packaged, read_manifest
+from .packaging import load_packaged, read_manifest, trusted_names
+from .safety.proofs import read_proof
 from .signatures import Signature
 from .versions import resolve_version, run_model, use_store
 from ..store import models
@@ -106,6 +108,7 @@ def open_model(
     *,
     artifact: str | None = None,  # For a run: name that it logged the model under
     allow_pickle: bool = False,   # Whether a pickle may be loaded, which runs the code in it
+    trust: Iterable[str] = (),    # Classes beyond scikit-learn's that the model may consist of, as its log named them; not asked where it was logged
     store: Store | None = None,   # The store; the current one by default
 ) -> OpenModel:
     "Load a model together with its manifest. Raises `NotFoundError`, `UnsafeModelError`, `CorruptArtifactError`, `ModelError`."
@@ -114,7 +117,10 @@ def open_model(
     store = use_store(store)
     stored = find_model(ref, artifact=artifact, store=store)
     prove(store, stored.digest, stored.manifest, stored.label)
-    return OpenModel(load_packaged(store, stored.manifest, allow_pickle, stored.label), stored)
+    proof = read_proof(stored.digest, stored.manifest.libraries) if trusted_names(stored.manifest) else None
+    if proof is not None and proof.how == "logged":  # who logged it here has said so once
+        trust = (*trust, *trusted_names(stored.manifest))
+    return OpenModel(load_packaged(store, stored.manifest, allow_pickle, stored.label, trust), stored)
 
 # %% ../../nbs/registry/15_loading.ipynb #load-model
 def load_model(
@@ -122,7 +128,8 @@ def load_model(
     *,
     artifact: str | None = None,  # For a run: name that it logged the model under
     allow_pickle: bool = False,   # Whether a pickle may be loaded, which runs the code in it
+    trust: Iterable[str] = (),    # Classes beyond scikit-learn's that the model may consist of, as its log named them; not asked where it was logged
     store: Store | None = None,   # The store; the current one by default
 ) -> Any:                         # The model
     "Load a model. Raises `NotFoundError`, `UnsafeModelError` naming the types refused, `CorruptArtifactError`, `ModelError`."
-    return open_model(ref, artifact=artifact, allow_pickle=allow_pickle, store=store).model
+    return open_model(ref, artifact=artifact, allow_pickle=allow_pickle, trust=trust, store=store).model

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ModelError
+from .flavours.base import predictor
 
 # %% auto #0
 __all__ = ['copied', 'outputs']
@@ -89,11 +90,12 @@ def outputs(
     import numpy as np
     import pandas as pd
 
+    named, model = type(model).__name__, predictor(model)
     if not callable(getattr(model, "predict", None)):
-        raise ModelError(f"{type(model).__name__} has no `predict`: mlcycle can store it, but not predict with it. "
+        raise ModelError(f"{named} has no `predict`: mlcycle can store it, but not predict with it. "
                          "Put a transformer into a pipeline that ends in a predictor.")
     rows = X.shape[0] if hasattr(X, "shape") else len(X)
-    named, (model, X) = type(model).__name__, _taken_apart(model, X)
+    model, X = _taken_apart(model, X)
     answer = np.asarray(model.predict(copied(X)))
     columns = {"prediction": answer} if answer.ndim == 1 else {f"prediction_{i}": answer[:, i] for i in range(answer.shape[1])}
     table = pd.DataFrame({**columns, **_probabilities(model, X)})

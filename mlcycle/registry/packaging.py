@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
@@ -15,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..data.frames import to_pandas
 from ..entities import Run
-from ..errors import ModelError, NotFoundError, UnsafeModelError
+from ..errors import ModelError, NotFoundError, UnsafeModelError, UsageError
 from .check import check
 from .examples import first_rows, load_example, save_example
-from .flavours.base import candidates, get_flavour
+from .flavours.base import candidates, check_installed, get_flavour
+from .flavours.code import CodeFolder
 from .infer import infer_signature
 from .manifest import MANIFEST, Manifest, from_bytes, library_versions
 from .safety.proofs import write_proof
@@ -28,7 +30,8 @@ from ..scratch import scratch_folder
 from ..store import artifacts
 
 # %% auto #0
-__all__ = ['SHOWN_COLUMNS', 'Watch', 'LoggedModel', 'read_manifest', 'model_files', 'load_packaged', 'stored_example', 'package']
+__all__ = ['SHOWN_COLUMNS', 'Watch', 'LoggedModel', 'read_manifest', 'model_files', 'trusted_names', 'load_packaged',
+           'stored_example', 'package']
 
 # %% ../../nbs/registry/09_packaging.ipynb #lazy
 if TYPE_CHECKING:
@@ -51,6 +54,8 @@ class LoggedModel:
         code = ", ".join(map(str, self.manifest.facts.get("code", ()))) if self.manifest.unsafe else ""
         stored = f"{self.manifest.flavour} with the source of {code}" if code else self.manifest.flavour
         mark = f" ({stored}: loads only with allow_pickle=True)" if self.manifest.unsafe else ""
+        if trusted := trusted_names(self.manifest):
+            mark = f" (with {', '.join(trusted)}: loads elsewhere only with trust=[…])"
         takes = f"\n{self.manifest.signature.text(SHOWN_COLUMNS)}" if self.manifest.signature else ""
         return f"{self.manifest.kind} as {self.name!r} in run {self.run[:8]}{mark}, {verification}{takes}"
 
@@ -82,18 +87,44 @@ def model_files(
             store.blobs.fetch(digest, folder / artifacts.check_name(name))
         yield folder
 
+# %% ../../nbs/registry/09_packaging.ipynb #trusted
+def trusted_names(
+    manifest: Manifest,  # From `read_manifest`
+) -> tuple[str, ...]:    # Full names
+    "The classes and functions beyond mlcycle's own list that a model's author trusted."
+    named = manifest.facts.get("trust", [])
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        raise ModelError("The model's manifest does not list what it trusts. It was not written by mlcycle; log the model again.")
+    return tuple(named)
+
+
+def _check_trust(
+    manifest: Manifest,      # From `read_manifest`
+    trust: Iterable[str],    # What the user trusts
+    label: str,              # What messages call the model
+) -> None:
+    if isinstance(trust, str):
+        raise UsageError(f"trust={trust!r} is one text: give a list of full names, trust=[{trust!r}].")
+    if unnamed := sorted(set(trusted_names(manifest)) - set(trust)):
+        listed = ", ".join(map(repr, unnamed))
+        raise UnsafeModelError(f"{label} consists of classes that are not part of scikit-learn: {', '.join(unnamed)}. Loading it imports them from "
+                               f"what is installed here, and runs them. If you trust them, load it with trust=[{listed}].")
+
 # %% ../../nbs/registry/09_packaging.ipynb #load-packaged
 def load_packaged(
     store: Store,                # The store
     manifest: Manifest,          # From `read_manifest`
     allow_pickle: bool = False,  # Whether a flavour that runs the file's code may be used
     label: str = "This model",   # What messages call it
+    trust: Iterable[str] = (),   # Classes beyond mlcycle's own list that it may consist of
 ) -> Any:                        # The model
     "Bring a stored model back. Raises `UnsafeModelError`, `ModelError`, `CorruptArtifactError`."
     flavour = get_flavour(manifest.flavour)
     if flavour.unsafe and not allow_pickle:
         raise UnsafeModelError(f"{label} is stored as a {flavour.name}: loading it runs whatever code its files contain. "
                                "If you trust where it comes from, load it with allow_pickle=True.")
+    _check_trust(manifest, trust, label)
+    check_installed(flavour, label)
     with model_files(store, manifest) as folder:
         return flavour.load(folder, manifest.facts)
 
@@ -116,17 +147,19 @@ def _save(
     flavour: str | None,   # Flavour that the user asked for
     allow_pickle: bool,    # Whether an unsafe flavour may be used
     code: Any,             # Classes and functions whose source goes along
+    trust: Sequence[str],  # Classes beyond mlcycle's own list that it may consist of
 ) -> tuple[str, dict[str, Any]]:  # Flavour that took it, and its facts
     tries = candidates(model, flavour, allow_pickle, bool(code))
     for candidate in tries:
         try:
-            facts = candidate.save(model, folder, code=code) if code else candidate.save(model, folder)
+            options = {"code": code} if code else {"trust": trust} if trust and candidate.takes_trust else {}
+            facts = candidate.save(model, folder, **options)
             return candidate.name, json.loads(json.dumps(facts))
         except ModelError:
             if candidate is tries[-1]:
                 raise
             for partial in folder.iterdir():
-                partial.unlink()
+                shutil.rmtree(partial) if partial.is_dir() else partial.unlink()
     raise ModelError("No flavour stores this model.")  # candidates() is never empty
 
 # %% ../../nbs/registry/09_packaging.ipynb #watch
@@ -154,33 +187,41 @@ def _show(
 def package(
     store: Store,        # The store
     run: Run,            # Run that made the model
-    model: Any,          # The fitted model
+    model: Any = None,   # The fitted model
     name: str = "model",  # What to call it in the run
     input_example: Any = None,            # A few input rows as the model was trained: they are kept, and prove the stored copy
     signature: Signature | None = None,   # What it takes and gives; inferred from the example and the model by default
     flavour: str | None = None,           # How to store it; chosen by the model's type by default
     allow_pickle: bool = False,           # Whether it may be stored as a pickle
     code: Any = (),                       # Classes and functions of the notebook whose source goes along; as a pickle, and loaded only as one
+    trust: Sequence[str] = (),            # Full names of classes beyond scikit-learn's that the model may consist of: `["my_package.Ratio"]`
+    code_folder: str | Path | None = None,  # In place of a model: a folder whose `model.py` has `load(folder)`; loaded only with allow_pickle=True
     watch: Watch | None = None,           # Looks at every file before it is stored, and may raise to refuse it
 ) -> LoggedModel:
-    "Store a model in a run, verified. Raises `ModelError`, `DataError`, `SignatureError`; then the run has no such model."
+    "Store a model in a run, verified. Raises `UsageError`, `ModelError`, `DataError`, `SignatureError`; then the run has no such model."
     artifacts.check_name(f"{name}/{MANIFEST}")
+    if (model is None) == (code_folder is None):
+        raise UsageError("Give a fitted model, or code_folder= a folder whose model.py has load(folder): one of them.")
+    if isinstance(trust, str):
+        raise UsageError(f"trust={trust!r} is one text: give a list of full names, trust=[{trust!r}].")
+    if code_folder is not None:
+        model, flavour, allow_pickle = CodeFolder(code_folder), "code", True  # naming the folder is the opt-in of this side
     kind = f"{type(model).__module__}.{type(model).__qualname__}"
     input_example = to_pandas(input_example)
     if input_example is not None and signature is None:
         signature = infer_signature(input_example, model=model)
     with scratch_folder("model") as folder:
-        flavour_name, facts = _save(model, folder, flavour, allow_pickle, code)
+        flavour_name, facts = _save(model, folder, flavour, allow_pickle, code, trust)
         example = None
         if input_example is not None:
             input_example = first_rows(input_example)
             example = save_example(input_example, folder)
-        paths = {path.name: path for path in sorted(folder.iterdir())}
+        paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
         _show(paths, watch)
         digests = {file: store.blobs.put(path)[0] for file, path in paths.items()}
         manifest = Manifest(flavour_name, get_flavour(flavour_name).unsafe, kind, digests, facts, signature, example,
                             0 if input_example is None else len(input_example), library_versions(kind, *facts.get("imports", ())))
-        copy = load_packaged(store, manifest, allow_pickle or bool(code))
+        copy = load_packaged(store, manifest, allow_pickle or bool(code), trust=trust)
         if signature is not None and input_example is not None:
             stored = check(signature, stored_example(store, manifest))
             verify_copy(model, input_example, copy, stored)
@@ -189,5 +230,6 @@ def package(
             artifacts.put_file(store, run, path, f"{name}/{file}", kind="model")
         stored_manifest = artifacts.put_bytes(store, run, manifest.to_bytes(), f"{name}/{MANIFEST}", kind="model")
     if not manifest.unsafe:
-        write_proof(stored_manifest.digest, "logged")  # the copy was loaded above: who loads it here need not ask it first
+        # the copy was loaded above: who loads it here need not ask it first
+        write_proof(stored_manifest.digest, "logged", libraries=manifest.libraries)
     return LoggedModel(run.id, name, stored_manifest.digest, manifest)

@@ -240,12 +240,12 @@ class ActiveRun:
 
     def log_model(
         self,
-        model: Any,                # A fitted model
+        model: Any = None,         # A fitted model; none with code_folder=, a folder whose `model.py` has `load(folder)`
         name: str = "model",       # What to call it among the run's artifacts
         input_example: Any = None,  # A few rows of its input: the signature and the check on loading come from it
         **options: Any,            # Options of `registry.packaging.package`
     ) -> Any:                      # The packaged model
-        "Store a model with its signature and check that it loads and predicts the same. Raises `ModelError`."
+        "Store a model with its signature and check that it loads and predicts the same. Raises `UsageError`, `ModelError`."
         from mlcycle.registry.packaging import package
 
         self._refuse_ended()

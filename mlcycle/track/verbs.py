@@ -98,7 +98,7 @@ def log_input(
 
 # %% ../../nbs/track/14_verbs.ipynb #log-model
 def log_model(
-    model: Any,                 # A fitted model
+    model: Any = None,          # A fitted model; none with code_folder=, a folder whose `model.py` has `load(folder)`
     name: str = "model",        # What to call it among the run's artifacts
     input_example: Any = None,  # A few rows of its input
     **options: Any,             # Options of `registry.packaging.package`

@@ -13,5 +13,7 @@ __all__ = []
 # %% ../../../nbs/registry/flavours/99_init.ipynb #names
 __getattr__, __dir__, __all__ = lazy_names(__name__, {
     "Flavour": "base", "flavours": "base", "get_flavour": "base", "candidates": "base", "is_unsafe": "base", "SklearnFlavour": "sklearn",
-    "PickleFlavour": "pickle",
+    "PickleFlavour": "pickle", "PartFlavour": "parts", "XgboostFlavour": "xgboost", "LightgbmFlavour": "lightgbm",
+    "CodeFlavour": "code", "CodeFolder": "code", "OnnxFlavour": "onnx", "OnnxModel": "onnx",
+    "CatboostFlavour": "catboost", "TorchFlavour": "torch", "TorchNetwork": "torch",
 })

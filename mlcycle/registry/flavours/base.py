@@ -13,14 +13,20 @@ from ...errors import ConfigError, ModelError, UsageError
 from .definitions import is_local, only_here
 
 # %% auto #0
-__all__ = ['Flavour', 'flavours', 'get_flavour', 'is_unsafe', 'candidates']
+__all__ = ['Flavour', 'flavours', 'get_flavour', 'is_unsafe', 'check_installed', 'class_names', 'predictor', 'candidates']
 
 # %% ../../../nbs/registry/flavours/02_base.ipynb #flavour
 class Flavour:
     "One way to store models. `save` writes files and returns facts for the manifest; `load` gets both back, and trusts neither."
     name = ""       # As in listings and manifests
     unsafe = False  # Whether loading can run code that the file brings
-    takes_code = False  # Whether `save` takes `code`: classes and functions whose source goes along
+    takes_code = False   # Whether `save` takes `code`: classes and functions whose source goes along
+    takes_trust = False  # Whether `save` takes `trust`: full names of classes that a model may consist of besides
+    general = False      # Whether it steps back where another safe flavour is made for such models
+    modules: tuple[str, ...] = ()        # What it imports, besides what mlcycle always brings
+    extra = ""                           # The extra of mlcycle that brings it, where that has another name than the flavour
+    distributions: tuple[str, ...] = ()  # Whose versions decide what loading does
+    wraps: frozenset[str] = frozenset()  # Full names of classes whose objects do not predict tables by themselves
 
     def handles(
         self,
@@ -44,6 +50,13 @@ class Flavour:
     ) -> Any:                   # The model
         "Read a model back. Raises `ModelError`, `UnsafeModelError`."
         raise NotImplementedError
+
+    def predictor(
+        self,
+        model: Any,  # A model in memory whose class is one of `wraps`
+    ) -> Any:        # Something that has `predict`
+        "What answers tables for a model."
+        return model
 
 # %% ../../../nbs/registry/flavours/02_base.ipynb #find
 @cache
@@ -76,6 +89,37 @@ def is_unsafe(
     "Whether a listing must mark a version of this flavour: loading it can run code, or nobody here knows what it does."
     return name not in flavours() or flavours()[name].unsafe
 
+# %% ../../../nbs/registry/flavours/02_base.ipynb #installed
+def check_installed(
+    flavour: Flavour,  # A flavour
+    label: str = "This model",  # What messages call the model
+) -> None:
+    "See that what a flavour imports is there. Raises `ModelError` that says what to install."
+    from importlib.util import find_spec
+
+    missing = [name for name in flavour.modules if find_spec(name) is None]
+    if missing:
+        raise ModelError(f"{label} is stored as {flavour.name}, and {' and '.join(missing)} is not installed here. "
+                         f"Install it: pip install 'mlcycle[{flavour.extra or flavour.name}]'.")
+
+# %% ../../../nbs/registry/flavours/02_base.ipynb #predictor
+@cache
+def class_names(
+    kind: type,  # A class
+) -> frozenset[str]:
+    "The full names of a class and of those that it is derived from."
+    return frozenset(f"{base.__module__}.{base.__qualname__}" for base in kind.__mro__)
+
+
+def predictor(
+    model: Any,  # A model: in memory, or as a flavour loaded it
+) -> Any:        # Something that has `predict`, where there is any
+    "What answers tables for a model: the model itself, or what the flavour of its class makes of it."
+    for flavour in flavours().values():
+        if flavour.wraps and not flavour.wraps.isdisjoint(class_names(type(model))):
+            return flavour.predictor(model)
+    return model
+
 # %% ../../../nbs/registry/flavours/02_base.ipynb #choose
 def candidates(
     model: Any,                # A model to be stored
@@ -95,7 +139,9 @@ def candidates(
             raise UsageError(f"Loading a {flavour} model runs whatever code its file contains. If everybody who will load it trusts "
                              "where it comes from, say allow_pickle=True, here and when loading.")
         return [chosen]
-    fitting = [candidate for candidate in flavours().values() if candidate.handles(model) and (allow_pickle or not candidate.unsafe)]
+    fitting = [candidate for candidate in flavours().values() if (allow_pickle or not candidate.unsafe) and candidate.handles(model)]
+    if any(not candidate.general and not candidate.unsafe for candidate in fitting):
+        fitting = [candidate for candidate in fitting if not candidate.general]
     if not fitting and is_local(type(model)):
         raise ModelError(only_here([type(model).__qualname__]))
     if not fitting:

@@ -5,12 +5,14 @@
 # %% ../../../nbs/registry/flavours/03_sklearn.ipynb #imports
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ...errors import ModelError, UnsafeModelError
 from .base import Flavour
 from .definitions import MADE, only_here
+from ..safety.distributions import StoredDistribution, restore_distributions, store_distributions
 from ..safety.estimators import skops_io
 from ..safety.nodes import check_nodes, check_once, read_schema
 from ..safety.sizes import check_sizes
@@ -25,27 +27,28 @@ __all__ = ['flavour', 'SklearnFlavour']
 def _hint(
     types: list[str],  # Refused types
 ) -> str:              # What to do about them
-    if any(name.startswith("scipy.stats") for name in types):
-        return "A search over distributions keeps them: log its best_estimator_ instead."
     foreign = [name for name in types if name.split(".")[0] not in ("sklearn", "numpy", "scipy", "pandas", "builtins", "functools", "operator")]
-    what = "They are not part of scikit-learn. Use its own transformers" if foreign else "Use other estimators or metrics"
-    return f'{what}, or store the model as a pickle with log_model(…, flavour="pickle", allow_pickle=True).'
+    if foreign:
+        return (f"They are not part of scikit-learn. If you trust them, name them: log_model(…, trust={foreign}); whoever loads the model elsewhere "
+                'names them too. Or store the model as a pickle with log_model(…, flavour="pickle", allow_pickle=True).')
+    return 'Use other estimators or metrics, or store the model as a pickle with log_model(…, flavour="pickle", allow_pickle=True).'
 
 # %% ../../../nbs/registry/flavours/03_sklearn.ipynb #checked-types
 def _checked_types(
     path: Path,     # A skops file
     recorded: Any,  # Types that were recorded when it was logged
+    trust: Any,     # Types beyond our list that the user trusts
 ) -> list[str]:     # Types that it needs trusted
     skops = skops_io()
 
-    if not (isinstance(recorded, list) and all(isinstance(name, str) for name in recorded)):
+    if not all(isinstance(names, list) and all(isinstance(name, str) for name in names) for names in (recorded, trust)):
         raise ModelError("The model's manifest does not list the types of its file. It was not written by mlcycle; log the model again.")
     try:
         check_sizes(path)
         schema = read_schema(path)
         check_once(schema)
         types = skops.get_untrusted_types(file=path)
-        if bad := refused(types, recorded):
+        if bad := sorted(set(refused(types, recorded)) - (set(recorded) & set(trust))):
             raise UnsafeModelError(f"The model's file asks for types that were refused: {', '.join(bad)}. They were not recorded when it "
                                    "was logged, or are not on mlcycle's list of trusted types. If this surprises you, do not use the file.")
         check_nodes(schema)
@@ -58,10 +61,31 @@ def _checked_types(
         raise ModelError(f"The model's file is not a readable skops file ({type(e).__name__}: {e}). Log the model again.") from e
     return types
 
+# %% ../../../nbs/registry/flavours/03_sklearn.ipynb #dump
+_STORED = f"{StoredDistribution.__module__}.{StoredDistribution.__qualname__}"
+
+
+def _dump(
+    model: Any,  # The model
+    path: Path,  # File to write
+) -> list[str]:  # The types that it needs trusted
+    from zipfile import ZIP_DEFLATED
+
+    skops = skops_io()
+    try:
+        # level 1: a forest of 100 trees shrinks from 11.7 to 2.6 MB for half as much time again; higher levels only cost time
+        skops.dump(model, path, compression=ZIP_DEFLATED, compresslevel=1)
+        return skops.get_untrusted_types(file=path)
+    except Exception as e:  # skops meets arbitrary attributes and fails in as many ways
+        raise ModelError(f"skops cannot store this {type(model).__name__}: {e} "
+                         'Store it as a pickle with log_model(…, flavour="pickle", allow_pickle=True).') from e
+
 # %% ../../../nbs/registry/flavours/03_sklearn.ipynb #flavour
 class SklearnFlavour(Flavour):
     "scikit-learn estimators, and whatever skops can store besides."
     name = "sklearn"
+    general = True
+    takes_trust = True
     file = "model.skops"  # Its one file
 
     def handles(
@@ -75,23 +99,17 @@ class SklearnFlavour(Flavour):
         self,
         model: Any,    # The model
         folder: Path,  # Where to write
-    ) -> dict[str, Any]:  # The types that its file needs trusted
+        trust: Sequence[str] = (),  # Full names of classes and functions beyond our list that the user trusts
+    ) -> dict[str, Any]:  # The types that its file needs trusted, and those that only the user trusts
         "Write a skops file. Raises `ModelError`, `UnsafeModelError` when it would need a type that is not on our list."
-        from zipfile import ZIP_DEFLATED
-
-        skops = skops_io()
-        try:
-            # level 1: a forest of 100 trees shrinks from 11.7 to 2.6 MB for half as much time again; higher levels only cost time
-            skops.dump(model, path := folder / self.file, compression=ZIP_DEFLATED, compresslevel=1)
-            types = skops.get_untrusted_types(file=path)
-        except Exception as e:  # skops meets arbitrary attributes and fails in as many ways
-            raise ModelError(f"skops cannot store this {type(model).__name__}: {e} "
-                             'Store it as a pickle with log_model(…, flavour="pickle", allow_pickle=True).') from e
-        if bad := refused(types):
+        types = _dump(store_distributions(model), folder / self.file)
+        if bad := sorted(set(refused(types)) - set(trust)):
             if here := [name.rpartition(".")[2] for name in bad if name.startswith(("__main__.", MADE))]:
                 raise ModelError(only_here(here))
             raise UnsafeModelError(f"This {type(model).__name__} contains what mlcycle does not trust: {', '.join(bad)}. {_hint(bad)}")
-        return {"types": types}
+        if not (trusted := sorted(set(refused(types)) & set(trust))):
+            return {"types": types}
+        return {"types": types, "trust": trusted, "imports": sorted({name.partition(".")[0] for name in trusted})}
 
     def load(
         self,
@@ -101,14 +119,14 @@ class SklearnFlavour(Flavour):
         "Read a skops file through all gates. Raises `UnsafeModelError` naming what was refused, `ModelError`."
         skops = skops_io()
 
-        types = _checked_types(path := folder / self.file, facts.get("types", []))
+        types = _checked_types(path := folder / self.file, facts.get("types", []), facts.get("trust", []))
         try:
             model = skops.load(path, trusted=types)
         except Exception as e:
             raise ModelError(f"The model cannot be restored: {type(e).__name__}: {e}. It may come from another version of scikit-learn: "
                              "its manifest names the versions.") from e
         check_sound(model)
-        return model
+        return restore_distributions(model) if _STORED in types else model
 
 
 flavour = SklearnFlavour()  # What the entry point names

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import secrets
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -25,14 +26,16 @@ _LIBRARIES = ("mlcycle", "numpy", "pandas", "pyarrow", "scikit-learn", "scipy", 
 
 
 @cache
-def libraries_key() -> str:
+def libraries_key(
+    *others: str,  # Distributions that a model needs besides
+) -> str:
     "A short digest of the versions of Python and of the libraries that load a model and answer for it."
     import platform
     from importlib.metadata import PackageNotFoundError, version
 
     versions = [platform.python_version()]
-    for name in _LIBRARIES:
-        with suppress(PackageNotFoundError):
+    for name in (*_LIBRARIES, *sorted(set(others) - {*_LIBRARIES, "python"})):
+        with suppress(PackageNotFoundError, ValueError):  # a name may come from a manifest that anybody wrote
             versions.append(f"{name} {version(name)}")
     return hashlib.sha256("\n".join(versions).encode()).hexdigest()[:16]
 
@@ -85,9 +88,10 @@ def write_proof(
     digest: str,                      # Digest of a manifest
     how: Literal["logged", "asked"],  # By `log_model` here, or in a process of its own
     refusal: Refusal | None = None,   # What was wrong, None for nothing
+    libraries: Iterable[str] = (),    # Distributions that its manifest names
 ) -> Proof:
     "Note what came of loading a stored model."
-    proof, path = Proof(how, actor(), libraries_key(), refusal), _note(digest)
+    proof, path = Proof(how, actor(), libraries_key(*libraries), refusal), _note(digest)
     with suppress(OSError):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         temporary = path.with_name(f".{secrets.token_hex(8)}")
@@ -99,6 +103,7 @@ def write_proof(
 
 def read_proof(
     digest: str,  # Digest of a manifest
+    libraries: Iterable[str] = (),  # Distributions that the manifest names
 ) -> Proof | None:  # None when there is none that counts
     "The note about a stored model, if it was written by this user with these libraries."
     path = _note(digest)
@@ -109,4 +114,4 @@ def read_proof(
         proof = Proof(**{**fields, "refusal": Refusal(**fields["refusal"]) if fields["refusal"] else None})
     except (OSError, ValueError, TypeError, KeyError):
         return None
-    return proof if proof.libraries == libraries_key() else None
+    return proof if proof.libraries == libraries_key(*libraries) else None

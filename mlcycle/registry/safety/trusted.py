@@ -31,6 +31,8 @@ INDEXING = (
 # %% ../../../nbs/registry/safety/01_trusted.ipynb #parts
 PARTS = (
     "functools.partial",
+    "mlcycle.registry.safety.distributions.StoredDistribution",
+    "mlcycle.registry.flavours.parts.Placeholder",
     "numpy.dtype",
     "sklearn._loss.loss.HalfTweedieLoss",
     "sklearn._loss.loss.HalfTweedieLossIdentity",
