@@ -30,8 +30,8 @@ from ..scratch import scratch_folder
 from ..store import artifacts
 
 # %% auto #0
-__all__ = ['SHOWN_COLUMNS', 'Watch', 'LoggedModel', 'read_manifest', 'model_files', 'trusted_names', 'load_packaged',
-           'stored_example', 'package']
+__all__ = ['SHOWN_COLUMNS', 'Watch', 'LoggedModel', 'read_manifest', 'model_files', 'trusted_names', 'check_trust',
+           'load_packaged', 'stored_example', 'package']
 
 # %% ../../nbs/registry/09_packaging.ipynb #lazy
 if TYPE_CHECKING:
@@ -98,11 +98,12 @@ def trusted_names(
     return tuple(named)
 
 
-def _check_trust(
+def check_trust(
     manifest: Manifest,      # From `read_manifest`
     trust: Iterable[str],    # What the user trusts
-    label: str,              # What messages call the model
+    label: str = "This model",  # What messages call it
 ) -> None:
+    "Refuse a model whose author trusted more than the user does. Raises `UnsafeModelError`, `UsageError`."
     if isinstance(trust, str):
         raise UsageError(f"trust={trust!r} is one text: give a list of full names, trust=[{trust!r}].")
     if unnamed := sorted(set(trusted_names(manifest)) - set(trust)):
@@ -123,7 +124,7 @@ def load_packaged(
     if flavour.unsafe and not allow_pickle:
         raise UnsafeModelError(f"{label} is stored as a {flavour.name}: loading it runs whatever code its files contain. "
                                "If you trust where it comes from, load it with allow_pickle=True.")
-    _check_trust(manifest, trust, label)
+    check_trust(manifest, trust, label)
     check_installed(flavour, label)
     with model_files(store, manifest) as folder:
         return flavour.load(folder, manifest.facts)

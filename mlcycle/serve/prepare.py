@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import ArtifactError, ConfigError, ModelError, UnsafeModelError, UsageError
 from ..registry.examples import load_example
-from ..registry.flavours.base import get_flavour
+from ..registry.flavours.base import check_installed, get_flavour
 from ..registry.manifest import MANIFEST, Manifest
 from ..registry.signatures import Signature, Tensor
 from ..store.artifacts import check_name
@@ -138,10 +138,12 @@ def prepare_model(
     ref: str,      # `name`, `name/3` or `name@alias`
     folder: Path,  # Folder for its files, made
     allow_pickle: bool = False,  # Whether a model may be served whose loading runs code from its files
+    trust: Sequence[str] = (),   # Classes beyond mlcycle's own list that it may consist of
 ) -> dict[str, Any]:  # What a worker must know
     "Fetch a version for the workers. Raises `NotFoundError`, `UnsafeModelError`, `ModelError`, `CorruptArtifactError`."
     from mlcycle.registry.asking import prove
-    from mlcycle.registry.packaging import read_manifest
+    from mlcycle.registry.packaging import check_trust, read_manifest
+    from mlcycle.registry.safety.proofs import read_proof
     from mlcycle.registry.versions import resolve_version
 
     version = resolve_version(ref, store=store)
@@ -153,6 +155,10 @@ def prepare_model(
         raise UnsafeModelError(f"{version.ref} is stored as a {manifest.flavour}: loading it runs whatever code its files contain. "
                                "If you trust where it comes from, serve it with --allow-pickle.")
     prove(store, version.digest, manifest, version.ref)
+    proof = read_proof(version.digest, manifest.libraries)
+    if proof is None or proof.how != "logged":  # who logged it here has said what to trust
+        check_trust(manifest, trust, version.ref)
+    check_installed(get_flavour(manifest.flavour), version.ref)
     folder.mkdir(parents=True)
     for name, digest in manifest.files.items():
         store.blobs.fetch(digest, folder / check_name(name))
@@ -167,11 +173,12 @@ def prepare_models(
     refs: Sequence[str],  # What is to be served
     folder: Path,         # Folder for all files
     allow_pickle: bool = False,  # Whether a model may be served whose loading runs code from its files
+    trust: Sequence[str] = (),   # Classes beyond mlcycle's own list that models may consist of
 ) -> list[dict[str, Any]]:
     "Fetch all versions. Raises `UsageError` when none or two of one name are asked for, and what `prepare_model` raises."
     if not refs:
         raise UsageError("Say what to serve: `mlcycle serve churn@champion`.")
-    entries = [prepare_model(store, ref, folder / str(number), allow_pickle) for number, ref in enumerate(refs)]
+    entries = [prepare_model(store, ref, folder / str(number), allow_pickle, trust) for number, ref in enumerate(refs)]
     names = [entry["name"] for entry in entries]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise UsageError(f"{twice[0]!r} is asked for twice. One server serves one version of a model: start a second one.")

@@ -61,6 +61,7 @@ def running_server(
     refs: Sequence[str],       # What to serve
     settings: ServerSettings,  # How
     allow_pickle: bool = False,  # Whether a model may be served whose loading runs code from its files
+    trust: Sequence[str] = (),   # Classes beyond mlcycle's own list that models may consist of
     changed: Callable[[str, str], None] = lambda state, text: None,  # Told when a worker is `ready`, `died` or `failed`
 ) -> Iterator[Supervisor]:     # Ready
     "A server for the block. Raises `ConfigError`, `UsageError`, `NotFoundError`, `ModelError`."
@@ -70,7 +71,7 @@ def running_server(
         listener = listen(settings.host, settings.port)
         stopped = threading.Event()
         try:
-            models = prepare_models(store, refs, folder / "models", allow_pickle)
+            models = prepare_models(store, refs, folder / "models", allow_pickle, trust)
             (folder / "counters").mkdir()
             keys_file = folder / "keys.json" if settings.needs_keys else None
             plan = Plan(settings, models, folder / "counters", host_names(settings), keys_file)
@@ -115,7 +116,7 @@ def serve_for_parent() -> None:
     try:
         with open_store(config["store"], config["artifacts"]) as store, \
                 running_server(store, config["refs"], ServerSettings.from_dict(config["settings"]), config["allow_pickle"],
-                               lambda state, text: _say(state=state, text=text)) as supervisor:
+                               config["trust"], lambda state, text: _say(state=state, text=text)) as supervisor:
             signal.signal(signal.SIGTERM, lambda *_: supervisor.stop())
             _say(state="serving", url=supervisor.url, counters=str(supervisor.plan.counters), models=model_facts(supervisor.plan))
             supervisor.wait()

@@ -165,11 +165,12 @@ def start_server(
     refs: Sequence[str],       # What to serve
     settings: ServerSettings,  # How
     allow_pickle: bool = False,  # Whether a model may be served whose loading runs code from its files
+    trust: Sequence[str] = (),   # Classes beyond mlcycle's own list that models may consist of
 ) -> Server:                   # Ready to answer
     "Start a server in a process of its own. Raises `NotFoundError`, `ConfigError`, `UsageError`, `UnsafeModelError`, `ModelError`."
     checked_settings(settings, sum(key.state == "valid" for key in keys(store)) if settings.needs_keys else 0)
     config = {"store": store.settings.store, "artifacts": store.settings.artifacts, "refs": list(refs), "settings": settings.as_dict(),
-              "allow_pickle": allow_pickle}
+              "allow_pickle": allow_pickle, "trust": list(trust)}
     process = subprocess.Popen([sys.executable, "-P", "-c", "from mlcycle.serve.running import serve_for_parent; serve_for_parent()"],
                                stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, env={**os.environ, **store.environment})
     process.stdin.write((json.dumps(config) + "\n").encode())
@@ -186,9 +187,10 @@ def serve(
     workers: int | str = 1,  # Processes that answer, or `auto` for one a core
     timeout: float = 30.0,   # Seconds until a request is given up
     allow_pickle: bool = False,  # Whether a model may be served whose loading runs code from its files
+    trust: Sequence[str] = (),  # Classes beyond mlcycle's own list that models may consist of, by full name
     insecure: bool = False,  # Whether another address than loopback is served without keys
     store: Store | None = None,  # The store; the current one by default
 ) -> Server:                 # Ready to answer
     "Serve versions over HTTP beside this process. Raises `NotFoundError`, `ConfigError`, `UsageError`, `UnsafeModelError`, `ModelError`."
     settings = ServerSettings(host, port, worker_count(str(workers)), timeout, insecure=insecure)
-    return start_server(use_store(store), [ref.ref if isinstance(ref, Version) else ref for ref in refs], settings, allow_pickle)
+    return start_server(use_store(store), [ref.ref if isinstance(ref, Version) else ref for ref in refs], settings, allow_pickle, trust)

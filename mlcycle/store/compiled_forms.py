@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections import namedtuple
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..config import actor
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mlcycle.store.connect import Store
 
 # %% auto #0
-__all__ = ['CompiledRow', 'put', 'get']
+__all__ = ['put', 'CompiledRow', 'get']
 
 # %% ../../nbs/store/41_compiled_forms.ipynb #put
 def put(
@@ -43,7 +43,18 @@ def put(
     store.db.in_transaction(work)
 
 # %% ../../nbs/store/41_compiled_forms.ipynb #get
-CompiledRow = namedtuple("CompiledRow", ("manifest", "state", "file", "data", "created", "actor"))
+@dataclass(frozen=True, slots=True)
+class CompiledRow:
+    "What the store knows of a compiled form."
+    manifest: str         # Digest of the model's manifest
+    state: str            # What became of it
+    file: str | None      # Digest of its file
+    data: dict[str, Any]  # The rest
+    created: float        # Seconds since the epoch
+    actor: str            # Who compiled it
+
+
+_SELECT = "SELECT manifest, state, file, data, created, actor FROM compiled WHERE manifest = :manifest"
 
 
 def get(
@@ -51,5 +62,8 @@ def get(
     manifest: str,  # Digest of a manifest
 ) -> CompiledRow | None:  # `data` as JSON values; None for a model that nobody has compiled
     "What became of compiling a model. Raises `StoreError`."
-    rows = store.db.rows(f"SELECT {', '.join(CompiledRow._fields)} FROM compiled WHERE manifest = :manifest", {"manifest": manifest})
-    return (row := CompiledRow(*rows[0]))._replace(data=json.loads(row.data)) if rows else None
+    rows = store.db.rows(_SELECT, {"manifest": manifest})
+    if not rows:
+        return None
+    digest, state, file, data, created, made_by = rows[0]
+    return CompiledRow(digest, state, file, json.loads(data), created, made_by)

@@ -35,7 +35,7 @@ def _start_lines(supervisor: Supervisor) -> list[str]:
     return [f"Serving {', '.join(lines)}", f"at {supervisor.url} ({workers}{keys}). Try it at {supervisor.url}/docs; Ctrl-C stops it."]
 
 
-def _serve_here(refs: tuple[str, ...], settings: ServerSettings, allow_pickle: bool, as_json: bool) -> Result:
+def _serve_here(refs: tuple[str, ...], settings: ServerSettings, allow_pickle: bool, trust: tuple[str, ...], as_json: bool) -> Result:
     from mlcycle.serve.running import running_server
     from mlcycle.store.connect import current_store
 
@@ -43,7 +43,7 @@ def _serve_here(refs: tuple[str, ...], settings: ServerSettings, allow_pickle: b
         if state != "ready":
             click.echo(text, err=True)
 
-    with running_server(current_store(), refs, settings, allow_pickle, tell) as supervisor:
+    with running_server(current_store(), refs, settings, allow_pickle, trust, tell) as supervisor:
         signal.signal(signal.SIGTERM, lambda *_: supervisor.stop())
         signal.signal(signal.SIGINT, lambda *_: supervisor.stop())
         models = [f"{model['name']}/{model['number']}" for model in supervisor.plan.models]
@@ -55,12 +55,12 @@ def _serve_here(refs: tuple[str, ...], settings: ServerSettings, allow_pickle: b
     return Result({"state": "stopped", "models": models}, [Text(f"Stopped serving {', '.join(models)}.")])
 
 # %% ../../../nbs/ui/commands/26_serve.ipynb #notebook
-def _serve_beside(refs: tuple[str, ...], settings: ServerSettings, allow_pickle: bool) -> Result:
+def _serve_beside(refs: tuple[str, ...], settings: ServerSettings, allow_pickle: bool, trust: tuple[str, ...]) -> Result:
     from mlcycle.serve.server import start_server
     from mlcycle.store.connect import current_store
     from mlcycle.ui.widgets.server_view import ServerView
 
-    server = start_server(current_store(), refs, settings, allow_pickle)
+    server = start_server(current_store(), refs, settings, allow_pickle, trust)
     view = ServerView(server)
     static = view.static()
     return Result(static.data, static.parts, live=lambda: view)
@@ -77,6 +77,7 @@ def _serve_beside(refs: tuple[str, ...], settings: ServerSettings, allow_pickle:
 @click.option("--max-rows", default=1_000_000, show_default=True, help="Rows of a request at most.")
 @click.option("--queue", default=1000, show_default=True, help="Requests of a worker that may wait for the model.")
 @click.option("--allow-pickle", is_flag=True, help="Serve a model whose loading runs code from its files.")
+@click.option("--trust", multiple=True, metavar="NAME", help="A class beyond mlcycle's list that models may consist of, by its full name.")
 @click.option("--insecure", is_flag=True, help="Serve everybody who reaches another address than loopback.")
 @click.option("--allow-host", multiple=True, metavar="NAME", help="A further name that requests may have in their Host header.")
 @click.option("--certfile", type=click.Path(), help="Certificate for TLS, a PEM file.")
@@ -84,7 +85,7 @@ def _serve_beside(refs: tuple[str, ...], settings: ServerSettings, allow_pickle:
 @click.option("--access-log", is_flag=True, help="Write each request as a line of JSON.")
 @click.pass_context
 def serve(ctx: click.Context, refs: tuple[str, ...], host: str, port: int, workers: str, timeout: float, grace: float, max_body: float, max_rows: int,
-          queue: int, allow_pickle: bool, insecure: bool, allow_host: tuple[str, ...], certfile: str | None, keyfile: str | None,
+          queue: int, allow_pickle: bool, trust: tuple[str, ...], insecure: bool, allow_host: tuple[str, ...], certfile: str | None, keyfile: str | None,
           access_log: bool) -> Result:
     "Answer over HTTP with registered versions, such as churn@champion."
     from mlcycle.serve.settings import ServerSettings, worker_count
@@ -93,5 +94,5 @@ def serve(ctx: click.Context, refs: tuple[str, ...], host: str, port: int, worke
     settings = ServerSettings(host, port, worker_count(workers), timeout, grace, round(max_body * 2**20), max_rows, queue, insecure, allow_host,
                               certfile, keyfile, access_log)
     if face.notebook:
-        return _serve_beside(refs, settings, allow_pickle)
-    return _serve_here(refs, settings, allow_pickle, face.json)
+        return _serve_beside(refs, settings, allow_pickle, trust)
+    return _serve_here(refs, settings, allow_pickle, trust, face.json)
