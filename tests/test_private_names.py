@@ -28,7 +28,6 @@ class Use(NamedTuple):
 CHECKPOINTING, IDENTITY, KERNEL, POOL = (f"notebooks/warm/{name}" for name in ("checkpointing", "identity", "kernel", "pool"))
 WAITING = " ".join(f"notebooks/warm/waiting_{name}" for name in ("client", "command", "loop", "server"))
 CLIENT, BUSY, TREES, BUFFERS = "notebooks/execute/client", "ui/widgets/busy", "registry/safety/trees", "registry/safety/buffers"
-COMPILED = " ".join(f"registry/compiled/{name}" for name in ("graphs", "sklearn_trees", "steps"))
 STREAM, APP, BASE = "ipykernel.iostream:OutStream", "ipykernel.kernelapp:IPKernelApp", "ipykernel.kernelbase:Kernel"
 RDB, STUDY, TRIAL = "optuna.storages:RDBStorage", "optuna:Study", "optuna:Trial"
 
@@ -117,18 +116,20 @@ USES: dict[str, list[Use]] = {
         Use("skops.io._trusted_types:all_estimators", "registry/safety/estimators", "importing skops imports all of scikit-learn"),
     ],
     "lightgbm": [
-        *[Use(f"lightgbm:LGBMClassifier.{name}", "registry/flavours/lightgbm", "a stored classifier has lost its classes or its best round") for name in (
-            "_best_iteration", "_class_map", "_le")],
+        *[Use(f"lightgbm:LGBMClassifier.{name}", "registry/flavours/lightgbm", "a stored classifier has lost its classes or its best round")
+          for name in ("_best_iteration", "_class_map", "_le")],
     ],
     "alembic": [
         Use("alembic.script:ScriptDirectory._upgrade_revs", "store/opening", "stores cannot be migrated in one transaction"),
     ],
     "scikit-learn": [
-        *[Use(f"sklearn.{name}", COMPILED, "such models have no compiled form any more") for name in (
-            "ensemble:GradientBoostingClassifier._raw_predict_init", "ensemble:GradientBoostingClassifier._loss",
-            "ensemble:HistGradientBoostingClassifier._baseline_prediction", "ensemble:HistGradientBoostingClassifier._bin_mapper",
-            "ensemble:HistGradientBoostingClassifier._predictors", "ensemble:HistGradientBoostingClassifier._preprocessor",
-            "preprocessing:OneHotEncoder._infrequent_enabled")],
+        *[Use(f"sklearn.{name}", " ".join(f"registry/compiled/{module}" for module in modules.split()), "such models have no compiled form any more")
+          for name, modules in (
+            ("ensemble:GradientBoostingClassifier._raw_predict_init", "sklearn_trees"), ("ensemble:GradientBoostingClassifier._loss", "sklearn_trees"),
+            ("ensemble:HistGradientBoostingClassifier._baseline_prediction", "sklearn_trees"),
+            ("ensemble:HistGradientBoostingClassifier._bin_mapper", "graphs sklearn_trees"),
+            ("ensemble:HistGradientBoostingClassifier._predictors", "sklearn_trees"),
+            ("ensemble:HistGradientBoostingClassifier._preprocessor", "graphs"), ("preprocessing:OneHotEncoder._infrequent_enabled", "steps"))],
         Use("sklearn.utils:_safe_indexing", "tune/estimators", "folds of lists and DataFrames cannot be taken when an estimator is tuned"),
         Use("sklearn.compose:ColumnTransformer._transformer_to_input_indices", "registry/infer registry/compiled/graphs registry/compiled/steps",
             "columns of a signature are not found in a ColumnTransformer"),

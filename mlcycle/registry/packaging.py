@@ -30,12 +30,36 @@ from ..scratch import scratch_folder
 from ..store import artifacts
 
 # %% auto #0
-__all__ = ['SHOWN_COLUMNS', 'Watch', 'LoggedModel', 'read_manifest', 'model_files', 'trusted_names', 'check_trust',
+__all__ = ['SHOWN_COLUMNS', 'Watch', 'trusted_names', 'check_trust', 'LoggedModel', 'read_manifest', 'model_files',
            'load_packaged', 'stored_example', 'package']
 
 # %% ../../nbs/registry/09_packaging.ipynb #lazy
 if TYPE_CHECKING:
     from mlcycle.store.connect import Store
+
+# %% ../../nbs/registry/09_packaging.ipynb #trusted
+def trusted_names(
+    manifest: Manifest,  # From `read_manifest`
+) -> tuple[str, ...]:    # Full names
+    "The classes and functions beyond mlcycle's own list that a model's author trusted."
+    named = manifest.facts.get("trust", [])
+    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
+        raise ModelError("The model's manifest does not list what it trusts. It was not written by mlcycle; log the model again.")
+    return tuple(named)
+
+
+def check_trust(
+    manifest: Manifest,      # From `read_manifest`
+    trust: Iterable[str],    # What the user trusts
+    label: str = "This model",  # What messages call it
+) -> None:
+    "Refuse a model whose author trusted more than the user does. Raises `UnsafeModelError`, `UsageError`."
+    if isinstance(trust, str):
+        raise UsageError(f"trust={trust!r} is one text: give a list of full names, trust=[{trust!r}].")
+    if unnamed := sorted(set(trusted_names(manifest)) - set(trust)):
+        listed = ", ".join(map(repr, unnamed))
+        raise UnsafeModelError(f"{label} consists of classes that are not part of scikit-learn: {', '.join(unnamed)}. Loading it imports them from "
+                               f"what is installed here, and runs them. If you trust them, load it with trust=[{listed}].")
 
 # %% ../../nbs/registry/09_packaging.ipynb #logged
 SHOWN_COLUMNS = 6  # Of a signature, in the text that is printed when a model is logged; `mlcycle show` has all of them
@@ -86,30 +110,6 @@ def model_files(
             # a manifest is content like any other: its names are checked before they become paths
             store.blobs.fetch(digest, folder / artifacts.check_name(name))
         yield folder
-
-# %% ../../nbs/registry/09_packaging.ipynb #trusted
-def trusted_names(
-    manifest: Manifest,  # From `read_manifest`
-) -> tuple[str, ...]:    # Full names
-    "The classes and functions beyond mlcycle's own list that a model's author trusted."
-    named = manifest.facts.get("trust", [])
-    if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
-        raise ModelError("The model's manifest does not list what it trusts. It was not written by mlcycle; log the model again.")
-    return tuple(named)
-
-
-def check_trust(
-    manifest: Manifest,      # From `read_manifest`
-    trust: Iterable[str],    # What the user trusts
-    label: str = "This model",  # What messages call it
-) -> None:
-    "Refuse a model whose author trusted more than the user does. Raises `UnsafeModelError`, `UsageError`."
-    if isinstance(trust, str):
-        raise UsageError(f"trust={trust!r} is one text: give a list of full names, trust=[{trust!r}].")
-    if unnamed := sorted(set(trusted_names(manifest)) - set(trust)):
-        listed = ", ".join(map(repr, unnamed))
-        raise UnsafeModelError(f"{label} consists of classes that are not part of scikit-learn: {', '.join(unnamed)}. Loading it imports them from "
-                               f"what is installed here, and runs them. If you trust them, load it with trust=[{listed}].")
 
 # %% ../../nbs/registry/09_packaging.ipynb #load-packaged
 def load_packaged(

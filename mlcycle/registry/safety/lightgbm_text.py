@@ -168,11 +168,11 @@ def _check_head(
         need(len(lines.get(name, "").split(" ")) == columns, f"{name} of other columns")
     if "monotone_constraints" in lines:
         _whole(lines, "monotone_constraints", columns, -1, 1)
-    words = lines.get("objective", "custom").split(" ")
-    need(words[0] in _OBJECTIVES and all(map(_WORD.fullmatch, words)), f"an unknown objective {words[0][:40]!r}")
-    stated = [word for word in words if word.startswith("num_class:")]
-    need(stated == ([f"num_class:{classes}"] if words[0].startswith("multiclass") else []), "an objective for other classes")
-    need(words[0] in ("custom", "multiclass", "multiclassova") or classes == 1, "an objective for one output and several of them")
+    objective = lines.get("objective", "custom").split(" ")
+    need(objective[0] in _OBJECTIVES and all(map(_WORD.fullmatch, objective)), f"an unknown objective {objective[0][:40]!r}")
+    stated = [word for word in objective if word.startswith("num_class:")]
+    need(stated == ([f"num_class:{classes}"] if objective[0].startswith("multiclass") else []), "an objective for other classes")
+    need(objective[0] in ("custom", "multiclass", "multiclassova") or classes == 1, "an objective for one output and several of them")
     kept = [name if name in ("tree", "average_output") else f"{name}={value}" for name, value in lines.items() if name != "tree_sizes"]
     return "\n".join(kept) + "\n", columns, per_round
 

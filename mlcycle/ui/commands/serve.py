@@ -85,8 +85,8 @@ def _serve_beside(refs: tuple[str, ...], settings: ServerSettings, allow_pickle:
 @click.option("--access-log", is_flag=True, help="Write each request as a line of JSON.")
 @click.pass_context
 def serve(ctx: click.Context, refs: tuple[str, ...], host: str, port: int, workers: str, timeout: float, grace: float, max_body: float, max_rows: int,
-          queue: int, allow_pickle: bool, trust: tuple[str, ...], insecure: bool, allow_host: tuple[str, ...], certfile: str | None, keyfile: str | None,
-          access_log: bool) -> Result:
+          queue: int, allow_pickle: bool, trust: tuple[str, ...], insecure: bool, allow_host: tuple[str, ...], certfile: str | None,
+          keyfile: str | None, access_log: bool) -> Result:
     "Answer over HTTP with registered versions, such as churn@champion."
     from mlcycle.serve.settings import ServerSettings, worker_count
 
