@@ -125,7 +125,8 @@ USES: dict[str, list[Use]] = {
     "scikit-learn": [
         *[Use(f"sklearn.{name}", " ".join(f"registry/compiled/{module}" for module in modules.split()), "such models have no compiled form any more")
           for name, modules in (
-            ("ensemble:GradientBoostingClassifier._raw_predict_init", "sklearn_trees"), ("ensemble:GradientBoostingClassifier._loss", "sklearn_trees"),
+            ("ensemble:GradientBoostingClassifier._raw_predict_init", "sklearn_trees"),
+            ("ensemble:GradientBoostingClassifier._loss", "sklearn_trees"),
             ("ensemble:HistGradientBoostingClassifier._baseline_prediction", "sklearn_trees"),
             ("ensemble:HistGradientBoostingClassifier._bin_mapper", "graphs sklearn_trees"),
             ("ensemble:HistGradientBoostingClassifier._predictors", "sklearn_trees"),
