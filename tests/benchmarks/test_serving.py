@@ -157,8 +157,8 @@ def note_rates(race: Race, what: str, rate: dict[tuple[str, int], float], bounds
         ratio, bound = rate["ours", clients] / rate[server, clients], bounds[server] if clients == 16 else None
         judged = 100 * ratio if server == "echo" else ratio
         unit = "%" if server == "echo" else "x"
-        race.note(f"{what}, {clients} clients: {server}", f"{rate['ours', clients]:,.0f}/s", f"{rate[server, clients]:,.0f}/s", f"{judged:.3g} {unit}",
-                  f">= {bound:g} {unit}" if bound else "", judged >= bound if bound else None)
+        race.note(f"{what}, {clients} clients: {server}", f"{rate['ours', clients]:,.0f}/s", f"{rate[server, clients]:,.0f}/s",
+                  f"{judged:.3g} {unit}", f">= {bound:g} {unit}" if bound else "", judged >= bound if bound else None)
 
 
 @pytest.mark.parametrize(("name", "rows", "times_mlflow"), [("numbers", 1, 120), ("mixed", 1, 60), ("numbers", 569, 8), ("mixed", 1000, 8)])
