@@ -116,7 +116,7 @@ class ColumnsReader:
         self.tensor = signature.inputs if isinstance(signature.inputs, Tensor) else None
         self.columns = [ColumnReader(column) for column in signature.columns]
         self.names = [column.name for column in self.columns]
-        self._cells = ColumnReader(Column("(array)", self.tensor.dtype, self.tensor.nullable)) if self.tensor else None
+        self.cells = ColumnReader(Column("(array)", self.tensor.dtype, self.tensor.nullable)) if self.tensor else None
 
     def check_count(
         self,
@@ -191,7 +191,7 @@ class ColumnsReader:
             shape[axis] = want
             cells = [value for part in cells for value in part]
         findings: list[Finding] = []
-        array = self._cells.read(cells, findings)
+        array = self.cells.read(cells, findings)
         width = max(1, len(cells) // len(rows))
         refuse([Finding(finding.actual, finding.expected, None, (finding.row - 1) // width + 1) for finding in findings])
         return array.reshape(shape)
