@@ -91,7 +91,8 @@ def model_metadata(
 ) -> dict[str, Any]:
     "What the protocol tells about a model."
     inputs = V2Reader(served.signature, served.reader).inputs
-    return {"name": served.facts.name, "versions": [str(served.facts.number)], "platform": f"mlcycle_{'compiled' if served.facts.compiled else 'original'}",
+    platform = f"mlcycle_{'compiled' if served.facts.compiled else 'original'}"
+    return {"name": served.facts.name, "versions": [str(served.facts.number)], "platform": platform,
             "inputs": [tensor.as_dict() for tensor in inputs.values()], "outputs": output_facts(served.signature.outputs)}
 
 

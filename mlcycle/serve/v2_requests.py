@@ -76,7 +76,7 @@ def parse_request(
     return request
 
 # %% ../../nbs/serve/22_v2_requests.ipynb #json
-_TYPES = {"BOOL": bool, "BYTES": str, **{name: float for name in ("FP16", "FP32", "FP64")}}
+_TYPES = {"BOOL": bool, "BYTES": str, **dict.fromkeys(("FP16", "FP32", "FP64"), float)}
 _LISTS = {name: msgspec.json.Decoder(list[_TYPES.get(name, int)]).decode for name in (*NUMPY_TYPES, "BYTES")}
 
 
@@ -158,7 +158,8 @@ def binary_values(
         return array
     dtype = np.dtype(NUMPY_TYPES[tensor.datatype]).newbyteorder("<")
     if count * dtype.itemsize != len(data):
-        raise Problem("nesting", f"{name!r} has {len(data):,} bytes, and {count * dtype.itemsize:,} by its shape {tensor.shape} of {tensor.datatype}.")
+        wanted = f"{count * dtype.itemsize:,} by its shape {tensor.shape} of {tensor.datatype}"
+        raise Problem("nesting", f"{name!r} has {len(data):,} bytes, and {wanted}.")
     if tensor.datatype == "BOOL" and (np.frombuffer(data, np.uint8) > 1).any():
         raise Problem("misfit", f"{name!r} has a byte that is neither 0 nor 1, which BOOL takes.")
     return np.frombuffer(data, dtype)
@@ -181,8 +182,9 @@ def _value_count(
     shape, want, name = tensor.shape, taken.shape, taken.name
     if tensor.datatype not in taken.datatypes:
         raise Problem("misfit", f"{name!r} has the datatype {tensor.datatype[:20]!r}, and the model takes {' or '.join(taken.datatypes)}.")
-    fits = len(shape) == len(want) and all(length in (None, given) for length, given in zip(want, shape, strict=True))
-    if not fits and not (taken.reader is not None and len(shape) == 2 and shape[1] == 1) or any(axis < 0 for axis in shape):
+    shape_fits = len(shape) == len(want) and all(length in (None, given) for length, given in zip(want, shape, strict=True))
+    is_column = taken.reader is not None and len(shape) == 2 and shape[1] == 1
+    if not (shape_fits or is_column) or any(axis < 0 for axis in shape):
         takes = "[n] or [n, 1]" if taken.reader else str(taken.as_dict()["shape"])
         raise Problem("nesting", f"{name!r} has the shape {str(shape)[:60]}, and the model takes {takes}.")
     count = 1

@@ -7,17 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..registry.signatures import Column, Signature, Tensor
 from .columns import ColumnReader
 
 # %% auto #0
 __all__ = ['ARRAY_NAME', 'NUMPY_TYPES', 'datatype_of', 'InputTensor', 'input_tensors', 'output_facts']
-
-# %% ../../nbs/serve/21_v2_types.ipynb #lazy
-if TYPE_CHECKING:
-    import numpy as np
 
 # %% ../../nbs/serve/21_v2_types.ipynb #datatype
 ARRAY_NAME = "input"  # Of the input of a model that takes one array

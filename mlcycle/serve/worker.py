@@ -21,11 +21,14 @@ from ..registry.manifest import Manifest, from_bytes
 from .answers import PredictionIds
 from .app import App
 from .counters import Counters, Histogram
+from .docs_page import docs_routes
 from .guard import Doorkeeper
 from .http import make_server
+from .invocations import invocation_routes
 from .json_rows import Rows, rows_from_value
 from .metrics import LOADING
 from .native import native_routes
+from .openapi import openapi_routes
 from .predictors import Predictor, original_predictor
 from .requests import Route
 from .served import ModelFacts, ServedModel
@@ -111,7 +114,9 @@ def all_routes(
 ) -> list[Route]:
     "Every route of every protocol."
     ids = PredictionIds()
-    return [*native_routes(models, ids), *v2_routes(models, ids, readiness), *state_routes([served.facts for served in models], readiness, counters)]
+    routes = [*native_routes(models, ids), *v2_routes(models, ids, readiness), *invocation_routes(models), *docs_routes(models),
+              *state_routes([served.facts for served in models], readiness, counters)]
+    return [*routes, *openapi_routes(routes, models)]
 
 # %% ../../nbs/serve/31_worker.ipynb #main
 def _end_with_server() -> None:
