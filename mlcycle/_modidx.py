@@ -2971,6 +2971,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'mlcycle/serve/predictors.py'),
                                           'mlcycle.serve.predictors.original_predictor': ( 'serve/predictors.html#original_predictor',
                                                                                            'mlcycle/serve/predictors.py'),
+                                          'mlcycle.serve.predictors.signature_frame': ( 'serve/predictors.html#signature_frame',
+                                                                                        'mlcycle/serve/predictors.py'),
                                           'mlcycle.serve.predictors.take_apart': ( 'serve/predictors.html#take_apart',
                                                                                    'mlcycle/serve/predictors.py')},
             'mlcycle.serve.prepare': { 'mlcycle.serve.prepare._cache': ('serve/prepare.html#_cache', 'mlcycle/serve/prepare.py'),
