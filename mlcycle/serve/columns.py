@@ -81,6 +81,7 @@ class ColumnReader:
     ):
         self.column, self.name = column, str(column.name)
         self._convert = converter(column)
+        self._is_whole = column.dtype.lstrip("u").startswith("int")
 
     def read(
         self,
@@ -101,6 +102,9 @@ class ColumnReader:
                 findings.append(Finding(e.actual, e.expected, self.name, row))
                 if len(findings) >= _COUNTED:
                     break
+        if self._is_whole and None in converted:  # as floats, whole numbers are exact up to 2^53
+            findings += [Finding(show_value(value), f"{self.column.dtype}, up to 2^53 in a column that has a null", self.name, row)
+                         for row, value in enumerate(converted, 1) if value is not None and abs(value) > 2**53]
         return column_array([] if findings else converted, self.column)
 
 # %% ../../nbs/serve/03_columns.ipynb #reader

@@ -33,7 +33,13 @@ def signature_frame(
     "Rows of a request as a table."
     import pandas as pd
 
-    return pd.DataFrame({name: data[str(name)] for name in signature.names}, columns=list(signature.names))
+    table = {}
+    for column in signature.columns:
+        array, (unit, _, zone) = data[str(column.name)], column.dtype.partition(",")
+        series = pd.Series(array, dtype=array.dtype)  # pandas makes text of objects otherwise
+        zone = zone.strip().removesuffix("]")
+        table[column.name] = series.dt.tz_localize("UTC").dt.tz_convert(zone) if unit.startswith("datetime64") and zone else series
+    return pd.DataFrame(table, columns=list(signature.names))
 
 
 def original_predictor(

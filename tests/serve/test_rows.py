@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from mlcycle.serve.predictors import signature_frame
 from mlcycle.serve.problems import Problem
 from mlcycle.serve.typed_arrays import fit_arrays
 
+EXAMPLES = 100 * int(os.environ.get("MLCYCLE_SOAK") or 1)  # each makes a decoder of its own, which takes milliseconds
 NUMBERS = ("int8", "int32", "int64", "uint8", "uint64", "float16", "float32", "float64")
 TIMES = ("datetime64[s]", "datetime64[us]", "datetime64[ns]", "datetime64[us, UTC]", "datetime64[ns, UTC]")
 TEXT = st.text(st.characters(codec="utf-8"), max_size=4) | st.sampled_from(["Ulm", "Köln", "1", "true", "2026-01-31", "NaN", '"'])
@@ -75,7 +77,8 @@ def same(left: Any, right: Any) -> bool:
     return bool(left == right) or (pd.isna(left) and pd.isna(right))
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@pytest.mark.filterwarnings("ignore")
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 @given(bodies())
 def test_tables_and_requests_are_judged_alike(body: tuple[Signature, dict[str, list[Any]]]) -> None:
     "A DataFrame passes `check` exactly if the request with its values is taken, and the model then gets the same columns."
@@ -97,17 +100,42 @@ def test_tables_and_requests_are_judged_alike(body: tuple[Signature, dict[str, l
         pd.testing.assert_frame_equal(fitted, wanted)
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
-@given(bodies(), st.booleans(), st.data())
-def test_the_fast_path_and_the_exact_path_agree(body: tuple[Signature, dict[str, list[Any]]], as_row: bool, data: st.DataObject) -> None:
+EDGES = [None, True, False, 0, 1, 2, 300, 2**53, 2**53 + 1, 2**63 - 1, 2**63, 2**64 - 1, 2**64, 10**30, 0.5, 30.0, 1e300, 70000.0, 1e39, 2.0**63, -0.0, "",
+         "Ulm", "1", "true", "NaN", "2026-01-31", "2026-01-31T12:00:00+02:00", "2026-01-31T12:00:00.123456789", "2026-01-31 12:00", "9999-12-31",
+         "0001-01-01", "2026-02-30", "2026-W05", "20260131", "2026-01-31T12:00:00Z", "2026-01", "2026"]
+KINDS = [(dtype, None) for dtype in (*NUMBERS, *TIMES, "bool", "str", "object")] + [
+    ("category", ("Ulm", "")), ("category", (1, 2, 30)), ("category", (True, False)), ("str", ("Ulm", ""))]
+
+
+@pytest.mark.parametrize(("dtype", "categories"), KINDS, ids=lambda value: str(value))
+def test_edges_of_each_type(dtype: str, categories: tuple[Any, ...] | None) -> None:
+    "What breaks such code most often, in each type, alone and beside a null."
+    for nullable in (False, True):
+        signature = Signature((Column("a", dtype, nullable, categories),))
+        decoder = JsonRows(signature)
+        for cells in ([value, *more] for value in EDGES for more in ([], [None])[: 1 + nullable]):
+            try:
+                wanted = check(signature, as_table(signature, {"a": cells}))
+            except SignatureError:
+                with pytest.raises(Problem):
+                    decoder.decode(json.dumps({"columns": {"a": cells}}).encode())
+                continue
+            rows = decoder.decode(json.dumps({"columns": {"a": cells}}).encode())
+            pd.testing.assert_frame_equal(check(signature, signature_frame(signature, rows.data)), wanted)
+
+
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+@given(bodies(), st.data())
+def test_the_fast_path_and_the_exact_path_agree(body: tuple[Signature, dict[str, list[Any]]], data: st.DataObject) -> None:
     "On every body, also one whose text was cut, doubled or changed in one place, both take the same rows or refuse."
     signature, cells = body
     records = [dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True)]
     request = data.draw(st.sampled_from([{"records": records}, {"columns": cells}, {"row": records[0]}, {"records": records, "probabilities": True}]))
     text = json.dumps(request, ensure_ascii=data.draw(st.booleans())).encode()
     place = data.draw(st.integers(0, len(text)))
-    text = data.draw(st.sampled_from([text, text, text[:place] + text[place + 1:], text[:place] + b"1" + text[place:], text[:place] + b'"a": 1, ' + text[place:],
-                                      text + b" ", text + b"{}", b"\xef\xbb\xbf" + text]))
+    text = data.draw(st.sampled_from([text, text, text[:place] + text[place + 1:],
+                                      text[:place] + b"1" + text[place:],
+                                      text[:place] + b'"a": 1, ' + text[place:], text + b" ", text + b"{}", b"\xef\xbb\xbf" + text]))
     decoder = JsonRows(signature)
     try:
         exact: Any = rows_from_value(decoder.reader, parse_json(text))
@@ -127,12 +155,13 @@ def test_the_fast_path_and_the_exact_path_agree(body: tuple[Signature, dict[str,
         assert all(map(same, array.tolist(), exact.data[name].tolist())), (text, name)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.sampled_from(NUMBERS), st.sampled_from(NUMBERS), st.booleans(), st.lists(FLOAT | WHOLE, min_size=1, max_size=4), st.data())
 def test_binary_numbers_are_judged_like_those_of_json(dtype: str, sent: str, nullable: bool, values: list[Any], data: st.DataObject) -> None:
     "An array that is taken as it lies in a body holds what the exact path would have made of its values."
     limits = np.finfo(sent) if sent[0] == "f" else np.iinfo(sent)
-    array = np.array([min(max(value, limits.min), limits.max) if sent[0] == "f" else min(max(int(value), limits.min), limits.max) for value in values]).astype(sent)
+    numbers = values if sent[0] == "f" else map(int, values)
+    array = np.array([min(max(value, limits.min), limits.max) for value in numbers]).astype(sent)
     if sent[0] == "f" and data.draw(st.booleans()):
         array[0] = np.nan
     decoder = JsonRows(Signature((Column("a", dtype, nullable),)))

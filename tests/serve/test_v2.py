@@ -169,7 +169,8 @@ def test_binary_sizes(tmp_path: Path) -> None:
 
     status, answer = infer()
     assert status == 200 and answer["outputs"][0]["data"] == [6.0, 22.0]
-    bad = [{"size": 31}, {"size": 33}, {"size": 10**20}, {"size": -1}, {"size": True}, {"shape": ()}, {"shape": (1, 2, 2)}, {"shape": (4, 2, 1)}, {"shape": (2, 4)},
+    bad = [{"size": 31}, {"size": 33}, {"size": 10**20}, {"size": -1}, {"size": True}, {"shape": ()}, {"shape": (1, 2, 2)},
+           {"shape": (4, 2, 1)}, {"shape": (2, 4)},
            {"body": b""}, {"body": values.tobytes() + b"x"}, {"datatype": "FP64"}, {"length": 10**9}, {"length": "x"}, {"length": -1}, {"length": 5},
            {"shape": (100_000, 2, 2)}, {"body": np.full(8, np.nan, "<f4").tobytes()}, {"body": np.full(8, np.inf, "<f4").tobytes()}]
     assert infer(shape=(2**62, 2, 2))[0] == 413
