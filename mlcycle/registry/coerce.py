@@ -176,6 +176,9 @@ def _moment(
         if types.is_numeric_dtype(series.dtype):
             raise Misfit(f"{series.dtype} in a column of {column.dtype}: {_at(~null, series, first_row)}" if not null.all() else
                          f"{series.dtype} in a column of {column.dtype}")
+        numbers = np.array([isinstance(value, (bool, int, float, np.number, np.bool_)) for value in series], dtype=bool) & ~null
+        if numbers.any():
+            raise Misfit(f"a number in a column of {column.dtype}: {_at(numbers, series, first_row)}")
         try:
             times = pd.to_datetime(series.astype(object), errors="coerce", format="ISO8601", utc="UTC" in column.dtype)
         except ValueError as e:

@@ -29,10 +29,11 @@ h1 { font-size: 1.5rem; margin: .5rem 0 } h2 { font-size: 1.25rem; margin: 2.5re
 h3 { font-size: 1rem; margin: 1.5rem 0 .5rem }
 p { margin: .25rem 0 .75rem } .quiet { color: var(--quiet); overflow-wrap: anywhere } a { color: var(--link) }
 .wide { overflow-x: auto } table { border-collapse: collapse; width: 100% }
-th, td { text-align: left; padding: .35rem .75rem .35rem 0; border-bottom: 1px solid var(--line); vertical-align: top; overflow-wrap: anywhere }
+th, td { text-align: left; padding: .35rem .75rem .35rem 0; border-bottom: 1px solid var(--line); vertical-align: top; overflow-wrap: break-word }
 th { font-weight: 600 } pre, textarea { font: 14px/1.45 ui-monospace, monospace; background: var(--code); border: 1px solid var(--line);
-  border-radius: 6px; padding: .75rem; margin: 0; width: 100%; color: inherit } pre { overflow-x: auto } pre.bad { border-color: var(--bad) }
-textarea { display: block; min-height: 12rem; resize: vertical } label { display: block; margin-bottom: .35rem }
+  border-radius: 6px; padding: .75rem; margin: 0; width: 100%; color: inherit }
+pre { white-space: pre-wrap; overflow-wrap: anywhere } pre.bad { border-color: var(--bad) }
+textarea { display: block; min-height: 15rem; resize: vertical } label { display: block; margin-bottom: .35rem }
 button { font: inherit; font-weight: 600; margin: .75rem 0; padding: .4rem 1.25rem; border-radius: 6px; border: 1px solid var(--link);
   background: var(--link); color: light-dark(#fff, #15181d); cursor: pointer } button:disabled { opacity: .6; cursor: wait }
 :focus-visible { outline: 2px solid var(--link); outline-offset: 2px } input { accent-color: var(--link) }
@@ -91,11 +92,12 @@ def example_row(
 # %% ../../nbs/serve/28_docs_page.ipynb #section
 def _columns_table(head: str, columns: Sequence[Column]) -> str:
     rows = []
+    has_categories = any(column.categories is not None for column in columns)
     for column in columns:
-        values = ", ".join(str(value) for value in column.categories) if column.categories is not None else ""
-        cells = (str(column.name), column.dtype, "yes" if column.nullable else "no", values)
+        values = ", ".join(str(value) for value in column.categories or ())
+        cells = (str(column.name), column.dtype, "yes" if column.nullable else "no", values)[: 3 + has_categories]
         rows.append("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>")
-    return (f'<h3>{head}</h3><div class="wide"><table><thead><tr><th>Column<th>Type<th>Null<th>Categories</tr></thead>'
+    return (f'<h3>{head}</h3><div class="wide"><table><thead><tr><th>Column<th>Type<th>Null{"<th>Categories" * has_categories}</tr></thead>'
             f"<tbody>{''.join(rows)}</tbody></table></div>")
 
 

@@ -65,7 +65,7 @@ class PredictHandler:
         else:
             refuse_type(request, ("application/json", ARROW, PARQUET[0]))
         if request.query:
-            rows.probabilities = rows.probabilities or parse_qs(request.query).get(b"probabilities", [b""])[-1] == b"true"
+            rows.probabilities = rows.probabilities or parse_qs(request.query.decode("latin-1")).get("probabilities", [""])[-1] == "true"
         outputs = await self.served.ask(rows, request.deadline)
         if ARROW.encode() in request.headers.get(b"accept", b""):
             named = {"model": facts.name, "version": str(facts.number), "id": self.ids.next()}

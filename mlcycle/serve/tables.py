@@ -139,13 +139,14 @@ def _parquet_table(
     import pyarrow.parquet as pq
 
     buffer = pa.BufferReader(body)
-    texts = [column.name for column in reader.columns]
-    with pq.ParquetFile(buffer, read_dictionary=texts, memory_map=False, pre_buffer=False) as file:
+    with pq.ParquetFile(buffer, pre_buffer=False) as file:
         reader.check_count(file.metadata.num_rows)
         names = _wanted_names(file.schema_arrow, reader)
         _check_size(file, body)
+        texts = [name for name in names if pa.types.is_string(file.schema_arrow.field(name).type)]
+    with pq.ParquetFile(buffer, read_dictionary=texts, pre_buffer=False) as file:  # a text that is there often stays one text
         table = file.read(columns=names, use_threads=False)
-    if table.num_rows != file.metadata.num_rows:
+    if table.num_rows != file.metadata.num_rows and names:
         raise ValueError("rows")
     table.validate(full=True)
     return table

@@ -57,7 +57,8 @@ def served_model(
 ) -> ServedModel:
     "A model in this process."
     facts = ModelFacts(name, 3, "0" * 64, "run", False)
-    return ServedModel(facts, signature, Predictor(ask, False), Counters(folder, name), ServerSettings(**settings), example)
+    counters = Counters(folder, str(len(list(folder.iterdir()))))
+    return ServedModel(facts, signature, Predictor(ask, False), counters, ServerSettings(**settings), example)
 
 
 class LocalApp:

@@ -43,10 +43,12 @@ FORMS = {ARROW: arrow, PARQUET[0]: parquet}
 def test_answers_in_json_and_arrow(tmp_path: Path, media_type: str) -> None:
     "The same predictions whatever goes in or comes out; probabilities where asked; text plain or by dictionary, in one piece or several."
     app = LocalApp(tmp_path, served_model(tmp_path))
-    for table in (PEOPLE, PEOPLE.set_column(2, "city", PEOPLE["city"].dictionary_encode()), pa.concat_tables([PEOPLE.slice(0, 1), PEOPLE.slice(1, 1)])):
+    encoded, pieces = PEOPLE.set_column(2, "city", PEOPLE["city"].dictionary_encode()), pa.concat_tables([PEOPLE.slice(0, 1), PEOPLE.slice(1, 1)])
+    for table in (PEOPLE, encoded, pieces):
         body = FORMS[media_type](table)
         status, _, answer = app.ask("POST", "/v1/predict", body, "probabilities=true", content_type=media_type)
-        assert status == 200 and json.loads(answer)["predictions"] == ["no", "yes"] and json.loads(answer)["probabilities"][0] == {"no": 0.75, "yes": 0.25}
+        given = json.loads(answer)
+        assert status == 200 and given["predictions"] == ["no", "yes"] and given["probabilities"][0] == {"no": 0.75, "yes": 0.25}
         status, headers, answer = app.ask("POST", "/v1/models/people/predict", body, content_type=media_type, accept=f"{ARROW}, */*")
         given = pa.ipc.open_stream(answer).read_all()
         assert status == 200 and headers["content-type"] == ARROW and given["probability_yes"].to_pylist() == [0.25, 0.75]
@@ -54,7 +56,8 @@ def test_answers_in_json_and_arrow(tmp_path: Path, media_type: str) -> None:
 
 
 WRONG = {
-    "a missing column": PEOPLE.drop(["age"]), "an extra column": PEOPLE.append_column("more", [[1, 2]]), "halves": PEOPLE.set_column(0, "age", [[1.5, 2]]),
+    "a missing column": PEOPLE.drop(["age"]), "an extra column": PEOPLE.append_column("more", [[1, 2]]),
+    "halves": PEOPLE.set_column(0, "age", [[1.5, 2]]),
     "text": PEOPLE.set_column(0, "age", [["1", "2"]]), "a null": PEOPLE.set_column(0, "age", [pa.array([None, 1])]),
     "lists": PEOPLE.set_column(0, "age", [[[1], [2]]]), "structs": PEOPLE.set_column(0, "age", [[{"a": 1}, {"a": 2}]]),
     "bytes": PEOPLE.set_column(4, "note", [[b"1", b"2"]]), "times": PEOPLE.set_column(0, "age", [pa.array([1, 2], pa.timestamp("us"))]),
