@@ -91,7 +91,7 @@ def invocation_rows(
     shape, value = _shape_and_value(body)
     if shape == "dataframe_split":
         return _split_rows(rows, parse_json(value))
-    if value[:1] not in (b"[", b"{") or (value[:1] == b"{" and shape != "inputs"):
+    if value[:1] not in (b"[", b"{") or (value[:1] == b"{" and shape == "dataframe_records"):
         raise Problem("nesting", f"{shape} is {show_value(parse_json(value))}; it takes a list of rows.")
     return rows.decode(b'{"%s": %s}' % (b"columns" if value[:1] == b"{" else b"records", value))
 

@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,6 +68,13 @@ def test_the_page_of_a_server(tmp_path: Path) -> None:
     assert status == 200 and headers["content-type"].startswith("text/html") and "default-src 'none'" in headers["content-security-policy"]
     assert all(name in page.decode() for name in (*ROW, "Köln, Ulm", "&lt;b&gt;people/3")) and "<b>people" not in page.decode()
     assert "http://" not in page.decode() and "https://" not in page.decode()
+
+
+def test_protocols_import_nothing_heavy() -> None:
+    "A worker with compiled forms has neither pandas nor scikit-learn in memory, and pyarrow only when a body needs it."
+    code = "import sys, mlcycle.serve.worker; print(sorted({'pandas', 'sklearn', 'pyarrow', 'scipy'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_no_request_fails_the_server(url: str) -> None:
