@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import resource
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from mlcycle.serve.tables import ARROW, PARQUET, UNPACKED_LIMIT, table_rows
 from tests.serve.protocol_models import LocalApp, served_model
 
 PEOPLE = pa.table({"age": [30, 31], "income": [1.5, None], "city": ["Ulm", "Köln"], "member": [True, False], "note": pa.array([None, "x"])})
+SOAK = int(os.environ.get("MLCYCLE_SOAK") or 1)
 NUMBERS = ColumnsReader(Signature((Column("a", "float64"),)))
 TEXTS = ColumnsReader(Signature((Column("a", "str", nullable=True),)))
 
@@ -81,7 +83,7 @@ def test_damaged_bodies(media_type: str) -> None:
     body = FORMS[media_type](pa.table({"a": [1.5, 2.5, 3.5]}))
     random = np.random.default_rng(0)
     damaged = [body[:length] for length in range(0, len(body), 7)]
-    for _ in range(300):
+    for _ in range(300 * SOAK):
         changed = bytearray(body)
         for place in random.integers(0, len(body), random.integers(1, 4)):
             changed[place] = random.integers(0, 256)
