@@ -3215,6 +3215,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'mlcycle/serve/v2_requests.py'),
                                            'mlcycle.serve.v2_requests._check_nesting': ( 'serve/v2_requests.html#_check_nesting',
                                                                                          'mlcycle/serve/v2_requests.py'),
+                                           'mlcycle.serve.v2_requests._decoder': ( 'serve/v2_requests.html#_decoder',
+                                                                                   'mlcycle/serve/v2_requests.py'),
                                            'mlcycle.serve.v2_requests._flat': ( 'serve/v2_requests.html#_flat',
                                                                                 'mlcycle/serve/v2_requests.py'),
                                            'mlcycle.serve.v2_requests._quotes': ( 'serve/v2_requests.html#_quotes',

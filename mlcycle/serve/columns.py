@@ -49,7 +49,10 @@ def name_findings(
     row: int | None = None,  # Number of the row that has them; None for all
 ) -> list[Finding]:
     "What is wrong with the names of some columns: missing ones and extra ones."
-    spare = [name for name in given if name not in set(wanted)]
+    known = set(wanted)
+    if len(given) == len(known) and known.issuperset(given):
+        return []
+    spare = [name for name in given if name not in known]
     findings = []
     for name in wanted:
         if name not in given:

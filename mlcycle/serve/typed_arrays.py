@@ -25,7 +25,10 @@ def _fitting_numbers(
 ) -> np.ndarray | None:  # In the column's type, or floats for whole numbers with a null; None where the exact path must judge
     import numpy as np
 
-    dtype, null = np.dtype(reader.column.dtype), np.isnan(values) if values.dtype.kind == "f" else None
+    dtype = np.dtype(reader.column.dtype)
+    if values.dtype == dtype and (dtype.kind != "f" or np.isfinite(values).all()):
+        return values
+    null = np.isnan(values) if values.dtype.kind == "f" else None
     has_null = null is not None and bool(null.any())
     if (has_null and not reader.column.nullable) or (values.dtype.kind == "f" and np.isinf(values).any()):
         return None

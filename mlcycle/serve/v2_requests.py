@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -77,7 +79,17 @@ def parse_request(
 
 # %% ../../nbs/serve/23_v2_requests.ipynb #json
 _TYPES = {"BOOL": bool, "BYTES": str, **dict.fromkeys(("FP16", "FP32", "FP64"), float)}
-_LISTS = {name: msgspec.json.Decoder(list[_TYPES.get(name, int)]).decode for name in (*NUMPY_TYPES, "BYTES")}
+
+
+@cache
+def _decoder(
+    datatype: str,  # Of a tensor
+    depth: int,     # Lists within lists
+) -> Callable[[bytes], Any]:
+    kind: Any = _TYPES.get(datatype, int)
+    for _ in range(depth):
+        kind = list[kind]
+    return msgspec.json.Decoder(kind).decode
 
 
 def _flat(values: Any, depth: int) -> list[Any]:
@@ -103,8 +115,13 @@ def json_values(
     import numpy as np
 
     try:
-        values: Any = _LISTS[tensor.datatype](tensor.data)
+        is_nested = len(tensor.shape) > 1 and bytes(tensor.data)[:2] == b"[["
+        values: Any = _decoder(tensor.datatype, len(tensor.shape) if is_nested else 1)(tensor.data)
         array = np.array(values, dtype=NUMPY_TYPES.get(tensor.datatype, object))
+        if is_nested:
+            if list(array.shape) != tensor.shape:
+                raise ValueError(array.shape)  # the exact path says what is wrong
+            array = array.reshape(-1)
     except (msgspec.DecodeError, UnicodeError, OverflowError, ValueError):
         values = parse_json(bytes(tensor.data))
         if not isinstance(values, list):
@@ -180,8 +197,10 @@ def _value_count(
     taken: InputTensor,  # As the model has it
 ) -> int:
     shape, want, name = tensor.shape, taken.shape, taken.name
-    if tensor.datatype not in taken.datatypes:
+    if tensor.datatype != taken.datatype and tensor.datatype not in taken.datatypes:
         raise Problem("misfit", f"{name!r} has the datatype {tensor.datatype[:20]!r}, and the model takes {' or '.join(taken.datatypes)}.")
+    if taken.reader is not None and len(shape) == 1 and shape[0] >= 0:
+        return shape[0]
     shape_fits = len(shape) == len(want) and all(length in (None, given) for length, given in zip(want, shape, strict=True))
     is_column = taken.reader is not None and len(shape) == 2 and shape[1] == 1
     if not (shape_fits or is_column) or any(axis < 0 for axis in shape):
