@@ -38,6 +38,7 @@ def _fitting_numbers(
         return None if numbers is not values and np.isinf(numbers).any() else numbers
     limits = np.iinfo(dtype)
     known = values[~null] if has_null else values
+    known = known.astype("float64", copy=False) if known.dtype.kind == "f" else known  # float16 cannot be compared with 2^53
     if values.dtype.kind == "f" and ((known != np.floor(known)) | (np.abs(known) > 2**53)).any():
         return None
     if values.dtype != dtype and known.size and (int(known.min()) < limits.min or int(known.max()) > limits.max):

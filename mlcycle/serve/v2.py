@@ -123,7 +123,8 @@ def v2_routes(
 
     v2 = partial(Route, problem_answer=v2_problem_answer)
     server = {"name": "mlcycle", "version": mlcycle.__version__, "extensions": ["binary_tensor_data"]}
-    routes = [v2("GET", "/v2", "v2_server", _fixed(server)), v2("GET", "/v2/health/live", "v2_live", _fixed({"live": True})),
+    routes = [*(v2("GET", path, "v2_server", _fixed(server)) for path in ("/v2", "/v2/")),  # the specification has one in its text, one in its file
+              v2("GET", "/v2/health/live", "v2_live", _fixed({"live": True})),
               v2("GET", "/v2/health/ready", "v2_ready", _ready(readiness, {}))]
     for served in models:
         name, version = served.facts.name, str(served.facts.number)
