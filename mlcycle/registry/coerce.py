@@ -55,6 +55,21 @@ def _at(
     value = value.item() if hasattr(value, "item") else value
     return f"{value!r} (row {first_row + int(where[0]):,}{more})"
 
+# %% ../../nbs/registry/03_coerce.ipynb #whole-numbers
+def _whole_numbers(
+    series: pd.Series,  # Python's whole numbers, which floats would round beyond 2^53
+    column: Column,     # What is wanted
+    first_row: int,     # Number of its first row
+) -> pd.Series:         # Values as numbers
+    import numpy as np
+    import pandas as pd
+
+    limits = np.iinfo(column.dtype)
+    beyond = np.array([not limits.min <= value <= limits.max for value in series], dtype=bool)
+    if beyond.any():
+        raise Misfit(f"does not fit {column.dtype}: {_at(beyond, series, first_row)}")
+    return pd.Series(np.array(series.tolist(), dtype=column.dtype), index=series.index, name=series.name)
+
 # %% ../../nbs/registry/03_coerce.ipynb #number
 def _number(
     series: pd.Series,  # Values
@@ -77,10 +92,23 @@ def _number(
     if types.is_complex_dtype(series.dtype):
         raise Misfit(f"{series.dtype} in a column of {column.dtype}")
     if np.dtype(column.dtype).kind == "f":
-        return series.astype("float64" if not types.is_float_dtype(series.dtype) else series.dtype).astype(column.dtype)
+        given = series.astype("float64" if not types.is_float_dtype(series.dtype) else series.dtype)
+        with np.errstate(over="ignore"):
+            values = given.astype(column.dtype)
+        beyond = np.isinf(values.to_numpy()) & ~np.isinf(given.to_numpy(dtype="float64", na_value=np.nan))
+        if beyond.any():
+            raise Misfit(f"does not fit {column.dtype}: {_at(beyond, series, first_row)}")
+        return values
+    if not null.any() and series.dtype == object and all(type(value) is int for value in series):
+        return _whole_numbers(series, column, first_row)
     if not null.any() and types.is_integer_dtype(series.dtype):
         values = series.to_numpy(dtype=getattr(series.dtype, "numpy_dtype", series.dtype))
     else:
+        known = series[~null]
+        large = np.zeros(len(series), dtype=bool)
+        large[~null] = ((known > 2**53) | (known < -(2**53))).to_numpy(dtype=bool)
+        if large.any():  # judged before floats round it
+            raise Misfit(f"does not fit {column.dtype}: {_at(large, series, first_row)}")
         values = series.to_numpy(dtype="float64", na_value=np.nan)
         broken = (values != np.floor(values)) & ~null  # infinities are caught by the range below
         if broken.any():
@@ -148,13 +176,21 @@ def _moment(
         if types.is_numeric_dtype(series.dtype):
             raise Misfit(f"{series.dtype} in a column of {column.dtype}: {_at(~null, series, first_row)}" if not null.all() else
                          f"{series.dtype} in a column of {column.dtype}")
-        times = pd.to_datetime(series.astype(object), errors="coerce", format="ISO8601", utc="UTC" in column.dtype)
+        numbers = np.array([isinstance(value, (bool, int, float, np.number, np.bool_)) for value in series], dtype=bool) & ~null
+        if numbers.any():
+            raise Misfit(f"a number in a column of {column.dtype}: {_at(numbers, series, first_row)}")
+        try:
+            times = pd.to_datetime(series.astype(object), errors="coerce", format="ISO8601", utc="UTC" in column.dtype)
+        except ValueError as e:
+            raise Misfit("times of several time zones, or with and without one: give all in UTC") from e
         wrong = times.isna().to_numpy() & ~null
         if wrong.any():
             raise Misfit(f"not an ISO 8601 date or time: {_at(wrong, series, first_row)}")
         series = times
     try:
         return series.astype(np.dtype(column.dtype) if "," not in column.dtype else column.dtype)
+    except pd.errors.OutOfBoundsDatetime as e:
+        raise Misfit(f"a time that {column.dtype} cannot hold, which ends in the year 2262: {str(e)[:120]}") from e
     except TypeError as e:
         raise Misfit(f"{series.dtype} in a column of {column.dtype}: make both with or both without a time zone") from e
 

@@ -19,7 +19,7 @@ from .number_csv import NotRead, read_numbers
 from .signatures import Column, Signature, Tensor
 
 # %% auto #0
-__all__ = ['UNNAMED_INDEX', 'READS', 'Source', 'open_source']
+__all__ = ['UNNAMED_INDEX', 'READS', 'Source', 'null_words', 'open_source']
 
 # %% ../../nbs/registry/20_sources.ipynb #lazy
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ _NULLS = frozenset(("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN"
                     "NaN", "None", "n/a", "nan", "null"))  # What pandas.read_csv takes for a null
 
 
-def _null_words(
+def null_words(
     column: Column | None,  # A column that the model takes, None for another
 ) -> list[str]:             # What counts as a null in it
     # a category may be called "None" or "NA": then the word is that category
@@ -194,7 +194,7 @@ def _any_csv(
     ends_are_seen = False
     if columns:
         options = {"dtype": {name: "str" for name, column in columns.items() if column is None or _is_text(column)},
-                   "na_values": {name: _null_words(column) for name, column in columns.items()}, "keep_default_na": False}
+                   "na_values": {name: null_words(column) for name, column in columns.items()}, "keep_default_na": False}
     try:
         with pd.read_csv(path, chunksize=rows, low_memory=False, encoding="utf-8-sig", header=0, names=names, index_col=False,
                          **_exact_floats(), **options) as reader:

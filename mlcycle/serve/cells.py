@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ __all__ = ['SHOWN', 'BadCell', 'show_value', 'converter']
 
 # %% ../../nbs/serve/02_cells.ipynb #lazy
 if TYPE_CHECKING:
+    from datetime import datetime
+
     import numpy as np
 
 # %% ../../nbs/serve/02_cells.ipynb #misfit
@@ -111,30 +114,58 @@ def _flag(
 
     return convert
 
+# %% ../../nbs/serve/02_cells.ipynb #moment-text
+_DATE = r"(\d{4})(?:-(\d\d)(?:-(\d\d))?|(\d\d)(\d\d))?"
+_TIME = r"(\d\d)(?::?(\d\d)(?::?(\d\d)(?:[.](\d{1,9}))?)?)?\s?(Z|[+-]\d\d(?::?\d\d)?)?"
+_ISO = re.compile(f"{_DATE}(?:[T ]{_TIME})?", re.ASCII)
+
+
+def _parsed_moment(
+    text: str,  # As it was sent
+) -> tuple[datetime, int, bool]:  # Time without a zone, in UTC if it had one; its nanoseconds within a microsecond; whether it had one
+    from datetime import UTC, datetime, timedelta
+
+    parts = _ISO.fullmatch(text)
+    if parts is None:
+        raise ValueError(text)
+    year, month, day, short_month, short_day, hour, minute, second, fraction, zone = parts.groups()
+    nanoseconds = int((fraction or "0").ljust(9, "0"))
+    moment = datetime(int(year), int(month or short_month or 1), int(day or short_day or 1), int(hour or 0), int(minute or 0), int(second or 0),
+                      nanoseconds // 1000, UTC)
+    if zone and zone != "Z":
+        digits = zone[1:].replace(":", "").ljust(4, "0")
+        minutes = int(digits[:2]) * 60 + int(digits[2:])
+        if minutes >= 24 * 60:
+            raise ValueError(text)
+        moment -= timedelta(minutes=minutes if zone[0] == "+" else -minutes)
+    return moment.replace(tzinfo=None), nanoseconds % 1000, bool(zone)
+
 # %% ../../nbs/serve/02_cells.ipynb #moment
 def _moment(
     column: Column,  # A column of times
 ) -> Callable[[Any], Any]:
-    from datetime import UTC, datetime
-
     import numpy as np
 
     unit, _, zone = column.dtype.removeprefix("datetime64[").removesuffix("]").partition(",")
     expected = f"a time as in 2026-01-31T12:00:00{'+00:00' if zone else ''}"
+    needs_zone = bool(zone) and zone.strip() != "UTC"
 
     def convert(value: Any) -> np.datetime64:
         if not isinstance(value, str):
             raise BadCell(show_value(value), expected)
         try:
-            moment = datetime.fromisoformat(value)
-            if (moment.tzinfo is not None) is not bool(zone):
-                raise BadCell(show_value(value), f"{expected}, {'with' if zone else 'without'} a time zone")
-            if zone:
-                moment = moment.astimezone(UTC).replace(tzinfo=None)
-                return np.datetime64(moment, unit.strip())
-            return np.datetime64(value.replace(" ", "T", 1), unit.strip())
+            moment, nanoseconds, has_zone = _parsed_moment(value)
         except (ValueError, OverflowError):
             raise BadCell(show_value(value), expected) from None
+        if (has_zone and not zone) or (needs_zone and not has_zone):
+            raise BadCell(show_value(value), f"{expected}, {'with' if zone else 'without'} a time zone")
+        exact = np.datetime64(moment, "us")
+        result = exact.astype(f"datetime64[{unit}]")
+        if unit == "ns":
+            result += np.timedelta64(nanoseconds, "ns")
+            if result.astype("datetime64[us]") != exact:  # numpy counts on from the other end of time
+                raise BadCell(show_value(value), f"{expected}, from 1677-09-22 to 2262-04-11")
+        return result
 
     return convert
 
@@ -149,9 +180,12 @@ def _known(
     def known(value: Any) -> Any:
         value = convert(value)
         try:
-            return categories[value]
+            category = categories[value]
         except (KeyError, TypeError):
             raise BadCell(show_value(value), f"one of {listed}") from None
+        if isinstance(value, bool) and not isinstance(category, bool):  # true is 1 to Python
+            raise BadCell(show_value(value), f"one of {listed}")
+        return category
 
     return known
 

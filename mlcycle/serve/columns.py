@@ -49,7 +49,10 @@ def name_findings(
     row: int | None = None,  # Number of the row that has them; None for all
 ) -> list[Finding]:
     "What is wrong with the names of some columns: missing ones and extra ones."
-    spare = [name for name in given if name not in set(wanted)]
+    known = set(wanted)
+    if len(given) == len(known) and known.issuperset(given):
+        return []
+    spare = [name for name in given if name not in known]
     findings = []
     for name in wanted:
         if name not in given:
@@ -81,6 +84,7 @@ class ColumnReader:
     ):
         self.column, self.name = column, str(column.name)
         self._convert = converter(column)
+        self._is_whole = column.dtype.lstrip("u").startswith("int")
 
     def read(
         self,
@@ -101,6 +105,9 @@ class ColumnReader:
                 findings.append(Finding(e.actual, e.expected, self.name, row))
                 if len(findings) >= _COUNTED:
                     break
+        if self._is_whole and None in converted:  # as floats, whole numbers are exact up to 2^53
+            findings += [Finding(show_value(value), f"{self.column.dtype}, up to 2^53 in a column that has a null", self.name, row)
+                         for row, value in enumerate(converted, 1) if value is not None and abs(value) > 2**53]
         return column_array([] if findings else converted, self.column)
 
 # %% ../../nbs/serve/03_columns.ipynb #reader
@@ -116,7 +123,7 @@ class ColumnsReader:
         self.tensor = signature.inputs if isinstance(signature.inputs, Tensor) else None
         self.columns = [ColumnReader(column) for column in signature.columns]
         self.names = [column.name for column in self.columns]
-        self._cells = ColumnReader(Column("(array)", self.tensor.dtype, self.tensor.nullable)) if self.tensor else None
+        self.cells = ColumnReader(Column("(array)", self.tensor.dtype, self.tensor.nullable)) if self.tensor else None
 
     def check_count(
         self,
@@ -191,7 +198,7 @@ class ColumnsReader:
             shape[axis] = want
             cells = [value for part in cells for value in part]
         findings: list[Finding] = []
-        array = self._cells.read(cells, findings)
+        array = self.cells.read(cells, findings)
         width = max(1, len(cells) // len(rows))
         refuse([Finding(finding.actual, finding.expected, None, (finding.row - 1) // width + 1) for finding in findings])
         return array.reshape(shape)

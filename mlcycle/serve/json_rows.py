@@ -114,7 +114,8 @@ def _fast_array(
     def numbers(values: list[Any]) -> np.ndarray:
         if column.nullable and not column.dtype.startswith("float") and None in values:
             raise _NotFast
-        array = np.array(values, dtype=column.dtype)
+        with np.errstate(over="ignore"):
+            array = np.array(values, dtype=column.dtype)
         if small and np.isinf(array).any():
             raise _NotFast
         return array

@@ -13,9 +13,10 @@ from ..registry.signatures import Signature, Tensor
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas as pd
 
 # %% auto #0
-__all__ = ['Predictor', 'original_predictor', 'compiled_predictor', 'join_rows', 'take_apart']
+__all__ = ['Predictor', 'signature_frame', 'original_predictor', 'compiled_predictor', 'join_rows', 'take_apart']
 
 # %% ../../nbs/serve/11_predictors.ipynb #predictor
 @dataclass(frozen=True, slots=True)
@@ -25,19 +26,33 @@ class Predictor:
     compiled: bool  # Whether it is the compiled form, quick enough for the event loop
 
 # %% ../../nbs/serve/11_predictors.ipynb #original
+def signature_frame(
+    signature: Signature,          # With columns
+    data: dict[str, np.ndarray],   # Arrays by the names of a request
+) -> pd.DataFrame:                 # Named as the signature has it, not yet checked
+    "Rows of a request as a table."
+    import pandas as pd
+
+    table = {}
+    for column in signature.columns:
+        array, (unit, _, zone) = data[str(column.name)], column.dtype.partition(",")
+        series = pd.Series(array, dtype=array.dtype)  # pandas makes text of objects otherwise
+        zone = zone.strip().removesuffix("]")
+        table[column.name] = series.dt.tz_localize("UTC").dt.tz_convert(zone) if unit.startswith("datetime64") and zone else series
+    return pd.DataFrame(table, columns=list(signature.names))
+
+
 def original_predictor(
     model: Any,            # The model, loaded
     signature: Signature,  # What it takes
 ) -> Predictor:
     "Ask the model that was logged."
-    import pandas as pd
-
     from mlcycle.registry.check import check
     from mlcycle.registry.outputs import outputs
 
     def ask(data: Any) -> dict[str, np.ndarray]:
         if isinstance(data, dict):
-            data = pd.DataFrame({name: data[str(name)] for name in signature.names}, columns=list(signature.names))
+            data = signature_frame(signature, data)
         elif not isinstance(signature.inputs, Tensor):
             data = pd.DataFrame(data, columns=list(signature.names))
         answer = outputs(model, check(signature, data))
