@@ -40,6 +40,7 @@ _NULLS = frozenset(("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN"
 def null_words(
     column: Column | None,  # A column that the model takes, None for another
 ) -> list[str]:             # What counts as a null in it
+    "Texts of a CSV file that are nulls in a column."
     # a category may be called "None" or "NA": then the word is that category
     return [] if column is None else sorted(_NULLS - set(map(str, column.categories or ())))
 

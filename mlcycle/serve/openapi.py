@@ -126,10 +126,10 @@ def _operation(
     answer: dict[str, Any],  # Content of the answer
     body: dict[str, Any] | None = None,  # Content of the request
     error: tuple[str, str] = ("Problem", "application/problem+json"),  # Schema and media type of refusals
-    **more: Any,             # Further members
+    **members: Any,          # Further members
 ) -> dict[str, Any]:
     refusal = {"description": "Refused", "content": _content({"$ref": f"#/components/schemas/{error[0]}"}, media_type=error[1])}
-    operation = {"summary": summary, **more, "responses": {"200": {"description": "The answer", "content": answer}, "default": refusal}}
+    operation = {"summary": summary, **members, "responses": {"200": {"description": "The answer", "content": answer}, "default": refusal}}
     return operation | ({"requestBody": {"required": True, "content": body}} if body else {})
 
 
