@@ -123,7 +123,7 @@ class Table:
     whole: bool = False             # What an ordered table has no room for is shown in tables below it, each with the first column
     shown: int | None = None        # Columns that an ordered table shows in HTML; None for all
     rest: str = ""                  # How to see the columns that are not shown
-    below: Mapping[int, Part] = field(default_factory=dict)  # Number of a row to what unfolds below it in HTML
+    below: Mapping[int, Any] = field(default_factory=dict)  # Number of a row to what unfolds below it in HTML
 
     def numeric(self, i: int) -> bool:
         "Does a column hold only numbers?"

@@ -164,7 +164,7 @@ def test_an_order_by_a_param_reads_an_index_alone(tmp_path: Path, values: tuple[
             facts.put_params(store, key, {"p": values[number % 3]})
         asked: list[str] = []
         query.page(store, limit=1)  # a connection that is kept
-        store.db._idle[-1].set_trace_callback(asked.append)
+        store.db._readers.idle[-1].set_trace_callback(asked.append)
         page = [row.pk for row in query.page(store, order_by=order, limit=5)]
         (asking,) = [text for text in asked if "FROM params" in text and "ORDER BY" in text]
         steps = [step for *_, step in store.db.rows(f"EXPLAIN QUERY PLAN {asking}")]
