@@ -107,7 +107,8 @@ def test_a_flood_is_bounded(project, store: Store):
     from mlcycle.notebooks.execute.runner import run_notebook
     from mlcycle.notebooks.follow.watch import HEAD, TAIL
 
-    project.write("import time\nfrom pathlib import Path\nfor i in range(20):\n    for j in range(1000):\n        print(i, j, 'x' * 1000)\n    time.sleep(0.1)\n"
+    project.write("import time\nfrom pathlib import Path\n"
+                  "for i in range(20):\n    for j in range(1000):\n        print(i, j, 'x' * 1000)\n    time.sleep(0.1)\n"
                   "while not Path('looked').exists():\n    time.sleep(0.05)")
     seen: list[tuple[int, int]] = []
 
