@@ -1249,6 +1249,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                  'mlcycle/notebooks/resume/runner.py'),
                                                  'mlcycle.notebooks.resume.runner._folder': ( 'notebooks/resume/runner.html#_folder',
                                                                                               'mlcycle/notebooks/resume/runner.py'),
+                                                 'mlcycle.notebooks.resume.runner._kept_record': ( 'notebooks/resume/runner.html#_kept_record',
+                                                                                                   'mlcycle/notebooks/resume/runner.py'),
                                                  'mlcycle.notebooks.resume.runner._name': ( 'notebooks/resume/runner.html#_name',
                                                                                             'mlcycle/notebooks/resume/runner.py'),
                                                  'mlcycle.notebooks.resume.runner._prepared': ( 'notebooks/resume/runner.html#_prepared',
