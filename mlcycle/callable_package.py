@@ -13,8 +13,7 @@ from typing import Any
 __all__ = ['make_callable']
 
 # %% ../nbs/20_callable_package.ipynb #class
-class _CallablePackage(ModuleType):
-    "A package that can be called like the function that has its name."
+class _CallablePackage(ModuleType):  # without a docstring: `mlc.tune?` would show it below that of the function
 
     @property
     def _function(self) -> Any:
@@ -33,7 +32,7 @@ class _CallablePackage(ModuleType):
         return documented(self._function)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        "Call the function."
+        "Call self as a function."  # Python's own, which `mlc.tune?` leaves out
         return self._function(*args, **kwargs)
 
 # %% ../nbs/20_callable_package.ipynb #make

@@ -68,6 +68,14 @@ class Text:
     def _shown(self) -> str:
         return printable(self.text) if self.block else hanging(self.text)
 
+    def __str__(self) -> str:  # what a cell of a table shows
+        return self.text
+
+# %% ../nbs/15_display.ipynb #look
+def _look(value: Any) -> str:
+    "The look of a cell."
+    return value.look if isinstance(value, Text) else STATES.get(str(value), "")
+
 # %% ../nbs/15_display.ipynb #tooltip
 def tooltip(
     text: str,  # Of a cell
@@ -89,7 +97,7 @@ class Facts:
     def html(self) -> str:
         "As HTML."
         rows = "".join(f"<tr><th scope='row'{tooltip(name)}>{html.escape(name)}</th>"
-                       f"<td class='{STATES.get(str(value), '')}'>{html.escape(text)}</td></tr>"
+                       f"<td class='{_look(value)}'>{html.escape(text)}</td></tr>"
                        for name, text, value in self._texts())
         head = f"<h4>{html.escape(one_line(self.title))}</h4>" if self.title else ""
         return f"{head}<div class='scroll facts'><table><tbody>{rows}</tbody></table></div>"
@@ -102,14 +110,14 @@ class Facts:
 
         grid = RichTable.grid(padding=(0, 2))
         for name, text, value in self._texts():
-            grid.add_row(RichText(name, style="dim"), RichText(text, style=_RICH[STATES.get(str(value), "")]))
+            grid.add_row(RichText(name, style="dim"), RichText(text, style=_RICH[_look(value)]))
         return Group(RichText(one_line(self.title), style="bold"), grid) if self.title else grid
 
 # %% ../nbs/15_display.ipynb #table
 def _td(value: Any, text: str, align: str) -> str:
     "A cell of a table in HTML."
     title = f" title='{html.escape(value.title)}'" if isinstance(value, Age) else tooltip(text)
-    return f"<td class='{align} {STATES.get(str(value), '')}'{title}>{html.escape(text)}</td>"
+    return f"<td class='{align} {_look(value)}'{title}>{html.escape(text)}</td>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +189,7 @@ class Table:
             table.add_column(RichText(one_line(column)), justify="right" if self.numeric(i) else "left", no_wrap=short,
                              overflow="ellipsis" if short else "fold", min_width=longest if self.numeric(i) else None)  # a number is never cut
         for values, row in zip(self.rows, rows, strict=True):
-            table.add_row(*(RichText(text, style=_RICH[STATES.get(str(v), "")]) for v, text in zip(values, row, strict=True)))
+            table.add_row(*(RichText(text, style=_RICH[_look(v)]) for v, text in zip(values, row, strict=True)))
         return table
 
 # %% ../nbs/15_display.ipynb #fitted
@@ -246,7 +254,7 @@ class _Fitted:
                              width=widths[-1])
         for values, row in zip(self.table.rows, self.texts, strict=True):
             cells = zip(columns, widths, strict=True)
-            table.add_row(*(RichText(cut_middle(row[i], wide), style=_RICH[STATES.get(str(values[i]), "")]) for i, wide in cells))
+            table.add_row(*(RichText(cut_middle(row[i], wide), style=_RICH[_look(values[i])]) for i, wide in cells))
         return table
 
 # %% ../nbs/15_display.ipynb #part
@@ -298,12 +306,15 @@ class Result:
         self.print(Console(width=None if sys.stdout.isatty() else 500, highlight=False, force_jupyter=False))
 
     def __repr__(self) -> str:
+        import sys
         from io import StringIO
+        from shutil import get_terminal_size
 
         from rich.console import Console
 
         out = StringIO()
-        self.print(Console(file=out, width=140, color_system=None, force_jupyter=False))
+        width = get_terminal_size().columns if sys.stdout is not None and sys.stdout.isatty() else 140
+        self.print(Console(file=out, width=width, color_system=None, force_jupyter=False))
         return encodable("\n".join(line.rstrip() for line in out.getvalue().rstrip().splitlines()))
 
     def _repr_html_(self) -> str:

@@ -36,3 +36,4 @@ def test_each_parameter_is_explained(shell: Any, name: str) -> None:
         place = next((i for i, line in enumerate(lines) if line.lstrip("*").startswith(f"{parameter.name} : ")), None)
         assert place is not None and lines[place + 1].startswith("    ") and len(lines[place + 1].strip()) > 3, (name, parameter.name, text)
     assert ": '" not in (info["definition"] or "")  # annotations stand without quotation marks
+    assert not info["class_docstring"] and not info["call_docstring"]  # a package that can be called says nothing about that

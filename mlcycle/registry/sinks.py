@@ -79,7 +79,8 @@ def check_sink(
     "Refuse what cannot be written before any work is done. Raises `UsageError`, `NotFoundError`."
     path = Path(path)
     if path.suffix.lower() not in WRITES:
-        raise UsageError(f"{path.name}: files are written by their ending, and {path.suffix or 'none'} is none of {', '.join(WRITES)}.")
+        ending = f"ends in {path.suffix}" if path.suffix else "has no ending"
+        raise UsageError(f"{path.name!r} {ending}. A file that is written ends in {', '.join(WRITES)}.")
     if path.is_dir():
         raise UsageError(f"{str(path)!r} is a folder. Name a file in it.")
     if not path.parent.is_dir():

@@ -345,7 +345,8 @@ def open_source(
     "Read a file chunk by chunk, with the signature's own names for its columns. Raises `NotFoundError`, `UsageError`, `DataError`."
     path = Path(path)
     if path.suffix.lower() not in READS:
-        raise UsageError(f"{path.name}: files are read by their ending, and {path.suffix or 'none'} is none of {', '.join(READS)}.")
+        ending = f"ends in {path.suffix}" if path.suffix else "has no ending"
+        raise UsageError(f"{path.name!r} {ending}. A file that is read ends in {', '.join(READS)}.")
     if not path.is_file():
         raise NotFoundError(f"There is no file {str(path)!r}.")
     if path.stat().st_size == 0:

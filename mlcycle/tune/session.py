@@ -160,7 +160,8 @@ def ending_of(
     if session.stops.asked:
         from mlcycle.notebooks.document.endings import stop_reason
 
-        return "cancelled", f"{stop_reason(session.stops.cause())} with {session.state.counts.counted} trials done"
+        done = session.state.counts.counted
+        return "cancelled", f"{stop_reason(session.stops.cause())} with {done} trial{'' if done == 1 else 's'} done"
     if session.budget.failures is not None and session.failed >= session.budget.failures:
         return "failed", session.why
     if not session.state.counts.by["finished"]:

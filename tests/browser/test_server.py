@@ -30,7 +30,12 @@ def test_serve_from_a_cell(notebook: Opener) -> None:
     with urllib.request.urlopen(f"{url}/readyz") as response:
         assert response.status == 200
     send.click()
-    page.locator(".mlc-server .mlc-answer", has_text="no").wait_for()
+    answer = page.locator(".mlc-server .mlc-answer", has_text="no")
+    answer.wait_for()
+    assert "churn/1, in " in answer.inner_text()
+    shares = answer.locator("tr").evaluate_all("""(rows) => rows.map((row) => [parseFloat(row.querySelector('.mlc-num').textContent) / 100,
+      row.querySelector('.mlc-share span').offsetWidth / row.querySelector('.mlc-share').clientWidth])""")
+    assert shares and all(drawn >= 0.85 * share for share, drawn in shares), shares  # a bar is as long as its probability, but for the cell's edge
     page.locator(".mlc-server .mlc-totals", has_text=re.compile("^1 requests, 0 failed")).wait_for()
     page.locator(".mlc-server svg .mlc-line0[d^=M]").first.wait_for(state="attached")
     page.locator(".mlc-server [data-name=age] input").fill("old")

@@ -93,6 +93,21 @@ def test_goes_on_where_it_failed(project):
     assert text_of(project, again.run) == text_of(project, whole.run)
 
 
+def test_a_rerun_that_fails_again_uses_the_same_state(project):
+    "Mended twice: the second rerun goes on from what the first run kept, also by the name that both runs have; a finished one has no cell that failed."
+    step = "import time; ran('2'); time.sleep(1)"
+    failed = failing(project, MARK, step, "ran('3'); nosuchname")
+    with pytest.raises(NotebookRunError) as error:
+        rerun(failed.id, progress=False)
+    second = error.value.result.run
+    assert marks(project) == "1233" and "kept" not in facts.captures(project.store, runs.get(project.store, second))
+    project.write(MARK, step, "ran('3')")
+    done = rerun(second, progress=False)
+    assert done.status == "finished" and marks(project) == "12333" and failed.id[:8] in done.notes[0] and "It went on at cell 3" in done.notes[0]
+    assert facts.tags(project.store, runs.get(project.store, done.run))["reruns"] == second
+    assert "All cells were run" in rerun(done.run, progress=False).notes[0] and marks(project) == "12333123"
+
+
 def test_a_changed_parameter_goes_back_to_its_cell(project):
     "Cells above the parameters are taken over, the cell that assigns them and all below are executed."
     cells = (MARK.replace("ran('1')", "ran('1'); __import__('time').sleep(.5)"), {"source": "lr: float = 0.1", "tags": ["parameters"]},

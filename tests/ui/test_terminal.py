@@ -73,6 +73,36 @@ def test_every_magic_in_a_terminal(terminal: pexpect.spawn) -> None:
     assert "<div" not in seen and "Traceback" not in seen and "widget" not in seen
 
 
+def test_results_fit_a_narrow_terminal(tmp_path: Path) -> None:
+    "IPython in 70 columns: what a magic returns is drawn in them, not in the width that it has in a notebook."
+    env = {**os.environ, "IPYTHONDIR": str(tmp_path / "ipython"), "TERM": "dumb", "COLUMNS": "70"}
+    with open_store(tmp_path / ".mlcycle" / "mlcycle.db"):
+        pass
+    with pexpect.spawn(sys.executable, ["-m", "IPython", "--simple-prompt", "--colors=NoColor", "--no-banner"], cwd=str(tmp_path), env=env,
+                       encoding="utf-8", timeout=60, dimensions=(50, 70)) as child:
+        child.expect_exact("In [1]: ")
+        for number, line in enumerate(("%load_ext mlcycle", "import mlcycle as mlc",
+                                       "run = mlc.run('wide', params={'p' * 9 + str(i): 'x' * 9 for i in range(9)})",
+                                       "with run: mlc.log_metrics({'m' * 9 + str(i): i / 7 for i in range(9)})", "%mlcycle runs"), 2):
+            child.sendline(line)
+            child.expect_exact(f"In [{number}]: ")
+        lines = child.before.splitlines()
+    assert any("wide" in line for line in lines) and max(map(len, lines)) <= 70, child.before
+
+
+def test_the_keys_in_a_terminal(tmp_path: Path) -> None:
+    "A cell says the state of a key in one word, in each face."
+    with open_store(tmp_path / "mlcycle.db"):
+        mlc.connect(tmp_path / "mlcycle.db")
+        for name in ("dashboard", "nightly"):
+            invoke(["key", "create", name], Face())
+        invoke(["key", "revoke", "nightly"], Face())
+        keys = invoke(["key", "list"], Face())
+        rows = {line.split()[0]: line.split()[2] for line in in_columns(keys, 120).splitlines() if line.split()[:1] in (["dashboard"], ["nightly"])}
+        assert rows == {"dashboard": "valid", "nightly": "revoked"}
+        assert "<td class=' good'>valid</td>" in keys._repr_html_() and "<td class=' dim'>revoked</td>" in keys._repr_html_()
+
+
 def in_columns(result: Result, width: int) -> str:
     out = io.StringIO()
     result.print(Console(file=out, width=width, force_jupyter=False))

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from ...entities import Run
-from ...errors import NotebookRunError
+from ...errors import NotebookRunError, NotFoundError, UsageError
+from ..checkpoints.keeper import CHECKPOINTS_CAPTURE
 from ..checkpoints.reach import NotKept, kept_of, reach
 from ..document.source import Source, read_notebook
 from ..execute.opened import OpenedNotebook, open_notebook
@@ -20,6 +21,7 @@ from ..execute.options import RunOptions
 from ..record.executed import TAG
 from ..record.recorded import Recorded, recorded
 from .taken_over import TakenOver, position_of, start_from, taken_cells
+from ...store import facts
 from ...store.refs import find_run
 
 if TYPE_CHECKING:
@@ -62,9 +64,21 @@ def open_run(
     record = recorded(store, run)
     return OpenedRun(record, open_notebook(source_now(record, store), secrets=record.secrets))
 
+# %% ../../../nbs/notebooks/resume/03_runner.ipynb #kept-record
+def _kept_record(store: Store, record: Recorded) -> Recorded:
+    "The record of the run whose state a rerun uses: the run itself, or of failed reruns that kept nothing, the one that they repeat."
+    found = record
+    while found.run.status != "finished" and not facts.captures(store, found.run).get(CHECKPOINTS_CAPTURE):
+        try:
+            found = recorded(store, find_run(facts.tags(store, found.run)[RERUNS], store)[1])
+        except (KeyError, NotFoundError, UsageError):  # it repeats none, or that is deleted
+            return record
+    return found
+
 # %% ../../../nbs/notebooks/resume/03_runner.ipynb #take
 def _take(store: Store, record: Recorded, nb: Any, first: str | None) -> TakenOver:
     "The checkpoint and the cells from which the new run continues. Raises `NotKept`, `UsageError`."
+    record = _kept_record(store, record)
     run, executed = record.run, record.executed
     begin = None if first is None else position_of(nb, first)
     kept = kept_of(store, run)

@@ -222,6 +222,24 @@ def _axis(values: Sequence[Any]) -> tuple[list[tuple[float, str]], list[float | 
     numbers = all(isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < 1e300 for v in present)
     return _number_axis(values) if present and numbers else _name_axis(values)
 
+# %% ../../../nbs/ui/widgets/07_drawings.ipynb #axis-heading
+_LEFT, _RIGHT = 50, 60   # Beside the first and the last axis
+_BOLD_LETTER = 7.8       # Width of a bold letter, about
+
+
+def _axis_heading(name: str, i: int, count: int, gap: float) -> str:
+    "The name of an axis above it."
+    from rich.cells import cell_len
+
+    x, needed = _LEFT + i * gap, cell_len(name) * _BOLD_LETTER
+    place, anchor, room = x, "middle", gap - 8
+    if i in (0, count - 1):
+        at_edge = needed > 2 * _LEFT - 8
+        place, anchor = (x, "middle") if not at_edge else (4, "start") if i == 0 else (WIDTH - 4, "end")
+        room = gap / 2 + _LEFT - 8 if at_edge else needed
+    heading = cut_middle(name, max(4, int(room / _BOLD_LETTER)))
+    return f"<g><title>{html.escape(name)}</title>{_text(place, 14, heading, anchor, _FG, _BOLD)}</g>"
+
 # %% ../../../nbs/ui/widgets/07_drawings.ipynb #parallel
 def parallel(
     axes: Sequence[tuple[str, Sequence[Any]]],  # Name, and the value of each run
@@ -230,16 +248,15 @@ def parallel(
 ) -> str:                                       # SVG
     "Parallel coordinates: an axis for each name, a line for each run."
     height, top, bottom = 210, 34, 26
-    gap = (WIDTH - 110) / max(1, len(axes) - 1)
+    gap = (WIDTH - _LEFT - _RIGHT) / max(1, len(axes) - 1)
     out, places = [], []
     for i, (name, values) in enumerate(axes):
-        x = 50 + i * gap
+        x = _LEFT + i * gap
         axis_ticks, at = _axis(values)
         places.append([None if a is None else (x, height - bottom - a * (height - top - bottom)) for a in at])
-        heading = cut_middle(name, max(4, int(min(gap, 96) / 7.8)))  # the first and the last stand near an edge
         letters = int((gap if i < len(axes) - 1 else 60) / 6.2) - 1
         out.append(f"<path d='M{x:.1f} {top}V{height - bottom}' stroke='{_DIM}' stroke-opacity='.5'/>")
-        out.append(f"<g><title>{html.escape(name)}</title>{_text(x, 14, heading, 'middle', _FG, _BOLD)}</g>")
+        out.append(_axis_heading(name, i, len(axes), gap))
         for place, label in axis_ticks[:12]:
             y = height - bottom - place * (height - top - bottom)
             text = _text(x + 5, y + (-4 if place > 0.5 else 12), cut_middle(label, max(4, letters)), fill=_DIM)

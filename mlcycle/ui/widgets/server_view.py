@@ -128,7 +128,10 @@ class ServerView(View):
         model: str,  # Name of a model that it serves
     ) -> Signature:
         "What a model takes."
-        return from_dict(next(facts["signature"] for facts in self.server.facts if facts["name"] == model))
+        return from_dict(self._facts(model)["signature"])
+
+    def _facts(self, model: str) -> dict[str, Any]:
+        return next(facts for facts in self.server.facts if facts["name"] == model)
 
     def state(self) -> dict[str, Any]:
         "What the page shows of it now."
@@ -167,7 +170,7 @@ class ServerView(View):
             began = time.perf_counter()
             table = self.server.predict(read_row(signature, values), model)
             took = (time.perf_counter() - began) * 1000
-            return {"reply": "predict", "answer": answer_of(table) | {"by": f"{model}, in {took:.1f} ms with the connection"}}
+            return {"reply": "predict", "answer": answer_of(table) | {"by": f"{self._facts(model)['ref']}, in {took:.1f} ms with the connection"}}
         except SignatureError as e:
             return {"reply": "predict", "problems": problems(e, fields(signature)), "text": str(e)}
         except (DataError, MlcycleError) as e:

@@ -53,7 +53,7 @@ function complain(form, problems) {
 function answerTable(answer) {
   const said = Object.entries(answer.prediction).map(([name, value]) => (name ? `${name}: ${value}` : value)).join(", ");
   const bars = answer.bars.map(([name, share]) => el("tr", {}, el("th", {scope: "row"}, name),
-    el("td", {class: "mlc-bar", "aria-hidden": "true"}, el("span", {style: `width:${Math.max(0, Math.min(1, share)) * 100}%`})),
+    el("td", {class: "mlc-share", "aria-hidden": "true"}, el("span", {style: `width:${Math.max(0, Math.min(1, share)) * 100}%`})),
     el("td", {class: "mlc-num"}, `${(share * 100).toFixed(1)} %`)));
   return el("div", {class: "mlc-answer"}, el("p", {}, "Prediction: ", el("strong", {}, said)),
     bars.length ? el("table", {"aria-label": "Probabilities"}, el("tbody", {}, ...bars)) : null,
