@@ -46,6 +46,9 @@ SECONDS = {  # of a whole run with three workers on two cores, lowered where les
     "tests/test_notebooks.py::test_every_cell_runs[notebooks/warm]": 30, "tests/registry/test_malicious_files.py": 30,
     "tests/autolog/test_every_estimator.py": 25, "tests/test_notebooks.py::test_every_cell_runs[notebooks/sweep]": 25,
     "tests/test_notebooks.py::test_every_cell_runs[.]": 25, "tests/docs/test_outputs.py": 25, "tests/benchmarks/test_kernels.py": 25,
+    "tests/registry/test_flavours.py": 100, "tests/registry/test_compiled.py": 90, "tests/registry/test_hostile_flavours.py": 70,
+    "tests/serve/test_serving.py": 80, "tests/serve/test_openapi.py": 40, "tests/serve/test_tables.py": 30, "tests/serve/test_rows.py": 20,
+    "tests/test_notebooks.py::test_every_cell_runs[serve]": 50, "tests/test_notebooks.py::test_every_cell_runs[registry/compiled]": 40,
     "tests/tune/test_space.py": 25, "tests/track/test_current.py": 20, "tests/ui/test_team.py": 20, "tests/executors/test_local.py": 20,
     "tests/test_notebooks.py::test_every_cell_runs[registry/flavours]": 20, "tests/browser/test_magics.py": 20,
 }
