@@ -102,8 +102,11 @@ def model_facts(
 
 # %% ../../nbs/serve/35_running.ipynb #process
 def _say(**state: Any) -> None:
-    sys.stdout.write(json.dumps(state) + "\n")
-    sys.stdout.flush()
+    try:
+        sys.stdout.write(json.dumps(state) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:  # the kernel has ended, and its server ends now; what is left in the buffer goes nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def serve_for_parent() -> None:

@@ -7,8 +7,12 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
@@ -232,6 +236,16 @@ def test_workers_end_with_their_server(serving: Starter) -> None:
         running.process.kill()
         _, alive = psutil.wait_procs(workers, 60)
         assert alive == []
+
+
+@pytest.mark.parametrize("leave", ["", "os._exit(0)"], ids=["it ends", "it dies"])
+def test_a_server_ends_with_its_kernel_and_says_nothing(store: Store, leave: str) -> None:
+    "A process that leaves while its server runs: the server ends too, without a traceback in the terminal that they share."
+    script = f"import os, mlcycle as mlc; server = mlc.serve('scale'); print(server.url, flush=True); {leave}"
+    done = subprocess.run([sys.executable, "-c", script], env={**os.environ, **store.environment}, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr  # its end is that of all processes which write there
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.urlopen(f"{done.stdout.strip()}/healthz")
 
 
 def test_keys(serving: Starter, store: Store) -> None:

@@ -99,7 +99,8 @@ def commands(project: Path) -> list[list[str]]:
             ["promote", "model/9" + NAME], ["promote", "model/2", "--why", "why" + NAME], ["rollback", "model@champion"], ["models"],
             ["models", "--json"], ["predict", "model", "in" + NAME + ".csv", "-o", "out.csv"], ["predict", "model", "in.csv", "-o", "o" + NAME],
             ["autolog", NAME], ["events"], ["events", "--json"], ["events", "model"], ["fsck"], ["gc"], ["completion", NAME],
-            ["warm"], ["warm", "--json"], ["map", NAME, NAME],
+            ["warm"], ["warm", "--json"], ["map", NAME, NAME], ["key", "create", "key" + NAME], ["key", "list"], ["key", "revoke", NAME],
+            ["compile", "model" + NAME], ["serve", "model" + NAME],
             ["tune", "n.ipynb", "-s", NAME], ["params", "n.ipynb"], ["params", NAME], ["demo", "-d", "n.ipynb"], [NAME], ["--" + NAME]]
 
 

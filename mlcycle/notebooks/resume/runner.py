@@ -67,13 +67,13 @@ def open_run(
 # %% ../../../nbs/notebooks/resume/03_runner.ipynb #kept-record
 def _kept_record(store: Store, record: Recorded) -> Recorded:
     "The record of the run whose state a rerun uses: the run itself, or of failed reruns that kept nothing, the one that they repeat."
-    found = record
-    while found.run.status != "finished" and not facts.captures(store, found.run).get(CHECKPOINTS_CAPTURE):
+    holder = record
+    while holder.run.status != "finished" and not facts.captures(store, holder.run).get(CHECKPOINTS_CAPTURE):
         try:
-            found = recorded(store, find_run(facts.tags(store, found.run)[RERUNS], store)[1])
+            holder = recorded(store, find_run(facts.tags(store, holder.run)[RERUNS], store)[1])
         except (KeyError, NotFoundError, UsageError):  # it repeats none, or that is deleted
             return record
-    return found
+    return holder
 
 # %% ../../../nbs/notebooks/resume/03_runner.ipynb #take
 def _take(store: Store, record: Recorded, nb: Any, first: str | None) -> TakenOver:
