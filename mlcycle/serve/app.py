@@ -10,7 +10,7 @@ import json
 import logging
 import secrets
 import sys
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from time import perf_counter, time
 from typing import Any
 
@@ -18,7 +18,7 @@ from .counters import Counters, Histogram
 from .guard import Doorkeeper
 from .metrics import SECONDS
 from .problems import Problem
-from .requests import Answer, Disconnected, Receive, Request, Route, read_body, seconds_allowed
+from .requests import Answer, Disconnected, Receive, Request, Route, discard_body, has_body, read_body, seconds_allowed, unpacked
 from .settings import ServerSettings
 
 # %% auto #0
@@ -101,33 +101,40 @@ class App:
             return
         started = perf_counter()
         self._values[self._in_flight] += 1
-        route = None
+        headers = dict(scope["headers"])
+        request, route, is_slow = Request(scope["method"], scope["path"], headers, scope["query_string"]), None, False
         try:
             try:
-                headers = dict(scope["headers"])
                 self.doorkeeper.check(headers)
                 route = self.table.route(scope["method"], scope["path"])
-                answer = await self._answer(route, scope, headers, receive)
+                answer = await self._answer(route, request, receive)
             except Problem as e:
+                is_slow = e.kind == "slow-body"
                 answer = self.table.problem_writer(scope["path"])(e)
             except Disconnected:
                 return
             except Exception as e:  # a fault of ours: the client gets an answer, the log the cause
                 answer = self.table.problem_writer(scope["path"])(_fault(e))
             await send({"type": "http.response.start", "status": answer.status, "headers": _headers(answer)})
-            await send({"type": "http.response.body", "body": answer.body})
+            unread = not request.whole and not is_slow and has_body(headers)
+            await send({"type": "http.response.body", "body": answer.body, "more_body": unread})
             self._count(route, answer.status, perf_counter() - started)
             if self.settings.access_log:
                 _write_access(scope, route, answer, perf_counter() - started)
+            if unread:
+                await discard_body(receive)
+                await send({"type": "http.response.body", "body": b""})
         finally:
             self._values[self._in_flight] -= 1
 
-    async def _answer(self, route: Route, scope: dict[str, Any], headers: Mapping[bytes, bytes], receive: Receive) -> Answer:
-        request = Request(scope["method"], scope["path"], headers, scope["query_string"])
+    async def _answer(self, route: Route, request: Request, receive: Receive) -> Answer:
         if route.method != "GET":
-            seconds = seconds_allowed(headers, self.settings.timeout)
+            seconds = seconds_allowed(request.headers, self.settings.timeout)
             request.deadline = asyncio.get_running_loop().time() + seconds
-            request.body = await read_body(receive, headers, self.settings.body_limit, seconds)
+            request.body = await read_body(receive, request.headers, self.settings.body_limit, seconds)
+            request.whole = True
+            if b"content-encoding" in request.headers:
+                request.body = unpacked(request.body, request.headers[b"content-encoding"], self.settings.body_limit)
         return await route.handler(request)
 
     def _count(self, route: Route | None, status: int, seconds: float) -> None:

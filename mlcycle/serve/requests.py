@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from .problems import Problem
 
 # %% auto #0
-__all__ = ['Handler', 'Receive', 'Request', 'Answer', 'Route', 'seconds_allowed', 'too_large', 'unpacked', 'Disconnected',
-           'read_body']
+__all__ = ['Handler', 'Receive', 'DISCARD_SECONDS', 'DISCARD_BYTES', 'Request', 'Answer', 'Route', 'seconds_allowed', 'too_large',
+           'unpacked', 'Disconnected', 'read_body', 'has_body', 'discard_body']
 
 # %% ../../nbs/serve/13_requests.ipynb #request
 @dataclass(slots=True)
@@ -26,6 +27,7 @@ class Request:
     query: bytes = b""  # After the question mark
     body: bytes = b""   # Whole, and unpacked
     deadline: float | None = None  # Of the event loop's clock, when the answer is given up
+    whole: bool = False  # Whether its body was read to the end
 
     def header(
         self,
@@ -85,8 +87,7 @@ def too_large(
     limit: int,  # Bytes that are taken
 ) -> Problem:
     "The refusal of a body that is too large."
-    return Problem("too-large", f"At most {limit:,} bytes are taken. Send several requests, or a binary form.", limit=limit,
-                   headers={"Connection": "close"})
+    return Problem("too-large", f"At most {limit:,} bytes are taken. Send several requests, or a binary form.", limit=limit)
 
 
 def unpacked(
@@ -126,7 +127,7 @@ async def read_body(
     limit: int,                      # Bytes that are taken
     seconds: float,                  # Until the body must be whole
 ) -> bytes:
-    "The whole body, unpacked. Raises `Problem`, `Disconnected`."
+    "The whole body, as it was sent. Raises `Problem`, `Disconnected`."
     length = headers.get(b"content-length", b"0")
     if length.isdigit() and int(length) > limit:
         raise too_large(limit)
@@ -145,5 +146,28 @@ async def read_body(
                     break
     except TimeoutError:
         raise Problem("slow-body", "The body did not arrive in time. Send it at once.", headers={"Connection": "close"}) from None
-    body = parts[0] if len(parts) == 1 else b"".join(parts)
-    return unpacked(body, headers[b"content-encoding"], limit) if b"content-encoding" in headers else body
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+# %% ../../nbs/serve/13_requests.ipynb #discard
+DISCARD_SECONDS, DISCARD_BYTES = 5.0, 256 << 20  # For the rest of a body that nobody wants
+
+
+def has_body(
+    headers: Mapping[bytes, bytes],  # Of a request
+) -> bool:
+    "Whether a body belongs to a request."
+    return headers.get(b"content-length", b"0") != b"0" or b"transfer-encoding" in headers
+
+
+async def discard_body(
+    receive: Receive,  # Of ASGI
+) -> None:
+    "Read the rest of a body and throw it away."
+    size = 0
+    with suppress(TimeoutError):
+        async with asyncio.timeout(DISCARD_SECONDS):
+            while size < DISCARD_BYTES:
+                message = await receive()
+                size += len(message.get("body", b""))
+                if message["type"] == "http.disconnect" or not message.get("more_body"):
+                    return

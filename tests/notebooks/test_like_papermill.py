@@ -75,7 +75,8 @@ SITUATIONS = [
                                   "update_display({'a': 1}, display_id='it')\ndisplay('one', display_id='it')"]),
     Situation("clear_output", ["from IPython.display import clear_output, display\nprint('gone')\nclear_output()\nprint('kept')",
                                "for i in range(5):\n    clear_output(wait=True)\n    display(i)", "print('last')\nclear_output(wait=True)"]),
-    Situation("progress bars", ["import sys\nfor i in range(4):\n    print(f'\\r{i * 33} %', end='')\nsys.stderr.write('a\\rb\\x08c\\n');"]),
+    Situation("progress bars", [
+        "import sys\nfor i in range(4):\n    print(f'\\r{i * 33} %', end='')\nsys.stdout.flush()\nsys.stderr.write('a\\rb\\x08c\\n');"]),
     Situation("rich outputs", ["from IPython.display import HTML, Latex, Markdown, display",
                                "display(HTML('<b>x</b>'), Latex('$x$'), Markdown('*x*'))",
                                "display({'application/x-own+json': {'a': [1]}, 'text/plain': 'own'}, raw=True, metadata={'k': 1})",

@@ -43,7 +43,7 @@ def test_answers_are_those_of_predict(server: Running, store: Store) -> None:
     for body in ({"records": records}, {"columns": columns}):
         status, answer, _ = server.ask("/v1/models/churn/predict", {**body, "probabilities": True})
         assert status == 200 and answer["predictions"] == wanted["prediction"].tolist() and (answer["model"], answer["version"]) == ("churn", 1)
-        assert [row["yes"] for row in answer["probabilities"]] == wanted["probability_yes"].tolist()
+        assert [row["yes"] for row in answer["probabilities"]] == pytest.approx(wanted["probability_yes"].tolist(), rel=1e-6)
     ids = set()
     for row in records[:5]:
         _, answer, _ = server.ask("/v1/predict", {"row": row})

@@ -67,6 +67,9 @@ def _values(
     return [*inside, *getattr(part, "__dict__", {}).values()]
 
 
+_ELSEWHERE = "mlcycle.registry.flavours.parts.Placeholder"  # Class of what stands for a part in another file
+
+
 def check_votes(
     model: Any,  # A `VotingClassifier`
 ) -> None:
@@ -75,6 +78,8 @@ def check_votes(
     from sklearn.base import is_classifier
 
     members = getattr(model, "estimators_", [])
-    need(all(is_classifier(member) for member in members), "a vote of what is no classifier")
+    # a member that is stored in a file of its own is put in later, and was checked when that file was read
+    here = [member for member in members if f"{type(member).__module__}.{type(member).__qualname__}" != _ELSEWHERE]
+    need(all(is_classifier(member) for member in here), "a vote of what is no classifier")
     for _, part in walk(members):
         need(not any(isinstance(value, int | np.integer) and value >= LARGEST for value in _values(part)), "a vote for a class that is not there")
