@@ -205,7 +205,8 @@ def test_compiled_form_goes_with_its_model(store: Store) -> None:
     compiled_forms.put(store, model.digest, "used", kept, {"rows": 1100})
     compiled_forms.put(store, "e" * 64, "used", orphan, {"rows": 1100})
     assert [digest for digest, _ in gc(store, remove=True, age=0).contents] == [orphan]
-    assert compiled_forms.get(store, model.digest)[:4] == (model.digest, "used", kept, {"rows": 1100}) and store.blobs.read(kept) == b"onnx"
+    row = compiled_forms.get(store, model.digest)
+    assert (row.manifest, row.state, row.file, row.data) == (model.digest, "used", kept, {"rows": 1100}) and store.blobs.read(kept) == b"onnx"
     assert compiled_forms.get(store, "e" * 64) is None and fsck(store).problems == ()
     store.blobs.delete(kept)
     (problem,) = fsck(store).problems

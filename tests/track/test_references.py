@@ -88,7 +88,7 @@ VERBS: dict[str, Any] = {  # Every public verb that takes a run, to what it give
 def test_every_verb_that_takes_a_run_is_tried() -> None:
     "A new verb with a parameter for a run is added to the list above."
     takes = {"run", "ref", "refs"}
-    versions = {"promote", "rollback", "resolve_version", "VersionView"}  # take a version of a model
+    versions = {"promote", "rollback", "resolve_version", "serve", "VersionView"}  # take a version of a model
     named = {name for name in mlc.__all__ if callable(verb := getattr(mlc, name)) and not (isinstance(verb, type) and issubclass(verb, BaseException))
              and takes & set(inspect.signature(verb).parameters)}
     assert named - versions == set(VERBS)
