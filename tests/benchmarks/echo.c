@@ -11,7 +11,7 @@
 #include <unistd.h>
 
 #define ROOM (1 << 20)
-static const char ANSWER[] = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 67\r\n\r\n"
+static const char ANSWER[] = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 68\r\n\r\n"
     "{\"model\":\"m\",\"version\":1,\"id\":\"0123456789abcdef-1\",\"prediction\":0  }";
 
 struct connection { int descriptor; size_t size; char text[ROOM]; };
