@@ -16,14 +16,14 @@ from ...display import Part, Table, Text
 from ...value_text import show_bytes
 from ...entities import Artifact
 from ...store.connect import Store
-from .parts import Folded, Picture
+from .parts import Folded, Picture, Stack
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 # %% auto #0
 __all__ = ['TEXT_BYTES', 'LINES', 'LETTERS', 'ROWS', 'COLUMNS', 'FILE_BYTES', 'UNPACKED', 'CELLS', 'PREVIEWS', 'preview',
-           'Stacked', 'Previews', 'preview_parts']
+           'Previews', 'preview_parts']
 
 # %% ../../../nbs/ui/views/11_previews.ipynb #text
 TEXT_BYTES, LINES, LETTERS = 16_000, 40, 200  # Of a text: bytes that are read, lines and letters a line that are shown
@@ -118,22 +118,6 @@ def preview(
     except Exception as e:  # a lost or a malformed file is no reason to show nothing of a run
         return [Text(f"It cannot be shown: {type(e).__name__}: {e}"[:300], "warn")]
 
-# %% ../../../nbs/ui/views/11_previews.ipynb #stacked
-@dataclass(frozen=True, slots=True)
-class Stacked:
-    "Parts below each other."
-    parts: Sequence[Part]  # From top to bottom
-
-    def html(self) -> str:
-        "As HTML."
-        return "".join(part.html() for part in self.parts)
-
-    def rich(self) -> RenderableType:
-        "For a terminal."
-        from rich.console import Group
-
-        return Group(*(part.rich() for part in self.parts))
-
 # %% ../../../nbs/ui/views/11_previews.ipynb #parts
 PREVIEWS = 8  # Files that a page previews
 _KINDS = ("file", "text", "table", "notebook")
@@ -163,5 +147,5 @@ def preview_parts(
     folded = []
     for file in files:
         if file.kind in _KINDS and len(folded) < PREVIEWS and (parts := preview(store, file)):
-            folded.append(Folded(f"{file.name} ({show_bytes(file.size)})", Stacked(parts)))
+            folded.append(Folded(f"{file.name} ({show_bytes(file.size)})", Stack(parts)))
     return [Previews(folded)] if folded else []
